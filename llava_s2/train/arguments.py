@@ -43,8 +43,9 @@ _FIXED = {
     "mm_use_im_patch_token": "False",
     "lazy_preprocess": "True",
     "s2": "True",
+    "double_quant": "True",
+    "quant_type": "nf4",
 }
-_FIXED_BY_STAGE = {"pretrain": {"tune_mm_mlp_adapter": "True"}, "finetune": {"lora_enable": "True"}}
 
 
 def _flag(help: str, default: Any = None) -> Any:
@@ -74,12 +75,26 @@ class RecipeArguments:
     image_aspect_ratio: str | None = _flag("how an image becomes a square: pad (default), square or resize")
     model_max_length: int = _flag("most tokens of an example, its images' included", 2048)
     group_by_modality_length: bool = _flag("batches of like length, those with images apart", False)
+    tune_mm_mlp_adapter: bool | None = _flag("train the projector alone (pretrain's default)")
+    lora_enable: bool | None = _flag("LoRA on the language model (finetune's default); False trains all of it")
+    freeze_mm_mlp_adapter: bool = _flag("keep the projector as it is", False)
+    unfreeze_mm_vision_tower: bool = _flag("train the vision tower too", False)
     mm_projector_lr: float | None = _flag("learning rate of the projector, if not --learning_rate")
+    mm_vision_tower_lr: float | None = _flag("learning rate of the tower, if not --learning_rate")
+    bits: int = _flag("bits of a frozen language model's weights: 4 (QLoRA) or 8 need bitsandbytes", 16)
     lora_r: int = _flag("rank of LoRA on the language model", 128)
     lora_alpha: int = _flag("scale of LoRA, times its rank", 256)
     lora_dropout: float = _flag("dropout before LoRA", 0.05)
+    dry_run: bool = _flag("print what would be trained, steps and memory a GPU, and stop; reads no weights", False)
+    eval_task: str | None = _flag("benchmark to score checkpoints on, such as vstar, every --eval_steps")
+    eval_data: str | None = _flag("folder of that benchmark")
+    eval_limit: int | None = _flag("score that many of its questions")
 
     def __post_init__(self) -> None:
+        if self.bits not in (4, 8, 16):
+            raise InputError(f"--bits {self.bits}: must be 4, 8 or 16")
+        if (self.eval_task is None) != (self.eval_data is None):
+            raise InputError("--eval_task and --eval_data belong together: a benchmark and its folder")
         if self.template is not None:
             self.template = _LLAVA_TEMPLATES.get(self.template, self.template)
         if self.widen_from is not None:
@@ -143,10 +158,10 @@ def parse_flags(stage: str, flags: Sequence[str]) -> "tuple[RecipeArguments, Tra
     if any(flag.partition("=")[0] == "--deepspeed" for flag in flags) and find_spec("deepspeed") is None:
         raise InputError("--deepspeed: deepspeed is not installed: pip install 'llava-s2[train]'")
     defaults = [text for name, value in RECIPE[stage].items() for text in (f"--{name}", value)]
+    defaults += ["--report_to", "tensorboard" if find_spec("tensorboard") else "none"]
     both: list[Any] = [RecipeArguments, TrainingArguments]
     parser = Parser(both, allow_abbrev=False)
-    fixed = _FIXED | _FIXED_BY_STAGE[stage]
-    for name, value in fixed.items():
+    for name, value in _FIXED.items():
         parser.add_argument(f"--{name}", default=value)
     try:
         recipe, training, others, unknown = parser.parse_args_into_dataclasses(
@@ -156,9 +171,9 @@ def parse_flags(stage: str, flags: Sequence[str]) -> "tuple[RecipeArguments, Tra
         raise error if isinstance(error, InputError) else InputError(" ".join(str(error).split())) from None
     if unknown:
         raise InputError(f"no such flag: {unknown[0]}; see llava-s2 train {stage} --help")
-    for name, value in fixed.items():
+    for name, value in _FIXED.items():
         if str(getattr(others, name)).lower() != value.lower():
-            raise InputError(f"--{name} {getattr(others, name)}: only {value} is supported by train {stage}")
+            raise InputError(f"--{name} {getattr(others, name)}: only {value} is supported")
     for reporter in set(training.report_to) - set(get_available_reporting_integrations()):
         package = "'llava-s2[train]'" if reporter == "tensorboard" else reporter
         raise InputError(f"--report_to {reporter}: {reporter} is not installed: pip install {package}")

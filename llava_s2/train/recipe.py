@@ -4,18 +4,17 @@ Both train an adapter over a frozen model: ``pretrain`` one that holds the proje
 the projector and LoRA on the language model's linear layers. So both write, resume and load the same way.
 """
 
-import json
-import re
-from collections.abc import Sequence
+import shutil
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.utils.constants import DUMMY_TARGET_MODULES
-from torch import Tensor, nn
+from peft import PeftModel
+from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, TrainingArguments, set_seed
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from llava_s2.data.collator import Collator
 from llava_s2.data.dataset import ConversationDataset, check_records
@@ -29,7 +28,10 @@ from llava_s2.model.templates import TEMPLATES
 from llava_s2.model.widen import widen
 from llava_s2.s2 import S2VisionConfig
 from llava_s2.train.arguments import RecipeArguments, parse_flags
-from llava_s2.train.trainer import PROJECTOR, LlavaTrainer
+from llava_s2.train.callbacks import ScoreCheckpoints, StopOnSignal, plot_losses
+from llava_s2.train.checkpoints import WRITING, find_checkpoint
+from llava_s2.train.parts import TrainedParts, choose_parts
+from llava_s2.train.trainer import LlavaTrainer
 
 
 def train(stage: str, flags: Sequence[str]) -> Path:
@@ -48,7 +50,8 @@ def train(stage: str, flags: Sequence[str]) -> Path:
         InputError: a flag, the data, or a checkpoint is wrong; as far as it can be known, before any weight is loaded.
     """
     recipe, training = parse_flags(stage, flags)
-    resume_from = _checkpoint_to_resume(training)
+    parts = TrainedParts.of(stage, recipe)
+    resume_from = find_checkpoint(training)
     if recipe.template not in (None, *TEMPLATES):
         raise InputError(f"--template {recipe.template}: not known; use one of {', '.join(TEMPLATES)}")
     is_llm = _is_language_model(recipe)
@@ -59,7 +62,8 @@ def train(stage: str, flags: Sequence[str]) -> Path:
     checked = check_records(recipe.data_path, recipe.image_folder, template)
 
     set_seed(training.seed)
-    model, processor = _load(recipe, training, is_llm)
+    with _no_sharding_at_load(training):
+        model, processor = _load(recipe, training, is_llm, parts)
     if recipe.vision_tower is not None:
         model.config.mm_vision_tower = _where(recipe.vision_tower)  # so that load_pretrained finds it
     model.model.multi_modal_projector.float()  # it is trained in float32, whatever the frozen weights are in
@@ -68,22 +72,58 @@ def train(stage: str, flags: Sequence[str]) -> Path:
         _check_projector(recipe, projector, first.in_features, first.out_features)
         model.model.multi_modal_projector.load_state_dict(projector)
     dataset = ConversationDataset(checked, processor, template, recipe.model_max_length)
+    chosen = choose_parts(model, parts, recipe)
+    if isinstance(chosen, PeftModel):
+        base = recipe.model_name_or_path
+        base = base if recipe.gguf_file is None else f"{base}/{recipe.gguf_file}"
+        chosen.peft_config["default"].base_model_name_or_path = _where(base)
+    stop = StopOnSignal()
+    score = []
+    if recipe.eval_task is not None and recipe.eval_data is not None:
+        score = [ScoreCheckpoints(recipe.eval_task, recipe.eval_data, recipe.eval_limit)]
     trainer = LlavaTrainer(
-        model=_adapt(model, stage, recipe),
+        model=chosen,
         args=training,
         train_dataset=dataset,
         data_collator=Collator(processor.tokenizer.pad_token_id),
         processing_class=processor,
         projector_lr=recipe.mm_projector_lr,
+        tower_lr=recipe.mm_vision_tower_lr,
         lengths=checked.lengths.tolist() if recipe.group_by_modality_length else None,
+        callbacks=[stop, *score],
     )
+    for callback in score:
+        callback.trainer = trainer
+    output_dir = Path(str(training.output_dir))
     try:
-        trainer.train(resume_from_checkpoint=resume_from)
+        trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
     except InputError as error:  # from a DataLoader worker it comes with that worker's stack trace around it
         raise InputError(str(error).strip().splitlines()[-1].split("InputError: ")[-1]) from None
+    if stop.stopped:
+        raise SystemExit(128 + signal.SIGTERM)
     trainer.save_model()
+    if training.should_save:
+        shutil.rmtree(output_dir / WRITING, ignore_errors=True)
+        plot_losses(trainer.state.log_history, output_dir / "loss.png")
     trainer.save_state()
-    return Path(str(training.output_dir))
+    return output_dir
+
+
+@contextmanager
+def _no_sharding_at_load(training: TrainingArguments) -> Iterator[None]:
+    """Hides a ZeRO-3 config from transformers, which would load every part of the model as shards.
+
+    Parts are read and put together whole; DeepSpeed shards the model when training starts.
+    """
+    config = getattr(training, "hf_deepspeed_config", None)
+    if config is None:
+        yield
+        return
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(config)
 
 
 def _is_language_model(recipe: RecipeArguments) -> bool:
@@ -99,7 +139,7 @@ def _is_language_model(recipe: RecipeArguments) -> bool:
 
 
 def _load(
-    recipe: RecipeArguments, training: TrainingArguments, is_llm: bool
+    recipe: RecipeArguments, training: TrainingArguments, is_llm: bool, parts: TrainedParts
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """The model to start from, its frozen weights in the dtype that the run computes in.
 
@@ -107,6 +147,8 @@ def _load(
     """
     template = None if recipe.template == "plain" else recipe.template
     dtype = "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
+    if not parts.is_adapter and training.deepspeed is None:
+        dtype = "float32"  # the weights that learn; DeepSpeed keeps such a copy itself
     if is_llm:
         assert recipe.vision_tower is not None
         return assemble(
@@ -203,75 +245,6 @@ def _check_projector(
         )
 
 
-def _adapt(model: LlavaForConditionalGeneration, stage: str, recipe: RecipeArguments) -> PeftModel:
-    """Freezes the model and puts over it what the stage trains."""
-    model.requires_grad_(False)
-    _keep_frozen(model.model.vision_tower)
-    if stage == "pretrain":
-        # PEFT's name for "no layer": the adapter is the projector alone.
-        config = LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=[PROJECTOR])
-    else:
-        linear = {
-            name.rpartition(".")[2]
-            for name, module in model.model.language_model.named_modules()
-            if isinstance(module, nn.Linear)
-        }
-        config = LoraConfig(
-            r=recipe.lora_r,
-            lora_alpha=recipe.lora_alpha,
-            lora_dropout=recipe.lora_dropout,
-            target_modules=rf".*\.language_model\..*\.({'|'.join(sorted(map(re.escape, linear)))})",
-            modules_to_save=[PROJECTOR],
-        )
-    adapted = get_peft_model(model, config)
-    base = recipe.model_name_or_path if recipe.gguf_file is None else f"{recipe.model_name_or_path}/{recipe.gguf_file}"
-    adapted.peft_config["default"].base_model_name_or_path = _where(base)
-    return adapted
-
-
 def _where(name: str) -> str:
     """A folder's full path, so that it is found from anywhere; a hub id as it is."""
     return str(Path(name).resolve()) if Path(name).exists() else name
-
-
-def _keep_frozen(tower: nn.Module) -> None:
-    """Has the tower run in eval mode and without a graph, although Trainer sets the whole model to train mode."""
-    was_enabled: list[bool] = []
-
-    def before(module: nn.Module, _: object) -> None:
-        module.eval()
-        was_enabled.append(torch.is_grad_enabled())
-        torch.set_grad_enabled(False)
-
-    def after(*_: object) -> None:
-        torch.set_grad_enabled(was_enabled.pop())
-
-    tower.register_forward_pre_hook(before)
-    tower.register_forward_hook(after, always_call=True)
-
-
-def _checkpoint_to_resume(training: TrainingArguments) -> str | None:
-    """The checkpoint named by ``--resume_from_checkpoint``, or the newest whole one in ``output_dir``, or none.
-
-    Trainer writes a checkpoint's ``trainer_state.json`` last, so one without it was cut off.
-    """
-    named = training.resume_from_checkpoint
-    if named is not None and str(named).lower() == "false":
-        return None
-    if named is not None and str(named).lower() != "true":
-        if not _is_whole(Path(named)):
-            raise InputError(f"--resume_from_checkpoint {named}: no whole checkpoint (trainer_state.json is missing)")
-        return str(named)
-    folders = Path(str(training.output_dir)).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-    numbered = [folder for folder in folders if folder.name.rpartition("-")[2].isdigit() and _is_whole(folder)]
-    if not numbered and named is not None:
-        raise InputError(f"--resume_from_checkpoint True: no whole checkpoint in {training.output_dir}")
-    return str(max(numbered, key=lambda folder: int(folder.name.rpartition("-")[2]))) if numbered else None
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True

@@ -1,54 +1,119 @@
-"""transformers' ``Trainer`` with what LLaVA's recipe needs beside it: batches by modality, a rate for the projector."""
+"""transformers' ``Trainer`` with what LLaVA's recipe needs beside it: batches by modality, rates by part."""
 
+import math
+import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.data import Sampler
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
 from transformers import Trainer
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-PROJECTOR = "multi_modal_projector"
+from llava_s2.errors import InputError
+from llava_s2.train.checkpoints import WRITING, publish
+from llava_s2.train.parts import PROJECTOR, TOWER
+from llava_s2.train.speed import memory_used, peak_flops, step_flops
 
 
 class LlavaTrainer(Trainer):
     """
     Args:
         projector_lr: learning rate of the projector; None for the one of the rest.
+        tower_lr: of the vision tower, where it learns.
         lengths: of the examples, below zero for those without an image, to batch like with like; None for any order.
         kwargs: ``Trainer``'s.
+
+    A loss that is not a number stops the run with the records of the batch that gave it.
     """
 
     def __init__(
-        self, *, projector_lr: float | None = None, lengths: Sequence[int] | None = None, **kwargs: Any
+        self,
+        *,
+        projector_lr: float | None = None,
+        tower_lr: float | None = None,
+        lengths: Sequence[int] | None = None,
+        **kwargs: Any,
     ) -> None:
+        self._where: Callable[[int], str] = kwargs["train_dataset"].records.where
+        kwargs["data_collator"] = _NumberedCollator(kwargs["data_collator"])
         super().__init__(**kwargs)
-        self._projector_lr = projector_lr
+        self._rates = {PROJECTOR: projector_lr, TOWER: tower_lr}
         self._lengths = lengths
+        self._flops_a_token, self._flops_an_image = step_flops(self.model)
+        self._tokens = self._images = 0  # of this process since the last log
+        self._logged_at = time.monotonic()
+
+    def get_train_dataloader(self) -> Any:
+        sampler_of: Any = self._get_train_sampler
+        numbered = _Numbered(self.train_dataset)
+        return self._get_dataloader(
+            numbered, "Training", self._train_batch_size, sampler_fn=sampler_of, is_training=True
+        )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Splits each of Trainer's two groups (with and without weight decay) into projector and rest."""
-        if self.optimizer is None and self._projector_lr is not None:
+        """Splits each of Trainer's two groups (with and without weight decay) by part, each with its own rate."""
+        if self.optimizer is None:
             trained: Any = self.model if model is None else model
             decayed = set(self.get_decay_parameter_names(trained))
-            groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+            groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
             for name, parameter in trained.named_parameters():
                 if parameter.requires_grad:
-                    groups.setdefault((PROJECTOR in name, name in decayed), []).append(parameter)
+                    part = next((part for part in self._rates if part in name), "language_model")
+                    groups.setdefault((part, name in decayed), []).append(parameter)
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
             options["params"] = [
                 {
                     "params": parameters,
                     "weight_decay": self.args.weight_decay if decays else 0.0,
-                    "lr": self._projector_lr if is_projector else self.args.learning_rate,
+                    "lr": self.args.learning_rate if self._rates.get(part) is None else self._rates[part],
+                    "part": part,
                 }
-                for (is_projector, decays), parameters in groups.items()
+                for (part, decays), parameters in groups.items()
             ]
             self.optimizer_cls_and_kwargs = (optimizer_class, options)
         return super().create_optimizer(model)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        records = inputs.pop("records")
+        self._images += len(inputs["pixel_values"]) if "pixel_values" in inputs else 0
+        padding = "attention_mask" in inputs
+        self._tokens += int(inputs["attention_mask"].sum()) if padding else inputs["input_ids"].numel()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not math.isfinite(loss.item()):
+            names = "; ".join(self._where(index) for index in records.tolist())
+            raise InputError(
+                f"loss is {loss.item()} at step {self.state.global_step + 1}, on these records: {names}; look at them, "
+                "or lower --learning_rate"
+            )
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self.optimizer is not None:
+            logs |= self._speed()
+            for group in self.optimizer.param_groups:
+                if "part" in group:
+                    logs[f"lr/{group['part']}"] = group["lr"]
+        super().log(logs, start_time)
+
+    def _speed(self) -> dict[str, float]:
+        """Real tokens a second over all processes, share of the device's peak FLOPs, most memory of this process."""
+        now = time.monotonic()
+        seconds, self._logged_at = now - self._logged_at, now
+        counts = torch.tensor([self._tokens, self._images], device=self.args.device)
+        tokens, images = self.accelerator.reduce(counts, "sum").tolist()
+        self._tokens = self._images = 0
+        speed = {"tokens_per_second": tokens / seconds, "images_per_second": images / seconds}
+        peak = peak_flops(self.args.device)
+        if peak is not None:
+            flops = tokens * self._flops_a_token + images * self._flops_an_image
+            speed["mfu"] = flops / seconds / peak / self.args.world_size
+        return speed | {"memory_gb": memory_used(self.args.device) / 1e9}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         if self._lengths is None:
@@ -56,6 +121,44 @@ class LlavaTrainer(Trainer):
         per_step = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return ModalitySampler(self._lengths, per_step, seed)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Gathers only what learns; Trainer would copy a frozen language model to save an adapter."""
+        model: Any = self.accelerator.unwrap_model(self.model)
+        if isinstance(model, PeftModel) and self.is_fsdp_enabled:
+            from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+            wrapped: Any = self.model
+            self._save(output_dir, state_dict=get_model_state_dict(wrapped, options=options))
+        elif isinstance(model, PeftModel) and self.is_deepspeed_enabled and not self._is_zero3:
+            self._save(output_dir)
+        else:
+            super().save_model(output_dir, _internal_call)
+
+    @property
+    def _is_zero3(self) -> bool:
+        return self.accelerator.state.deepspeed_plugin.zero_stage == 3
+
+    def _get_output_dir(self, trial: Any = None) -> str:
+        return str(self._writing or super()._get_output_dir(trial))
+
+    _writing: Path | None = None  # the folder that a checkpoint is being written to
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Writes a checkpoint aside; it takes its place when every process has written its files."""
+        self._writing = Path(str(self.args.output_dir)) / WRITING
+        if self.args.should_save:
+            shutil.rmtree(self._writing, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                publish(self._writing / f"checkpoint-{self.state.global_step}", self.args)
+        finally:
+            self._writing = None
+        self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Writes what ``load_pretrained`` reads: the adapter, the projector in it, the model's config, the processor.
@@ -73,6 +176,30 @@ class LlavaTrainer(Trainer):
                 place = target / file.relative_to(aside)
                 place.parent.mkdir(exist_ok=True)
                 file.replace(place)
+
+
+class _Numbered(Dataset[dict[str, Any]]):
+    """A dataset whose items know their number."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self._dataset[index], "record": index}
+
+
+class _NumberedCollator:
+    """Keeps the numbers of a batch's items as ``records`` (int64, (B,))."""
+
+    def __init__(self, collate: Any) -> None:
+        self._collate = collate
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        records = torch.tensor([example.pop("record") for example in examples])
+        return {**self._collate(examples), "records": records}
 
 
 class ModalitySampler(Sampler[int]):

@@ -6,6 +6,7 @@ import pytest
 
 from llava_s2.errors import InputError
 from llava_s2.train.arguments import parse_flags
+from llava_s2.train.parts import TrainedParts
 
 NEEDED = ["--model_name_or_path", "m", "--data_path", "d", "--output_dir", "o", "--use_cpu", "True"]
 
@@ -51,9 +52,45 @@ def test_yaml_and_the_command_line_over_it(tmp_path):
     assert (training.learning_rate, training.seed, training.lr_scheduler_kwargs) == (5e-5, 4, {"num_cycles": 2})
 
 
-def test_a_flag_of_the_other_stage_and_a_misspelt_one():
-    for flags in (["--tune_mm_mlp_adapter", "True"], ["--lora_rank", "4"], ["--learning_rat", "1"]):
+def test_a_misspelt_flag():
+    for flags in (["--lora_rank", "4"], ["--learning_rat", "1"]):
         with pytest.raises(InputError, match=f"no such flag: {flags[0]}"):
             parse_flags("finetune", NEEDED + flags)
-    own, _ = parse_flags("pretrain", [*NEEDED, "--tune_mm_mlp_adapter", "True"])
-    assert own.template is None
+
+
+@pytest.mark.parametrize(
+    ("stage", "flags", "trained"),
+    [
+        ("pretrain", "", "projector"),
+        ("pretrain", "--tune_mm_mlp_adapter True --unfreeze_mm_vision_tower True", "projector, vision tower"),
+        ("pretrain", "--lora_enable True", "projector, LoRA on the language model"),
+        ("finetune", "", "projector, LoRA on the language model"),
+        ("finetune", "--tune_mm_mlp_adapter True", "projector"),
+        ("finetune", "--lora_enable False", "projector, the whole language model"),
+        ("finetune", "--freeze_mm_mlp_adapter True", "LoRA on the language model"),
+        (
+            "finetune",
+            "--lora_enable False --freeze_mm_mlp_adapter True --unfreeze_mm_vision_tower --bits 16",
+            "the whole language model, vision tower",
+        ),
+    ],
+)
+def test_which_parts_the_flags_train(stage, flags, trained):
+    own, _ = parse_flags(stage, NEEDED + shlex.split(flags))
+    assert TrainedParts.of(stage, own).describe() == trained
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--tune_mm_mlp_adapter True --lora_enable True", "leave --lora_enable out"),
+        ("--tune_mm_mlp_adapter True --freeze_mm_mlp_adapter", "leaves nothing"),
+        ("--lora_enable False --bits 4", "--bits 4: quantized weights do not learn"),
+        ("--bits 5", "--bits 5: must be 4, 8 or 16"),
+        ("--mm_vision_tower_lr 1e-6", "add --unfreeze_mm_vision_tower"),
+        ("--eval_task vstar", "--eval_task and --eval_data belong together"),
+    ],
+)
+def test_flags_that_contradict_each_other(flags, told):
+    with pytest.raises(InputError, match=told):
+        TrainedParts.of("finetune", parse_flags("finetune", NEEDED + shlex.split(flags))[0])

@@ -106,7 +106,6 @@ def test_a_bad_data_file(folder, capsys, monkeypatch, content, message):
     [
         (["--no_such_flag", "1"], "no such flag: --no_such_flag"),
         (["--learning_rate", "fast"], "invalid float value: 'fast'"),
-        (["--lora_enable", "False"], "--lora_enable False: only True"),
         (["--mm_projector_type", "linear"], "--mm_projector_type linear: only mlp2x_gelu"),
         (["--version", "v9"], "--template v9: not known"),
         (["--resume_from_checkpoint", "nowhere"], "nowhere: no whole checkpoint"),

@@ -1,0 +1,127 @@
+"""What happens beside the steps: a save on SIGTERM, scores of checkpoints, a picture of the loss."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import distributed
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+# What torchrun, deepspeed and accelerate tell their processes, and a program that one of them starts must not hear.
+_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")
+
+
+class StopOnSignal(TrainerCallback):
+    """On SIGTERM, which a scheduler sends before it takes a machine away: saves after the step at hand, then stops.
+
+    The processes agree after every step, so that all of them save the same one even if the signal reached only one.
+
+    Attributes:
+        stopped: whether the run ended so.
+    """
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._asked = False
+        self._before: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._before = signal.signal(signal.SIGTERM, self._ask)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        asked = torch.tensor(int(self._asked), device=args.device)
+        if args.world_size > 1:
+            distributed.all_reduce(asked, op=distributed.ReduceOp.MAX)
+        if asked.item():
+            self.stopped = state.global_step < state.max_steps
+            control.should_save = control.should_training_stop = True
+        return control
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+        logger.warning("SIGTERM: saving after this step, then stopping; the same command goes on from there")
+
+
+class ScoreCheckpoints(TrainerCallback):
+    """Scores checkpoints on a benchmark with ``llava-s2 eval``, a program of its own, and logs the report's scores.
+
+    The evaluation loads what was saved, so its number is what a user of the checkpoint will see; the other processes
+    wait for it. One that fails is told and does not end the training.
+
+    Args:
+        task, data, limit: as ``llava-s2 eval TASK --data DIR --limit N``.
+    """
+
+    def __init__(self, task: str, data: str, limit: int | None) -> None:
+        self._command = [sys.executable, "-m", "llava_s2.cli", "eval", task, "--data", data]
+        self._command += [] if limit is None else ["--limit", str(limit)]
+        self._task = task
+        self.trainer: Any = None
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        every = args.eval_steps or args.save_steps
+        if state.global_step % every and state.global_step != state.max_steps:
+            return
+        scores: dict[str, float] = {}
+        if state.is_world_process_zero:
+            folder = Path(str(args.output_dir))
+            checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            output = folder / "eval" / f"{self._task}-{state.global_step}"
+            scores = self._score(checkpoint, output)
+        if args.world_size > 1:
+            distributed.barrier()
+        self.trainer.log({f"eval/{self._task}/{name}": score for name, score in scores.items()})
+
+    def _score(self, checkpoint: Path, output: Path) -> dict[str, float]:
+        command = [*self._command, "--model", str(checkpoint), "--output", str(output)]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHER)}
+        done = subprocess.run(command, env=environment, stdout=sys.stderr)
+        if done.returncode:
+            logger.warning(f"{' '.join(command)} failed with {done.returncode}; training goes on")
+            return {}
+        return read_scores(output / "report.json")
+
+
+def read_scores(report: Path) -> dict[str, float]:
+    """Accuracy of every category of an evaluation's ``report.json``, and ``overall``."""
+    return {category: row["accuracy"] for category, row in json.loads(report.read_text())["results"].items()}
+
+
+def plot_losses(history: list[dict[str, float]], file: Path) -> bool:
+    """Draws the losses of a ``log_history`` and their running mean; False where matplotlib is not installed."""
+    if find_spec("matplotlib") is None:
+        return False
+    from matplotlib.figure import Figure
+
+    points = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss")
+    if points:
+        steps, losses = zip(*points, strict=True)
+        axes.plot(steps, losses, alpha=0.35, linewidth=1)
+        mean, means = losses[0], []
+        for loss in losses:
+            mean += 0.1 * (loss - mean)
+            means.append(mean)
+        axes.plot(steps, means, linewidth=2, label="running mean")
+        axes.legend()
+    partial = file.with_name(f".{file.name}")
+    figure.savefig(partial, format="png", dpi=120)
+    partial.replace(file)
+    return True

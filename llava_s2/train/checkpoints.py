@@ -1,0 +1,72 @@
+"""Checkpoints of a run: which one to go on from, and how one appears whole or not at all."""
+
+import json
+import shutil
+from pathlib import Path
+
+from transformers import TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+
+from llava_s2.errors import InputError
+
+# Where a checkpoint is written before it is moved to its place, in the output folder.
+WRITING = ".writing"
+
+
+def find_checkpoint(training: TrainingArguments) -> Path | None:
+    """The checkpoint named by ``--resume_from_checkpoint``, or the newest whole one in ``output_dir``, or none.
+
+    Raises:
+        InputError: what is named is no whole checkpoint, or it was written by another number of processes with ZeRO,
+            whose shards only that number can read.
+    """
+    found = _find(training)
+    if found is not None:
+        _check_zero_shards(found, training)
+    return found
+
+
+def _find(training: TrainingArguments) -> Path | None:
+    named = training.resume_from_checkpoint
+    if named is not None and str(named).lower() == "false":
+        return None
+    if named is not None and str(named).lower() != "true":
+        if not _is_whole(Path(named)):
+            raise InputError(f"--resume_from_checkpoint {named}: no whole checkpoint (trainer_state.json is missing)")
+        return Path(named)
+    folders = Path(str(training.output_dir)).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    numbered = [folder for folder in folders if folder.name.rpartition("-")[2].isdigit() and _is_whole(folder)]
+    if not numbered and named is not None:
+        raise InputError(f"--resume_from_checkpoint True: no whole checkpoint in {training.output_dir}")
+    return max(numbered, key=lambda folder: int(folder.name.rpartition("-")[2])) if numbered else None
+
+
+def publish(written: Path, training: TrainingArguments) -> None:
+    """Moves a checkpoint that all processes have written to its place, and removes those past ``save_total_limit``."""
+    output_dir = Path(str(training.output_dir))
+    place = output_dir / written.name
+    if place.exists():  # cut off by a program that wrote in place, or written again after a resume from an older one
+        place.rename(written.parent / "replaced")
+    written.rename(place)
+    shutil.rmtree(written.parent)
+    rotate_checkpoints(
+        output_dir=str(output_dir), save_total_limit=training.save_total_limit, best_model_checkpoint=None
+    )
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Trainer writes a checkpoint's ``trainer_state.json`` last."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _check_zero_shards(checkpoint: Path, training: TrainingArguments) -> None:
+    shards = len(list(checkpoint.glob("global_step*/*_optim_states.pt")))
+    if shards and (training.deepspeed is None or shards != training.world_size):
+        raise InputError(
+            f"{checkpoint}: ZeRO's optimizer state of {shards} processes, which only DeepSpeed with as many can read; "
+            "start so many, or start anew in another --output_dir from this checkpoint with --model_name_or_path"
+        )

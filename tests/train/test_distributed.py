@@ -1,0 +1,74 @@
+"""Two processes against one: the same losses whatever shards the model, and with text alone on one of them."""
+
+import json
+
+import pytest
+import torch
+from processes import ROOT, losses, run, run_here, write_records
+from safetensors.torch import load_file
+
+from llava_s2 import load_pretrained
+
+SCRIPTS = ROOT / "scripts" / "train"
+BACKENDS = {
+    "ddp": [],
+    "zero2": ["--deepspeed", SCRIPTS / "zero2.json"],
+    "zero3": ["--deepspeed", SCRIPTS / "zero3.json"],
+    "fsdp2": ["--fsdp", "--fsdp_config", SCRIPTS / "fsdp2.json"],
+}
+STEPS = ["--max_steps", 20, "--save_strategy", "no", "--lora_dropout", 0, "--weight_decay", "0.1"]
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """Records two thirds of which have an image, drawn in any order, and one process's run over them."""
+    folder = tmp_path_factory.mktemp("mixed")
+    flags = [*write_records(folder, lambda number: number % 3), *STEPS]
+    run_here([*flags, "--per_device_train_batch_size", 4, "--output_dir", folder / "one"])
+    return folder, flags
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_processes_train_as_one(mixed, backend):
+    folder, flags = mixed
+    flags = [*flags, "--per_device_train_batch_size", 2, *BACKENDS[backend]]
+    run([*flags, "--output_dir", folder / backend], processes=2)
+    one, two = losses(folder / "one"), losses(folder / backend)
+    assert len(one) == 20 and min(one) < one[0] - 1
+    assert two == pytest.approx(one, abs=1e-4)
+    files = [load_file(folder / name / "adapter_model.safetensors") for name in ("one", backend)]
+    assert files[0].keys() == files[1].keys()
+    assert all(torch.allclose(files[0][name], files[1][name], atol=1e-3) for name in files[0])
+    load_pretrained(folder / backend)
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory):
+    """In order: two records with images for the first process, two without for the second, and so on."""
+    folder = tmp_path_factory.mktemp("apart")
+    flags = [*write_records(folder, lambda number: number % 4 < 2), *STEPS, "--max_steps", 8]
+    flags += ["--train_sampling_strategy", "sequential"]
+    run_here([*flags, "--per_device_train_batch_size", 4, "--output_dir", folder / "one"])
+    return folder, flags
+
+
+@pytest.mark.parametrize("backend", ["zero3", "fsdp2"])
+def test_a_process_that_never_sees_an_image_does_not_hang_the_other(apart, backend):
+    folder, flags = apart
+    flags = [*flags, "--per_device_train_batch_size", 2, *BACKENDS[backend]]
+    run([*flags, "--output_dir", folder / backend], processes=2, timeout=120)
+    assert losses(folder / backend) == pytest.approx(losses(folder / "one"), abs=1e-4)
+
+
+def test_the_whole_language_model_under_zero3(mixed):
+    """Its shards come together on saving, into a checkpoint that loads by itself."""
+    folder, flags = mixed
+    flags = [*flags, "--lora_enable", "False", "--max_steps", 4]
+    run_here([*flags, "--per_device_train_batch_size", 4, "--output_dir", folder / "full-one"])
+    more = ["--per_device_train_batch_size", 2, *BACKENDS["zero3"], "--output_dir", folder / "full-zero3"]
+    run([*flags, *more], processes=2)
+    assert losses(folder / "full-zero3") == pytest.approx(losses(folder / "full-one"), abs=1e-4)
+    assert json.loads((folder / "full-zero3" / "config.json").read_text())["model_type"] == "llava"
+    one, two = (load_pretrained(folder / name, dtype="float32")[0].state_dict() for name in ("full-one", "full-zero3"))
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(one[name], two[name], atol=1e-3) for name in one)
