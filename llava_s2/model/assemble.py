@@ -39,6 +39,7 @@ def assemble(
     image_aspect_ratio: str = "pad",
     dtype: str | torch.dtype = "float32",
     gguf_file: str | None = None,
+    **load_options: Any,
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Builds a LLaVA-S² whose projector is yet to be trained.
 
@@ -51,6 +52,7 @@ def assemble(
         template, image_aspect_ratio: see ``build_processor``.
         dtype: of all weights, a torch dtype or its name.
         gguf_file: the GGUF file's name in the folder ``llm``.
+        load_options: for ``from_pretrained``: ``device_map``, ``quantization_config``.
 
     Returns:
         The model, in eval mode, and its processor. Every token of the LLM keeps its id and its logit; ``<image>`` is
@@ -82,7 +84,7 @@ def assemble(
         load_vision_backbone(vision_tower, backbone_config, dtype), scales, feature_layer=feature_layer
     )
     projector = new_projector(tower.config.hidden_size, text_config.hidden_size)
-    model = build(language_model, text_config, projector, tower, processor, llm, dtype=dtype)
+    model = build(language_model, text_config, projector, tower, processor, llm, dtype=dtype, **load_options)
     return model, processor
 
 

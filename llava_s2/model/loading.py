@@ -46,7 +46,7 @@ from llava_s2.model.templates import IMAGE_END_TOKEN, IMAGE_START_TOKEN, TEMPLAT
 from llava_s2.model.tokenizer import load_tokenizer
 from llava_s2.s2 import S2VisionConfig, S2VisionModel
 
-_UNQUANTIZED = ["lm_head", "vision_tower", "multi_modal_projector"]
+_UNQUANTIZED = ["lm_head", "model.vision_tower", "model.multi_modal_projector"]  # matched from the front
 _IM_PATCH_TOKEN = "<im_patch>"
 # Where a tower's layers may stand under model.vision_tower, by tower and by version of transformers.
 TOWER_STEMS = ("backbone.", "backbone.vision_model.", "", "vision_model.")

@@ -65,7 +65,7 @@ def _is_whole(checkpoint: Path) -> bool:
 
 def _check_zero_shards(checkpoint: Path, training: TrainingArguments) -> None:
     shards = len(list(checkpoint.glob("global_step*/*_optim_states.pt")))
-    if shards and (training.deepspeed is None or shards != training.world_size):
+    if shards and (not training.deepspeed or shards != training.world_size):
         raise InputError(
             f"{checkpoint}: ZeRO's optimizer state of {shards} processes, which only DeepSpeed with as many can read; "
             "start so many, or start anew in another --output_dir from this checkpoint with --model_name_or_path"

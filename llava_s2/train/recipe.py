@@ -21,8 +21,8 @@ from llava_s2.data.dataset import ConversationDataset, check_records
 from llava_s2.errors import InputError
 from llava_s2.model.assemble import assemble, load_vision_config, split_gguf
 from llava_s2.model.checkpoint import identify, read_tensors, split_parts
-from llava_s2.model.embedded import resolve_language_model, resolve_vision_tower
-from llava_s2.model.loading import load_pretrained, saved_template
+from llava_s2.model.embedded import NAME, resolve_language_model, resolve_vision_tower, shipped_model
+from llava_s2.model.loading import load_pretrained, quantization_config, saved_template
 from llava_s2.model.processor import aspect_ratio, set_template
 from llava_s2.model.templates import TEMPLATES
 from llava_s2.model.widen import widen
@@ -50,7 +50,11 @@ def train(stage: str, flags: Sequence[str]) -> Path:
         InputError: a flag, the data, or a checkpoint is wrong; as far as it can be known, before any weight is loaded.
     """
     recipe, training = parse_flags(stage, flags)
+    if recipe.model_name_or_path == NAME and recipe.vision_tower is None:
+        recipe.model_name_or_path = str(shipped_model())
     parts = TrainedParts.of(stage, recipe)
+    if recipe.bits != 16 and (training.fsdp or _is_zero3(training)):
+        raise InputError(f"--bits {recipe.bits}: quantized weights cannot be sharded; use ZeRO-2 or plain torchrun")
     resume_from = find_checkpoint(training)
     if recipe.template not in (None, *TEMPLATES):
         raise InputError(f"--template {recipe.template}: not known; use one of {', '.join(TEMPLATES)}")
@@ -109,13 +113,17 @@ def train(stage: str, flags: Sequence[str]) -> Path:
     return output_dir
 
 
+def _is_zero3(training: TrainingArguments) -> bool:
+    return bool(training.deepspeed) and training.hf_deepspeed_config.is_zero3()
+
+
 @contextmanager
 def _no_sharding_at_load(training: TrainingArguments) -> Iterator[None]:
     """Hides a ZeRO-3 config from transformers, which would load every part of the model as shards.
 
     Parts are read and put together whole; DeepSpeed shards the model when training starts.
     """
-    config = getattr(training, "hf_deepspeed_config", None)
+    config = getattr(training, "hf_deepspeed_config", None)  # only with --deepspeed
     if config is None:
         yield
         return
@@ -147,7 +155,7 @@ def _load(
     """
     template = None if recipe.template == "plain" else recipe.template
     dtype = "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
-    if not parts.is_adapter and training.deepspeed is None:
+    if not parts.is_adapter and not training.deepspeed:
         dtype = "float32"  # the weights that learn; DeepSpeed keeps such a copy itself
     if is_llm:
         assert recipe.vision_tower is not None
@@ -160,9 +168,19 @@ def _load(
             image_aspect_ratio=recipe.image_aspect_ratio or "pad",
             dtype=dtype,
             gguf_file=recipe.gguf_file,
+            **_quantized(recipe, training, dtype),
         )
     name = recipe.model_name_or_path
-    model, processor = load_pretrained(name, recipe.base, vision_tower=recipe.vision_tower, dtype=dtype)
+    if recipe.bits != 16 and identify(name).kind in ("adapter", "llava_lora"):
+        raise InputError(f"--bits {recipe.bits}: {name} is an adapter; make it whole first with llava-s2 merge")
+    model, processor = load_pretrained(
+        name,
+        recipe.base,
+        vision_tower=recipe.vision_tower,
+        dtype=dtype,
+        device_map={"": training.device} if recipe.bits != 16 else None,
+        quantization=f"{recipe.bits}bit" if recipe.bits != 16 else None,
+    )
     tower: Any = model.config.vision_config
     own_scales = getattr(tower, "scales", [tower.image_size])
     if recipe.widen_from is not None or (recipe.s2_scales is not None and recipe.scales != own_scales):
@@ -175,6 +193,16 @@ def _load(
     if template is not None:
         set_template(processor, template)
     return model, processor
+
+
+def _quantized(recipe: RecipeArguments, training: TrainingArguments, dtype: str) -> dict[str, Any]:
+    """What transformers is told to load the language model in ``--bits``, on this process's device."""
+    if recipe.bits == 16:
+        return {}
+    return {
+        "quantization_config": quantization_config(f"{recipe.bits}bit", dtype),
+        "device_map": {"": training.device},
+    }
 
 
 def _own_template(recipe: RecipeArguments) -> str:

@@ -1,5 +1,6 @@
 """transformers' ``Trainer`` with what LLaVA's recipe needs beside it: batches by modality, rates by part."""
 
+import copy
 import math
 import shutil
 import tempfile
@@ -47,6 +48,7 @@ class LlavaTrainer(Trainer):
         self._lengths = lengths
         self._flops_a_token, self._flops_an_image = step_flops(self.model)
         self._tokens = self._images = 0  # of this process since the last log
+        self._rates_used: dict[str, float] = {}
         self._logged_at = time.monotonic()
 
     def get_train_dataloader(self) -> Any:
@@ -84,6 +86,7 @@ class LlavaTrainer(Trainer):
         self._images += len(inputs["pixel_values"]) if "pixel_values" in inputs else 0
         padding = "attention_mask" in inputs
         self._tokens += int(inputs["attention_mask"].sum()) if padding else inputs["input_ids"].numel()
+        self._rates_used = {f"lr/{group['part']}": group["lr"] for group in self.optimizer.param_groups}
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not math.isfinite(loss.item()):
             names = "; ".join(self._where(index) for index in records.tolist())
@@ -94,11 +97,9 @@ class LlavaTrainer(Trainer):
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self.optimizer is not None:
+        if "loss" in logs:
             logs |= self._speed()
-            for group in self.optimizer.param_groups:
-                if "part" in group:
-                    logs[f"lr/{group['part']}"] = group["lr"]
+            logs |= self._rates_used
         super().log(logs, start_time)
 
     def _speed(self) -> dict[str, float]:
@@ -171,7 +172,10 @@ class LlavaTrainer(Trainer):
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as aside:
             super()._save(aside, state_dict)
-            self.accelerator.unwrap_model(self.model).config.save_pretrained(aside)
+            config = copy.deepcopy(self.accelerator.unwrap_model(self.model).config)
+            if hasattr(config, "quantization_config"):  # how training held the base, not how it must be loaded
+                del config.quantization_config
+            config.save_pretrained(aside)
             for file in sorted(path for path in Path(aside).rglob("*") if path.is_file()):
                 place = target / file.relative_to(aside)
                 place.parent.mkdir(exist_ok=True)

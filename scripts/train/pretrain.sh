@@ -11,7 +11,7 @@ DATA=${DATA:-playground/data/LLaVA-Pretrain}
 OUTPUT=${OUTPUT:-playground/checkpoints/llava-s2-v1.5-7b-pretrain}
 GPUS=${GPUS:-8}
 
-torchrun --nproc_per_node "$GPUS" -m llava_s2.train pretrain \
+${TORCHRUN:-torchrun} --nproc_per_node "$GPUS" -m llava_s2.train pretrain \
     --model_name_or_path "$MODEL" \
     --vision_tower "$VISION_TOWER" \
     --s2_scales 336,672,1008 \

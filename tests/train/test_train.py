@@ -9,11 +9,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import BitsAndBytesConfig
 
 from llava_s2 import load_pretrained
 from llava_s2.cli import main
 from llava_s2.data.collator import Collator
 from llava_s2.model.assemble import assemble
+from llava_s2.model.loading import _UNQUANTIZED
 from llava_s2.train import recipe
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llava_tiny"
@@ -322,3 +324,84 @@ def test_what_to_start_from_must_be_one_thing(flags, told, data, tmp_path, capsy
     more = ["--data_path", data / "mix.jsonl", "--image_folder", data, "--output_dir", tmp_path, *ON_CPU]
     assert main(["train", "finetune", *map(str, [*flags, *more])]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_lora_over_four_bits(data, tmp_path, monkeypatch):
+    """QLoRA: the language model's layers in 4 bits, tower and projector not; the adapter loads over the whole base."""
+    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=_UNQUANTIZED)
+    monkeypatch.setattr(recipe, "quantization_config", lambda *_: four_bits)  # the own one asks for a GPU
+    flags = ["--data_path", data / "mix.jsonl", "--image_folder", data, "--output_dir", tmp_path, "--bits", 4]
+    flags += ["--max_steps", 6, "--learning_rate", "1e-2", "--lora_r", 4, "--per_device_train_batch_size", 5]
+    trainer = run([], "finetune", *START, *flags)
+    base = trainer.model.get_base_model().model
+    quantized = {name for name, module in base.named_modules() if type(module).__name__ == "Linear4bit" and "base_layer" in name}
+    assert len(quantized) == 14 and all("language_model.layers" in name for name in quantized)
+    assert losses(tmp_path)[-1] < losses(tmp_path)[0] - 0.5
+    again, _ = load_pretrained(tmp_path, dtype="float32")
+    close = torch.nn.functional.cosine_similarity(logits(again, trainer), logits(trainer.model, trainer), dim=-1)
+    assert close.mean() > 0.9  # as near as 4 bits are to the weights
+
+
+def test_the_tower_learns_at_a_rate_of_its_own(data, tmp_path):
+    flags = ["--data_path", data / "mix.jsonl", "--image_folder", data, "--output_dir", tmp_path, "--max_steps", 2]
+    flags += ["--unfreeze_mm_vision_tower", "True", "--mm_vision_tower_lr", "1e-4", "--lr_scheduler_type", "constant"]
+    trainer = run([], "finetune", *START, *flags, "--warmup_steps", 0)
+    entry = next(entry for entry in trainer.state.log_history if "lr/vision_tower" in entry)
+    assert (entry["lr/vision_tower"], entry["lr/language_model"]) == (1e-4, 2e-4)
+    before = assemble(LLM, TOWER, [56, 112, 168])[0].model.vision_tower.state_dict()
+    model, _ = load_pretrained(tmp_path, dtype="float32")
+    after = model.model.vision_tower.state_dict()
+    moved = {name: (after[name] - before[name]).abs().max().item() for name in before if "position_ids" not in name}
+    assert all(0 < step < 1e-3 for name, step in moved.items() if "weight" in name and "pos" not in name), moved
+    assert torch.allclose(logits(model, trainer), logits(trainer.model, trainer), atol=1e-4)
+
+
+def test_the_whole_language_model(data, tmp_path):
+    flags = ["--data_path", data / "mix.jsonl", "--image_folder", data, "--output_dir", tmp_path, "--max_steps", 6]
+    flags += ["--lora_enable", "False", "--learning_rate", "1e-2", "--per_device_train_batch_size", 5]
+    trainer = run([], "finetune", *START, *flags, "--save_steps", 3)
+    assert losses(tmp_path)[-1] < losses(tmp_path)[0] - 0.5
+    model, _ = load_pretrained(tmp_path, dtype="float32")
+    assert torch.allclose(logits(model, trainer), logits(trainer.model, trainer), atol=1e-4)
+    whole = losses(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    run([], "finetune", *START, *flags, "--save_steps", 3)
+    assert losses(tmp_path) == whole
+
+
+def test_a_loss_that_is_no_number_names_its_records(data, tmp_path, capsys):
+    flags = ["--data_path", data / "mix.jsonl", "--image_folder", data, "--output_dir", tmp_path, "--max_steps", 9]
+    flags += ["--learning_rate", "1e38", "--max_grad_norm", 0, "--warmup_steps", 0]
+    assert main(["train", "finetune", *map(str, [*START, *flags])]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "loss is nan at step" in error and f"{data / 'mix.jsonl'}: record " in error
+
+
+def test_what_is_logged(finetuned):
+    out, trainer = finetuned
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert all(entry["tokens_per_second"] > 0 and entry["memory_gb"] > 0 for entry in steps)
+    assert {name for name in steps[0] if name.startswith("lr/")} == {"lr/multi_modal_projector", "lr/language_model"}
+    assert Image.open(out / "loss.png").width > 400
+
+
+def test_a_batch_of_text_alone_gives_the_same_gradients_and_a_projector_zeros(data, pretrained, tmp_path):
+    flags = finetune_flags(data, pretrained[0], tmp_path)
+    trainer = run([], *flags, "--max_steps", 1, "--lora_dropout", 0)
+    model, dataset = trainer.model, trainer.train_dataset
+    text = Collator(0)([dataset[index] for index in (10, 11)])
+
+    def gradients(training):
+        model.zero_grad()
+        model.get_base_model().model.train(training)  # in eval mode nothing is run beside the text
+        loss = model(**text).loss
+        loss.backward()
+        return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+    (loss, plain), (with_blank, exact) = gradients(False), gradients(True)
+    assert loss == with_blank
+    for name, gradient in exact.items():
+        if "multi_modal_projector" in name:
+            assert plain[name] is None and not gradient.any()
+        else:
+            assert gradient.equal(plain[name]), name

@@ -59,7 +59,12 @@ def is_finished(model: Path) -> bool:
     return (model / "trainer_state.json").exists()
 
 
+def shipped_model() -> Path:
+    """Folder of the S² adapter that is part of the package."""
+    return _HERE / "finetuned_s2"
+
+
 def default_model() -> Path:
     """What answers when no model is named: the S² model that the quickstart left here, else the shipped one."""
     left = QUICKSTART_FOLDER / "models" / "s2"
-    return left if is_finished(left) else _HERE / "finetuned_s2"
+    return left if is_finished(left) else shipped_model()

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Stage 2 where memory is short: LoRA over a language model in 4 bits (QLoRA), on LLaVA-1.5's 665k mix.
+# The recipe of finetune_lora.sh, on one GPU: global batch 128 = 1 GPU x 8 x 16 accumulated. More GPUs: GPUS=4, and
+# --gradient_accumulation_steps 4 so that the product stays; flags after the script's name are added to the command.
+# Needs bitsandbytes: pip install 'llava-s2[train]'
+# Started again, it goes on from the last checkpoint. The result loads with load_pretrained and every --model.
+set -euo pipefail
+
+MODEL=${MODEL:-lmsys/vicuna-7b-v1.5}
+VISION_TOWER=${VISION_TOWER:-openai/clip-vit-large-patch14-336}
+PROJECTOR=${PROJECTOR:-playground/checkpoints/llava-s2-v1.5-7b-pretrain}
+DATA=${DATA:-playground/data}
+OUTPUT=${OUTPUT:-playground/checkpoints/llava-s2-v1.5-7b-qlora}
+GPUS=${GPUS:-1}
+
+${TORCHRUN:-torchrun} --nproc_per_node "$GPUS" -m llava_s2.train finetune \
+    --model_name_or_path "$MODEL" \
+    --vision_tower "$VISION_TOWER" \
+    --s2_scales 336,672,1008 \
+    --pretrain_mm_mlp_adapter "$PROJECTOR" \
+    --version v1 \
+    --data_path "$DATA/llava_v1_5_mix665k.json" \
+    --image_folder "$DATA" \
+    --image_aspect_ratio pad \
+    --group_by_modality_length True \
+    --output_dir "$OUTPUT" \
+    --bits 4 \
+    --lora_r 128 --lora_alpha 256 \
+    --mm_projector_lr 2e-5 \
+    --bf16 True \
+    --num_train_epochs 1 \
+    --per_device_train_batch_size 8 \
+    --gradient_accumulation_steps 16 \
+    --learning_rate 2e-4 \
+    --weight_decay 0. \
+    --warmup_steps 0.03 \
+    --lr_scheduler_type cosine \
+    --model_max_length 2048 \
+    --gradient_checkpointing True \
+    --dataloader_num_workers 4 \
+    --save_steps 500 \
+    --save_total_limit 1 \
+    --logging_steps 1 \
+    "$@"

@@ -1,0 +1,59 @@
+"""A run that is killed, pre-empted, or goes on with fewer processes ends as one that was left alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from processes import TINY, losses, run_here, start, write_records
+
+from llava_s2.cli import main
+
+
+def test_killed_at_any_step_it_goes_on_as_if_nothing_had_been(tmp_path):
+    script = [sys.executable, Path(__file__).with_name("kills.py"), tmp_path, "--kills", "5", "--seed", "3"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["kills"] == 5 and report["in_write"] >= 2
+    assert report["equal"]
+    assert not report["left"]
+
+
+def test_sigterm_saves_first_and_one_process_goes_on_from_two(tmp_path):
+    steps = ["--max_steps", 100, "--save_steps", 1000, "--lora_dropout", 0]
+    flags = [*write_records(tmp_path, lambda number: number % 3), *steps]
+    process = start([*flags, "--per_device_train_batch_size", 2, "--output_dir", tmp_path / "stopped"], processes=2)
+    assert process.stdout is not None
+    seen = 0
+    for line in process.stdout:
+        seen += "'loss'" in line
+        if seen == 3:
+            process.send_signal(signal.SIGTERM)
+            break
+    rest = process.stdout.read()
+    assert process.wait(timeout=60) != 0
+    assert "SIGTERM: saving after this step" in rest
+    (checkpoint,) = (tmp_path / "stopped").glob("checkpoint-*")
+    assert 3 <= int(checkpoint.name.split("-")[1]) < 100
+    assert not (tmp_path / "stopped" / "adapter_model.safetensors").exists()  # not taken for finished
+
+    flags += ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2]
+    run_here([*flags, "--output_dir", tmp_path / "stopped"])
+    run_here([*flags, "--output_dir", tmp_path / "whole"])
+    assert losses(tmp_path / "stopped") == pytest.approx(losses(tmp_path / "whole"), abs=1e-4)
+
+
+def test_a_checkpoint_of_zero_shards_needs_as_many_processes(tmp_path, capsys):
+    flags = write_records(tmp_path, lambda number: number % 3)
+    checkpoint = tmp_path / "out" / "checkpoint-2"
+    (checkpoint / "global_step2").mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text("{}")
+    for rank in range(2):
+        (checkpoint / "global_step2" / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
+    assert main(["train", "finetune", *map(str, [*TINY, *flags, "--output_dir", tmp_path / "out"])]) == 2
+    assert "checkpoint-2: ZeRO's optimizer state of 2 processes" in capsys.readouterr().err
