@@ -38,6 +38,6 @@ def _run(args: argparse.Namespace) -> None:
     from llava_s2.train.recipe import train
 
     output_dir = train(args.stage, args.more_flags)
-    if os.environ.get("RANK", "0") != "0":
+    if output_dir is None or os.environ.get("RANK", "0") != "0":
         return
     print(f"Saved to {output_dir}")

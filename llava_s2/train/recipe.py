@@ -30,11 +30,12 @@ from llava_s2.s2 import S2VisionConfig
 from llava_s2.train.arguments import RecipeArguments, parse_flags
 from llava_s2.train.callbacks import ScoreCheckpoints, StopOnSignal, plot_losses
 from llava_s2.train.checkpoints import WRITING, find_checkpoint
+from llava_s2.train.dry_run import describe_run
 from llava_s2.train.parts import TrainedParts, choose_parts
 from llava_s2.train.trainer import LlavaTrainer
 
 
-def train(stage: str, flags: Sequence[str]) -> Path:
+def train(stage: str, flags: Sequence[str]) -> Path | None:
     """Runs a stage: ``train("finetune", ["--model_name_or_path", llm, "--vision_tower", tower, …])``.
 
     Started again with the same flags, it goes on from the last whole checkpoint in ``output_dir``.
@@ -44,7 +45,8 @@ def train(stage: str, flags: Sequence[str]) -> Path:
         flags: a command line, see `llava_s2.train.arguments.parse_flags`.
 
     Returns:
-        ``output_dir``, which then holds an adapter for ``load_pretrained`` and ``trainer_state.json`` with the losses.
+        ``output_dir``, which then holds an adapter for ``load_pretrained`` and ``trainer_state.json`` with the losses;
+        None after ``--dry_run``.
 
     Raises:
         InputError: a flag, the data, or a checkpoint is wrong; as far as it can be known, before any weight is loaded.
@@ -64,6 +66,13 @@ def train(stage: str, flags: Sequence[str]) -> Path:
     if is_llm:
         _check_parts(recipe, projector)
     checked = check_records(recipe.data_path, recipe.image_folder, template)
+
+    if recipe.dry_run:
+        with _no_sharding_at_load(training):
+            told = describe_run(recipe, training, parts, checked, is_llm)
+        if training.process_index == 0:
+            print(told)
+        return None
 
     set_seed(training.seed)
     with _no_sharding_at_load(training):

@@ -86,7 +86,8 @@ class LlavaTrainer(Trainer):
         self._images += len(inputs["pixel_values"]) if "pixel_values" in inputs else 0
         padding = "attention_mask" in inputs
         self._tokens += int(inputs["attention_mask"].sum()) if padding else inputs["input_ids"].numel()
-        self._rates_used = {f"lr/{group['part']}": group["lr"] for group in self.optimizer.param_groups}
+        groups = [] if self.optimizer is None else self.optimizer.param_groups
+        self._rates_used = {f"lr/{group['part']}": group["lr"] for group in groups}
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not math.isfinite(loss.item()):
             names = "; ".join(self._where(index) for index in records.tolist())

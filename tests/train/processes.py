@@ -42,7 +42,7 @@ def write_records(folder, has_image):
 
 def command(flags, processes=0):
     """The command line of ``finetune`` alone (0) or under torchrun."""
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", processes, "--master_port", _free_port()]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", processes, "--master_port", free_port()]
     start = [sys.executable, *(launcher if processes else []), "-m", "llava_s2.train", "finetune"]
     return [str(part) for part in [*start, *TINY, *flags]]
 
@@ -82,7 +82,7 @@ def losses(folder):
     return [entry["loss"] for entry in history if "loss" in entry]
 
 
-def _free_port():
+def free_port():
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+        return str(found.getsockname()[1])

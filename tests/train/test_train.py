@@ -332,13 +332,18 @@ def test_lora_over_four_bits(data, tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "quantization_config", lambda *_: four_bits)  # the own one asks for a GPU
     flags = ["--data_path", data / "mix.jsonl", "--image_folder", data, "--output_dir", tmp_path, "--bits", 4]
     flags += ["--max_steps", 6, "--learning_rate", "1e-2", "--lora_r", 4, "--per_device_train_batch_size", 5]
-    trainer = run([], "finetune", *START, *flags)
+    trainer = run([], "finetune", *START, *flags, "--lora_dropout", 0)
     base = trainer.model.get_base_model().model
-    quantized = {name for name, module in base.named_modules() if type(module).__name__ == "Linear4bit" and "base_layer" in name}
+    quantized = {
+        name for name, module in base.named_modules() if type(module).__name__ == "Linear4bit" and "base_layer" in name
+    }
     assert len(quantized) == 14 and all("language_model.layers" in name for name in quantized)
     assert losses(tmp_path)[-1] < losses(tmp_path)[0] - 0.5
     again, _ = load_pretrained(tmp_path, dtype="float32")
-    close = torch.nn.functional.cosine_similarity(logits(again, trainer), logits(trainer.model, trainer), dim=-1)
+    batch = Collator(0)([trainer.train_dataset[index] for index in (0, 10, 14)])
+    # In train mode: bitsandbytes packs weights for inference on a CPU, which so small ones are not made for.
+    trained = trainer.model.train()(**batch).logits.detach()[batch["attention_mask"].bool()]
+    close = torch.nn.functional.cosine_similarity(logits(again, trainer), trained, dim=-1)
     assert close.mean() > 0.9  # as near as 4 bits are to the weights
 
 
