@@ -276,7 +276,9 @@ def _load_adapter(
         tower = _tower_like(config.vision_config, resolve_vision_tower(tower_name), dtype)
     else:
         _check_hidden_size(_hidden_size(identify(base_name)), config.text_config.hidden_size, base_name, name)
-        under, _ = load_pretrained(base_name, vision_tower=tower_name, dtype=dtype)
+        # What lay under the base when this adapter was trained, if not what the base names (--base, recorded).
+        below = getattr(config, "mm_base", None) if base is None else None
+        under, _ = load_pretrained(base_name, below, vision_tower=tower_name, dtype=dtype)
         dtype = under.dtype
         parts = split_parts(under.state_dict())
         language_model, projector = parts.language_model, projector or parts.projector

@@ -157,6 +157,8 @@ def parse_flags(stage: str, flags: Sequence[str]) -> "tuple[RecipeArguments, Tra
         raise InputError("--output_dir is missing: the folder that the result goes to")  # Trainer would invent one
     if any(flag.partition("=")[0] == "--deepspeed" for flag in flags) and find_spec("deepspeed") is None:
         raise InputError("--deepspeed: deepspeed is not installed: pip install 'llava-s2[train]'")
+    if any(flag.partition("=")[0] == "--use_liger_kernel" for flag in flags) and find_spec("liger_kernel") is None:
+        raise InputError("--use_liger_kernel: liger-kernel is not installed: pip install liger-kernel")
     defaults = [text for name, value in RECIPE[stage].items() for text in (f"--{name}", value)]
     defaults += ["--report_to", "tensorboard" if find_spec("tensorboard") else "none"]
     both: list[Any] = [RecipeArguments, TrainingArguments]

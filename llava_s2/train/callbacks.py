@@ -74,9 +74,17 @@ class ScoreCheckpoints(TrainerCallback):
         self._task = task
         self.trainer: Any = None
 
+    def _is_due(self, args: TrainingArguments, state: TrainerState) -> bool:
+        return state.global_step % int(args.eval_steps or args.save_steps) == 0 or state.global_step == state.max_steps
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        control.should_save |= self._is_due(args, state)
+        return control
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        every = args.eval_steps or args.save_steps
-        if state.global_step % every and state.global_step != state.max_steps:
+        if not self._is_due(args, state):
             return
         scores: dict[str, float] = {}
         if state.is_world_process_zero:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, TrainingArguments, set_seed
@@ -67,6 +68,8 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
         _check_parts(recipe, projector)
     checked = check_records(recipe.data_path, recipe.image_folder, template)
 
+    if training.use_liger_kernel and not torch.cuda.is_available():
+        raise InputError("--use_liger_kernel: Liger's kernels need a GPU, and torch sees none; leave it out")
     if recipe.dry_run:
         with _no_sharding_at_load(training):
             told = describe_run(recipe, training, parts, checked, is_llm)
@@ -79,6 +82,10 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
         model, processor = _load(recipe, training, is_llm, parts)
     if recipe.vision_tower is not None:
         model.config.mm_vision_tower = _where(recipe.vision_tower)  # so that load_pretrained finds it
+    if recipe.base is not None:
+        model.config.mm_base = _where(recipe.base)
+    elif hasattr(model.config, "mm_base"):  # of the adapter to go on from, which keeps it
+        del model.config.mm_base
     model.model.multi_modal_projector.float()  # it is trained in float32, whatever the frozen weights are in
     if projector is not None:
         first = model.model.multi_modal_projector.linear_1

@@ -410,3 +410,36 @@ def test_a_batch_of_text_alone_gives_the_same_gradients_and_a_projector_zeros(da
             assert plain[name] is None and not gradient.any()
         else:
             assert gradient.equal(plain[name]), name
+
+
+def test_checkpoints_are_scored_while_training(data, pretrained, tmp_path):
+    """The scores logged are those that ``llava-s2 eval`` gives the checkpoints."""
+    for number in range(3):
+        folder = tmp_path / "vstar" / ("direct_attributes" if number < 2 else "relative_position")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (50, 40), "red").save(folder / f"{number}.jpg")
+        question = {"question": "What is the color?", "options": ["It is red.", "It is blue."]}
+        question |= {"target_object": ["square"], "bbox": [[0, 0, 9, 9]]}
+        (folder / f"{number}.json").write_text(json.dumps(question))
+    out = tmp_path / "out"
+    flags = [*finetune_flags(data, pretrained[0], out), "--max_steps", 4, "--save_steps", 100, "--eval_steps", 4]
+    trainer = run([], *flags, "--eval_task", "vstar", "--eval_data", tmp_path / "vstar")
+    (scores,) = [entry for entry in trainer.state.log_history if "eval/vstar/overall" in entry]
+    report = json.loads((out / "eval" / "vstar-4" / "report.json").read_text())
+    assert report["model"] == str(out / "checkpoint-4")
+    assert scores["step"] == 4
+    for category, row in report["results"].items():
+        assert scores[f"eval/vstar/{category}"] == row["correct"] / row["count"]
+
+
+def test_the_base_given_for_an_adapter_is_recorded(data, finetuned, tmp_path):
+    """An adapter whose base has moved, gone on from with --base: what comes out loads by itself."""
+    moved = shutil.copytree(finetuned[0], tmp_path / "moved", ignore=shutil.ignore_patterns("checkpoint-*"))
+    config = json.loads((moved / "adapter_config.json").read_text())
+    (moved / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "/is/gone"}))
+    flags = ["--data_path", data / "mix.jsonl", "--image_folder", data, *ON_CPU, "--max_steps", 1, "--lora_r", 2]
+    trainer = run(
+        [], "finetune", "--model_name_or_path", moved, "--base", LLM, *flags, "--output_dir", tmp_path / "new"
+    )
+    model, _ = load_pretrained(tmp_path / "new", dtype="float32")
+    assert torch.allclose(logits(model, trainer), logits(trainer.model, trainer), atol=1e-4)
