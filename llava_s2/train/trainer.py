@@ -125,15 +125,18 @@ class LlavaTrainer(Trainer):
         return ModalitySampler(self._lengths, per_step, seed)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Gathers only what learns; Trainer would copy a frozen language model to save an adapter."""
-        model: Any = self.accelerator.unwrap_model(self.model)
-        if isinstance(model, PeftModel) and self.is_fsdp_enabled:
+        """Gathers shards on one process, of an adapter only what learns.
+
+        Trainer would copy a frozen language model to save an adapter, and write no whole model under FSDP.
+        """
+        is_adapter = isinstance(self.accelerator.unwrap_model(self.model), PeftModel)
+        if self.is_fsdp_enabled:
             from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-            options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=is_adapter)
             wrapped: Any = self.model
             self._save(output_dir, state_dict=get_model_state_dict(wrapped, options=options))
-        elif isinstance(model, PeftModel) and self.is_deepspeed_enabled and not self._is_zero3:
+        elif is_adapter and self.is_deepspeed_enabled and not self._is_zero3:
             self._save(output_dir)
         else:
             super().save_model(output_dir, _internal_call)
