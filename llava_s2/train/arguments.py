@@ -145,6 +145,7 @@ def parse_flags(stage: str, flags: Sequence[str]) -> "tuple[RecipeArguments, Tra
     """
     from transformers import HfArgumentParser, TrainingArguments
     from transformers.integrations import get_available_reporting_integrations
+    from transformers.training_args import ParallelMode
 
     class Parser(HfArgumentParser):
         def error(self, message: str) -> Any:
@@ -153,6 +154,7 @@ def parse_flags(stage: str, flags: Sequence[str]) -> "tuple[RecipeArguments, Tra
     flags = list(flags)
     if flags and not flags[0].startswith("-"):
         flags = [*_yaml_flags(Path(flags[0])), *flags[1:]]
+    flags = _bare_fsdp(flags)
     if not any(flag.startswith(("--output_dir", "--output-dir")) for flag in flags):
         raise InputError("--output_dir is missing: the folder that the result goes to")  # Trainer would invent one
     if any(flag.partition("=")[0] == "--deepspeed" for flag in flags) and find_spec("deepspeed") is None:
@@ -176,10 +178,22 @@ def parse_flags(stage: str, flags: Sequence[str]) -> "tuple[RecipeArguments, Tra
     for name, value in _FIXED.items():
         if str(getattr(others, name)).lower() != value.lower():
             raise InputError(f"--{name} {getattr(others, name)}: only {value} is supported")
+    if training.fsdp and training.parallel_mode is not ParallelMode.DISTRIBUTED:
+        raise InputError("--fsdp shards a model over processes: start it with torchrun … -m llava_s2.train")
     for reporter in set(training.report_to) - set(get_available_reporting_integrations()):
         package = "'llava-s2[train]'" if reporter == "tensorboard" else reporter
         raise InputError(f"--report_to {reporter}: {reporter} is not installed: pip install {package}")
     return recipe, training
+
+
+def _bare_fsdp(flags: Sequence[str]) -> list[str]:
+    """``--fsdp`` for ``--fsdp True``, which transformers takes for a name of its old options."""
+    bare: list[str] = []
+    for flag in flags:
+        if flag.lower() == "true" and bare[-1:] == ["--fsdp"]:
+            continue
+        bare.append("--fsdp" if flag.lower() == "--fsdp=true" else flag)
+    return bare
 
 
 def _rename(flag: str) -> str:

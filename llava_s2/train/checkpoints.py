@@ -1,6 +1,7 @@
 """Checkpoints of a run: which one to go on from, and how one appears whole or not at all."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -17,12 +18,12 @@ def find_checkpoint(training: TrainingArguments) -> Path | None:
     """The checkpoint named by ``--resume_from_checkpoint``, or the newest whole one in ``output_dir``, or none.
 
     Raises:
-        InputError: what is named is no whole checkpoint, or it was written by another number of processes with ZeRO,
-            whose shards only that number can read.
+        InputError: what is named is no whole checkpoint, or it is in shards that this run cannot read: ZeRO's of
+            another number of processes, or of another backend.
     """
     found = _find(training)
     if found is not None:
-        _check_zero_shards(found, training)
+        _check_backend(found, training)
     return found
 
 
@@ -63,10 +64,18 @@ def _is_whole(checkpoint: Path) -> bool:
     return True
 
 
-def _check_zero_shards(checkpoint: Path, training: TrainingArguments) -> None:
+def _check_backend(checkpoint: Path, training: TrainingArguments) -> None:
+    """What shards a checkpoint was written in must be what the run reads."""
     shards = len(list(checkpoint.glob("global_step*/*_optim_states.pt")))
+    anew = "; or start anew in another --output_dir, from this checkpoint with --model_name_or_path"
     if shards and (not training.deepspeed or shards != training.world_size):
         raise InputError(
             f"{checkpoint}: ZeRO's optimizer state of {shards} processes, which only DeepSpeed with as many can read; "
-            "start so many, or start anew in another --output_dir from this checkpoint with --model_name_or_path"
+            f"start so many{anew}"
         )
+    if training.deepspeed and not shards:
+        raise InputError(f"{checkpoint}: was written without DeepSpeed; go on without --deepspeed{anew}")
+    sharded = any(checkpoint.glob("pytorch_model_fsdp*"))
+    uses_fsdp = bool(training.fsdp) or "ACCELERATE_USE_FSDP" in os.environ
+    if sharded != uses_fsdp:
+        raise InputError(f"{checkpoint}: was written with{'' if sharded else 'out'} --fsdp; go on in that way{anew}")

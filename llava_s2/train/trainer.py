@@ -44,6 +44,13 @@ class LlavaTrainer(Trainer):
         self._where: Callable[[int], str] = kwargs["train_dataset"].records.where
         kwargs["data_collator"] = _NumberedCollator(kwargs["data_collator"])
         super().__init__(**kwargs)
+        if self.args.fsdp and not self.is_fsdp_enabled:
+            raise InputError("--fsdp: accelerate shards with FSDP on GPUs alone, and this run has none; leave it out")
+        if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap is None:
+            # Of the layers that the parts' classes name for sharding, those that there are (no CLIP text tower's).
+            whole: Any = self.model
+            layers = {type(module).__name__ for module in whole.modules()} & set(whole._no_split_modules)
+            self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(layers)
         self._rates = {PROJECTOR: projector_lr, TOWER: tower_lr}
         self._lengths = lengths
         self._flops_a_token, self._flops_an_image = step_flops(self.model)

@@ -43,7 +43,8 @@ def write_records(folder, has_image):
 def command(flags, processes=0):
     """The command line of ``finetune`` alone (0) or under torchrun."""
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", processes, "--master_port", free_port()]
-    start = [sys.executable, *(launcher if processes else []), "-m", "llava_s2.train", "finetune"]
+    program = [ROOT / "tests" / "train" / "fsdp_on_cpu.py"] if "--fsdp" in flags else ["-m", "llava_s2.train"]
+    start = [sys.executable, *(launcher if processes else []), *program, "finetune"]
     return [str(part) for part in [*start, *TINY, *flags]]
 
 

@@ -112,6 +112,9 @@ def test_a_bad_data_file(folder, capsys, monkeypatch, content, message):
         (["--resume_from_checkpoint", "True"], "no whole checkpoint in"),
         (["--image_folder", "nowhere"], "nowhere: no such image folder"),
         (["--lr_scheduler_type", "zigzag"], "zigzag"),
+        (["--fsdp", "True"], "--fsdp shards a model over processes"),
+        (["--fsdp=true"], "--fsdp shards a model over processes"),
+        (["--use_liger_kernel", "True"], "Liger's kernels need a GPU"),
     ],
 )
 def test_bad_flags(folder, capsys, monkeypatch, flags, message):

@@ -16,6 +16,7 @@ BACKENDS = {
     "zero3": ["--deepspeed", SCRIPTS / "zero3.json"],
     "fsdp2": ["--fsdp", "--fsdp_config", SCRIPTS / "fsdp2.json"],
 }
+SHARDS = {"zero3": "global_step4/zero_pp_rank_1_*_optim_states.pt", "fsdp2": "pytorch_model_fsdp_0/__1_*.distcp"}
 STEPS = ["--max_steps", 20, "--save_strategy", "no", "--lora_dropout", 0, "--weight_decay", "0.1"]
 
 
@@ -68,7 +69,9 @@ def test_the_whole_language_model_in_shards(mixed):
     one = load_pretrained(folder / "full-one", dtype="float32")[0].state_dict()
     for backend in ("zero3", "fsdp2"):
         out = folder / f"full-{backend}"
-        run([*flags, "--per_device_train_batch_size", 2, *BACKENDS[backend], "--output_dir", out], processes=2)
+        more = ["--per_device_train_batch_size", 2, *BACKENDS[backend], "--save_strategy", "steps", "--save_steps", 4]
+        run([*flags, *more, "--output_dir", out], processes=2)
+        assert any((out / "checkpoint-4").glob(SHARDS[backend]))
         assert losses(out) == pytest.approx(losses(folder / "full-one"), abs=1e-4)
         assert json.loads((out / "config.json").read_text())["model_type"] == "llava"
         other = load_pretrained(out, dtype="float32")[0].state_dict()

@@ -48,12 +48,20 @@ def test_sigterm_saves_first_and_one_process_goes_on_from_two(tmp_path):
     assert losses(tmp_path / "stopped") == pytest.approx(losses(tmp_path / "whole"), abs=1e-4)
 
 
-def test_a_checkpoint_of_zero_shards_needs_as_many_processes(tmp_path, capsys):
-    flags = write_records(tmp_path, lambda number: number % 3)
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("global_step2/zero_pp_rank_{}_mp_rank_00_optim_states.pt", "ZeRO's optimizer state of 2 processes"),
+        ("pytorch_model_fsdp_0/{}.distcp", "was written with --fsdp"),
+    ],
+)
+def test_a_checkpoint_in_shards_that_this_run_cannot_read(written, told, tmp_path, capsys):
+    records = write_records(tmp_path, lambda number: number % 3)
     checkpoint = tmp_path / "out" / "checkpoint-2"
-    (checkpoint / "global_step2").mkdir(parents=True)
-    (checkpoint / "trainer_state.json").write_text("{}")
     for rank in range(2):
-        (checkpoint / "global_step2" / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
-    assert main(["train", "finetune", *map(str, [*TINY, *flags, "--output_dir", tmp_path / "out"])]) == 2
-    assert "checkpoint-2: ZeRO's optimizer state of 2 processes" in capsys.readouterr().err
+        shard = checkpoint / written.format(rank)
+        shard.parent.mkdir(parents=True, exist_ok=True)
+        shard.touch()
+    (checkpoint / "trainer_state.json").write_text("{}")
+    assert main(["train", "finetune", *map(str, [*TINY, *records, "--output_dir", tmp_path / "out"])]) == 2
+    assert f"checkpoint-2: {told}" in capsys.readouterr().err
