@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from llava_s2.cli import main
-from llava_s2.data import dataset
+from llava_s2.data import training_records
 from llava_s2.model import assemble
 from llava_s2.train import recipe
 
@@ -179,7 +179,7 @@ def test_a_projector_of_another_shape(folder, capsys, monkeypatch):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_found_bad_in_training(folder, capsys, monkeypatch, workers):
-    monkeypatch.setattr(dataset, "_IMAGES_DECODED_AHEAD", 1)  # the first record alone
+    monkeypatch.setattr(training_records, "_IMAGES_DECODED_AHEAD", 1)  # the first record alone
     data = folder / "data.json"
     data.write_text(json.dumps([GOOD, {"image": "cut.png", "conversations": talk()}]))
     flags = ["--data_path", data, "--image_folder", folder, "--output_dir", folder / "out", "--s2_scales", "56,112"]
