@@ -48,6 +48,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         # not clear are tokenized here.
         shortest = [{"from": "human", "value": f"{IMAGE_TOKEN}\na"}, {"from": "gpt", "value": "a"}]
         frame = len(encode_conversation(shortest, processor, template)["input_ids"])
+        self._checked, self._frame = checked, frame
         bound = frame + checked.bytes_before_answer + checked.images_before_answer * num_image_tokens(processor)
         doubtful = np.flatnonzero(bound > max_length).tolist() if bad_samples is None else []
         for index in tqdm(doubtful, desc="checking long records", delay=2):
@@ -55,6 +56,27 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
                 self._encode(self.records[index])
             except RecordFault as fault:
                 raise InputError(f"{self.records.where(index)}: {fault}") from None
+
+    def too_long(self) -> str | None:
+        """Says how many records lose their end, or None. Of more than 1,000 that may be, 1,000 are tokenized."""
+        checked, run = self._checked, num_image_tokens(self.processor)
+        doubtful = np.flatnonzero(checked.bytes + checked.images * run > self.max_length - self._frame)
+        looked_at = doubtful[np.linspace(0, len(doubtful) - 1, min(len(doubtful), 1000)).astype(int)].tolist()
+        long = []
+        for index in tqdm(looked_at, desc="counting long records", delay=2):
+            turns = self.records[index]["conversations"]
+            length = len(encode_conversation(turns, self.processor, self.template)["input_ids"])
+            if length > self.max_length:
+                long.append((index, length))
+        if not long:
+            return None
+        index, length = long[0]
+        count = round(len(long) / len(looked_at) * len(doubtful))
+        about = "" if len(doubtful) == len(looked_at) else "about "
+        return (
+            f"{self.records.where(index)}: {length} tokens, {length - self.max_length} more than --model_max_length, "
+            f"which it loses at its end; so do {about}{count:,} of {len(self.records):,} records"
+        )
 
     def __len__(self) -> int:
         return len(self.records)

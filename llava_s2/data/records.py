@@ -82,6 +82,16 @@ class Records(Sequence[dict[str, Any]]):
         except ValueError as error:
             raise InputError(f"{self.path}: changed while it was in use (record {index}: {error})") from None
 
+    def misplaced_lines(self) -> list[tuple[int, str]]:
+        """What is wrong between records: line and message."""
+        return [(_line(self.path, byte), message) for byte, message in self.misplaced]
+
+    @property
+    def is_array(self) -> bool:
+        """Whether the file is one JSON array; else it is JSON lines."""
+        with self.path.open("rb") as file:
+            return file.read(_WINDOW).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+
     def raw(self, index: int) -> bytes:
         """The record's JSON as it stands in the file."""
         start, end = int(self._starts[index]), int(self._ends[index])

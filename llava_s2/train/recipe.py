@@ -26,6 +26,7 @@ from llava_s2.errors import InputError
 from llava_s2.model.assemble import assemble, load_vision_config, split_gguf
 from llava_s2.model.checkpoint import identify, read_tensors, split_parts
 from llava_s2.model.embedded import NAME, resolve_language_model, resolve_vision_tower, shipped_model
+from llava_s2.model.lengths_only import processor_for_lengths
 from llava_s2.model.loading import load_pretrained, quantization_config, saved_template
 from llava_s2.model.processor import aspect_ratio, set_template
 from llava_s2.model.templates import TEMPLATES
@@ -69,8 +70,7 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
     is_llm = _is_language_model(recipe)
     template = recipe.template or ("plain" if stage == "pretrain" else "vicuna_v1" if is_llm else _own_template(recipe))
     projector = None if recipe.pretrain_mm_mlp_adapter is None else _read_projector(recipe.pretrain_mm_mlp_adapter)
-    if is_llm:
-        _check_parts(recipe, projector)
+    vision_config = _check_parts(recipe, projector) if is_llm else None
     seed = training.seed if training.data_seed is None else training.data_seed
     skips = recipe.on_bad_sample == "skip"
     checked = check_records(
@@ -88,6 +88,17 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
             print(told)
         return None
 
+    log = Path(str(training.output_dir)) / LOG
+    bad_samples = _bad_samples(recipe, training, checked, log, resume_from is not None) if skips else None
+    dataset: ConversationDataset | None = None
+    if is_llm or identify(recipe.model_name_or_path).kind in ("hf", "adapter"):  # lengths, before any weight is loaded
+        early = processor_for_lengths(
+            recipe.model_name_or_path, vision_config=vision_config, gguf_file=recipe.gguf_file
+        )
+        dataset = ConversationDataset(checked, early, template, recipe.model_max_length, bad_samples)
+        if training.process_index == 0 and (told := dataset.too_long()):
+            logger.warning(told)
+
     set_seed(training.seed)
     with _no_sharding_at_load(training):
         model, processor = _load(recipe, training, is_llm, parts)
@@ -102,9 +113,9 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
         first = model.model.multi_modal_projector.linear_1
         _check_projector(recipe, projector, first.in_features, first.out_features)
         model.model.multi_modal_projector.load_state_dict(projector)
-    log = Path(str(training.output_dir)) / LOG
-    bad_samples = _bad_samples(recipe, training, checked, log, resume_from is not None) if skips else None
-    dataset = ConversationDataset(checked, processor, template, recipe.model_max_length, bad_samples)
+    if dataset is None:
+        dataset = ConversationDataset(checked, processor, template, recipe.model_max_length, bad_samples)
+    dataset.processor = processor
     chosen = choose_parts(model, parts, recipe)
     if isinstance(chosen, PeftModel):
         base = recipe.model_name_or_path
@@ -267,8 +278,12 @@ def _own_template(recipe: RecipeArguments) -> str:
     )
 
 
-def _check_parts(recipe: RecipeArguments, projector: dict[str, Tensor] | None) -> None:
-    """What the configs of a language model and a tower tell of their fit, before their weights are loaded."""
+def _check_parts(recipe: RecipeArguments, projector: dict[str, Tensor] | None) -> S2VisionConfig:
+    """What the configs of a language model and a tower tell of their fit, before their weights are loaded.
+
+    Returns:
+        The S2 tower's config.
+    """
     assert recipe.vision_tower is not None
     vision_tower = resolve_vision_tower(recipe.vision_tower)
     try:
@@ -283,6 +298,7 @@ def _check_parts(recipe: RecipeArguments, projector: dict[str, Tensor] | None) -
     if projector is not None:
         text_size = None if gguf_file else identify(llm).config.get("hidden_size")
         _check_projector(recipe, projector, vision_config.hidden_size, text_size)
+    return vision_config
 
 
 def _read_projector(source: str) -> dict[str, Tensor]:
