@@ -143,6 +143,8 @@ def _copy(path: Path, out: Path) -> None:
         columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
         leaves = [file.schema.column(number).path for number in range(len(file.schema))]
         unread = [leaf for leaf in leaves if leaf.split(".")[0] == "image" and leaf.split(".")[-1] == "bytes"]
+        if unread == [leaf for leaf in leaves if leaf.split(".")[0] == "image"]:
+            unread = []  # without a path beside them, they alone say which records have an image
         chosen = [leaf for leaf in leaves if leaf.split(".")[0] in columns and leaf not in unread]
         for group in range(file.num_row_groups):
             row_group = file.metadata.row_group(group)
@@ -156,7 +158,7 @@ def _copy(path: Path, out: Path) -> None:
         with tqdm(total=file.metadata.num_rows, desc=f"indexing {path.name}", unit="record", delay=2) as bar:
             writer = None
             for batch in file.iter_batches(2000, columns=chosen):
-                if "image" in batch.schema.names and pa.types.is_binary(_innermost(batch.schema.field("image").type)):
+                if "image" in batch.schema.names and _holds_bytes(batch.schema.field("image").type):
                     batch = _without_bytes(batch)
                 writer = writer or pa.ipc.new_stream(out, batch.schema)
                 writer.write_batch(batch)
@@ -166,10 +168,14 @@ def _copy(path: Path, out: Path) -> None:
             writer.close()
 
 
-def _innermost(kind: Any) -> Any:
+def _holds_bytes(kind: Any) -> bool:
     import pyarrow as pa
 
-    return _innermost(kind.value_type) if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _holds_bytes(kind.value_type)
+    if pa.types.is_struct(kind):
+        return any(_holds_bytes(field.type) for field in kind)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def _without_bytes(batch: Any) -> Any:
