@@ -126,14 +126,10 @@ def test_each_kind_gives_the_records_and_the_images(tmp_path, write, monkeypatch
 
 @pytest.mark.parametrize("write", [as_arrow, as_parquet, as_shards])
 def test_what_is_damaged_inside_a_source_is_named(tmp_path, write, monkeypatch):
-    monkeypatch.setattr(
-        "test_sources.png", lambda shade: b"no picture" if shade == 5 else b"\x89PNG" if shade == 6 else REAL(shade)
-    )
+    real = png
+    monkeypatch.setattr("test_sources.png", lambda shade: b"no picture" if shade == 5 else real(shade))
     with pytest.raises(InputError, match=r"\(id 'r5'\): .* not an image"):
         check_records(write(tmp_path), tmp_path, "vicuna_v1")
-
-
-REAL = png
 
 
 def test_images_in_tars_beside_and_inside_a_folder(tmp_path):
