@@ -16,29 +16,8 @@ from typing import Any
 
 from PIL import Image
 
-WORDS = [
-    "the",
-    "a",
-    "picture",
-    "shows",
-    "red",
-    "cup",
-    "on",
-    "table",
-    "with",
-    "man",
-    "and",
-    "dog",
-    "near",
-    "window",
-    "what",
-    "is",
-    "in",
-    "this",
-    "image",
-    "answer",
-    "single",
-]
+WORDS = """the a picture shows red cup on table with man and dog near window what is in this image answer
+single""".split()  # noqa: SIM905
 IMAGES = 1000
 READ = 5000
 
