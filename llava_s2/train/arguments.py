@@ -36,6 +36,9 @@ RECIPE: dict[str, dict[str, str]] = {
 _RENAMED = {"version": "template", "warmup_ratio": "warmup_steps", "evaluation_strategy": "eval_strategy"}
 _LLAVA_TEMPLATES = {"v1": "vicuna_v1", "llava_llama_2": "llama_2"}
 
+# Flags of one value or several, separated by spaces.
+_SEVERAL = ("data_path", "data_weights", "image_folder")
+
 # Flags of LLaVA's scripts that choose what is the only choice here.
 _FIXED = {
     "mm_projector_type": "mlp2x_gelu",
@@ -61,8 +64,18 @@ class RecipeArguments:
         "in its place: a single-scale LLaVA, such as llava-hf/llava-1.5-7b-hf, to widen to --s2_scales; "
         "before the first step it answers as it did"
     )
-    data_path: str = _flag("training records, LLaVA's JSON or JSON lines", MISSING)
-    image_folder: str | None = _flag("folder that the records' images are in")
+    data_path: list[str] = _flag(  # noqa: RUF009  # a field()
+        "training records, one or several: LLaVA's JSON or JSON lines, datasets folder, Parquet or webdataset shards",
+        MISSING,
+    )
+    data_weights: list[float] | None = _flag(  # noqa: RUF009
+        "of several: how often an epoch has each one's records, such as 1 0.5 2"
+    )
+    image_folder: list[str] | None = _flag(  # noqa: RUF009
+        "folder or tar files that the records' images are in; one, or one for each"
+    )
+    on_bad_sample: str = _flag("a record that cannot be used: error, or skip, which takes another one for it", "error")
+    max_bad_share: float = _flag("with skip: stop when more than this share of the records is bad", 0.02)
     vision_tower: str | None = _flag("vision tower, a folder or hub id (a LLaVA brings its own)")
     s2_scales: str | None = _flag(
         "image sides in pixels, the tower's own first: 336,672,1008 (widens a single-scale LLaVA)"
@@ -91,6 +104,10 @@ class RecipeArguments:
     eval_limit: int | None = _flag("score that many of its questions")
 
     def __post_init__(self) -> None:
+        if self.on_bad_sample not in ("error", "skip"):
+            raise InputError(f"--on_bad_sample {self.on_bad_sample}: must be error or skip")
+        if not 0 <= self.max_bad_share <= 1:
+            raise InputError(f"--max_bad_share {self.max_bad_share}: must be from 0 to 1")
         if self.bits not in (4, 8, 16):
             raise InputError(f"--bits {self.bits}: must be 4, 8 or 16")
         if (self.eval_task is None) != (self.eval_data is None):
@@ -213,6 +230,9 @@ def _yaml_flags(path: Path) -> list[str]:
     flags = []
     for name, value in content.items():
         if value is None:
+            continue
+        if isinstance(value, list) and name in _SEVERAL:
+            flags += [f"--{name}", *map(str, value)]
             continue
         if isinstance(value, list):
             value = ",".join(map(str, value))

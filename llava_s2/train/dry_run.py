@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration, TrainingArguments
 
-from llava_s2.data.dataset import TrainingRecords
+from llava_s2.data.training_records import TrainingRecords
 from llava_s2.errors import InputError
 from llava_s2.model.assemble import load_vision_config, split_gguf
 from llava_s2.model.checkpoint import identify

@@ -11,7 +11,8 @@ from transformers import AutoConfig
 
 from llava_s2 import S2VisionConfig, encode_conversation
 from llava_s2.data.collator import Collator
-from llava_s2.data.dataset import ConversationDataset, check_records
+from llava_s2.data.dataset import ConversationDataset
+from llava_s2.data.training_records import check_records
 from llava_s2.errors import InputError
 from llava_s2.model.processor import build_processor
 from llava_s2.model.tokenizer import load_tokenizer
@@ -142,7 +143,7 @@ def test_a_bad_record_is_named(folder, record, message):
 
 def test_how_many_records_are_at_fault_is_told(folder):
     path = write(folder, [MIXED[0], {"conversations": []}, {"conversations": turns("q")}])
-    with pytest.raises(InputError, match=r"record 1 .*\(2 records of 3 are at fault\)"):
+    with pytest.raises(InputError, match=r"record 1 .*\(2 records of 3 .*: 1 malformed, 1 no_target; llava-s2 "):
         check_records(path, folder, "vicuna_v1")
 
 
