@@ -49,9 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--batch", type=int, default=16, help="examples a step (default: %(default)s, as LLaVA's)")
     parser.add_argument("--steps", type=int, default=5, help="timed steps a loop (default: %(default)s)")
-    parser.add_argument(
-        "--records", type=int, default=4000, help="of the mix that is drawn from (default: %(default)s)"
-    )
+    parser.add_argument("--records", type=int, default=4000, help="drawn from the mix (default: %(default)s)")
     parser.add_argument("--hidden", type=int, default=384, help="of the language model (default: %(default)s)")
     parser.add_argument("--layers", type=int, default=8, help="of the language model (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
@@ -221,7 +219,6 @@ def _plain(folder: Path, args: argparse.Namespace, grouped: bool) -> dict[str, A
         "tokens_per_second": tokens / (time.perf_counter() - start),
         "real_token_share": tokens / places,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "threads": torch.get_num_threads(),
     }
 
 

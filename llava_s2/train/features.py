@@ -80,7 +80,12 @@ def store_features(
     half = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else None
     salt = _fingerprint(tower, normalize, half)
     mine = range(training.process_index, len(dataset), training.world_size)
-    pictures: Any = DataLoader(_Pictures(dataset, mine), batch_size=None, num_workers=training.dataloader_num_workers)
+    pictures: Any = DataLoader(
+        _Pictures(dataset, mine),
+        batch_size=None,
+        num_workers=training.dataloader_num_workers,
+        generator=torch.Generator(),  # the run's own numbers stay as they are without a cache
+    )
     keys: dict[int, list[str]] = {}
     used = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
     was_on = tower.device
