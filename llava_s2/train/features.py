@@ -73,9 +73,9 @@ def store_features(
     Raises:
         InputError: the model's tower is no S² tower, or the features do not fit into the limit or on the disk.
     """
-    tower: Any = model.model.vision_tower
-    if not isinstance(tower, S2VisionModel):
+    if not isinstance(model.model.vision_tower, S2VisionModel):
         raise InputError("--cache_tower_features: the model has no S2 tower; name the scales with --s2_scales")
+    tower: Any = model.model.vision_tower
     normalize = Normalizer(dataset.processor.image_processor)
     half = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else None
     salt = _fingerprint(tower, normalize, half)

@@ -135,7 +135,7 @@ def run_tower_on_every_batch(model: LlavaForConditionalGeneration) -> None:
     """
     llava: Any = model.model
     tower: Any = model.config.vision_config
-    shape = (tower.num_channels, tower.image_size, tower.image_size)
+    shape: tuple[int, ...] = (tower.num_channels, tower.image_size, tower.image_size)
     if isinstance(llava.vision_tower, StoredTower):
         shape = (tower.num_image_tokens, tower.hidden_size)
     has_images = [False]
