@@ -3,9 +3,9 @@
     python benchmarks/training.py --output benchmarks/results/training.json
 
 The plain loop pads a batch to its longest example, carries float32 pixels, runs the whole tower with all its hidden
-states kept, and computes logits everywhere. Ours is ``llava-s2 train finetune --packing True``, on the same batches. Both see
-the examples in any order, or with ``--grouped`` in that of ``--group_by_modality_length``. Each loop has a process of
-its own; its first step is not timed.
+states kept, and computes logits everywhere. Ours is ``llava-s2 train finetune --packing True`` on the same batches.
+Both see the examples in any order, or with ``--grouped`` in that of ``--group_by_modality_length``, which LLaVA's
+scripts ask for. Each loop has a process of its own; its first step is not timed.
 
 The models are small Llama and CLIP shapes with random weights, and 576 tokens an image as the S2 scales 336, 672 and
 1008 give them. The mix has the parts and record counts of LLaVA-1.5's 665k (arXiv:2310.03744, table 7) and the
