@@ -52,9 +52,7 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=1600, help="drawn from the mix (default: %(default)s)")
     parser.add_argument("--hidden", type=int, default=768, help="of the language model (default: %(default)s)")
     parser.add_argument("--layers", type=int, default=4, help="of the language model (default: %(default)s)")
-    parser.add_argument(
-        "--grouped", action="store_true", help="the plain loop, too, in the order by length and modality"
-    )
+    parser.add_argument("--grouped", action="store_true", help="the plain loop, too, in that order")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

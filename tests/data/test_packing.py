@@ -131,7 +131,7 @@ def test_every_example_in_one_row_and_never_more_places_than_padded(lengths, hid
 
 @pytest.mark.parametrize("batch", [4, 16])
 def test_at_least_95_percent_real_on_lengths_like_llavas(batch):
-    """At 7B's width, in any order: 576 tokens an image and some text, and long talks without one, 6 % as in the 665k."""
+    """At 7B's width, in any order: 576 tokens an image and some text, and long talks without one (6 %)."""
     draw = np.random.default_rng(0)
     texts = 35 + draw.lognormal(5, 0.8, 3200)
     talks = draw.random(3200) < 0.06
