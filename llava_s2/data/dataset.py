@@ -11,6 +11,7 @@ from transformers import LlavaProcessor
 from llava_s2.data.bad_samples import BadSamples
 from llava_s2.data.conversation import IGNORE_INDEX, encode_conversation
 from llava_s2.data.faults import RecordFault
+from llava_s2.data.pixels import image_bytes
 from llava_s2.data.training_records import BadRecord, TrainingRecords
 from llava_s2.errors import InputError
 from llava_s2.model.processor import num_image_tokens
@@ -21,7 +22,8 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
     """Examples for the language model's loss.
 
     An item holds ``input_ids`` and ``labels`` (int64, (L,)) and, where the record has images, ``pixel_values``
-    (float32, (images, 3, S, S)). An example longer than ``max_length`` loses its end, and with it the images there.
+    (uint8, (images, 3, S, S), see `llava_s2.data.pixels`). An example longer than ``max_length`` loses its end, and
+    with it the images there.
 
     Args:
         checked: what `check_records` returned.
@@ -32,6 +34,9 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
 
     Raises:
         InputError: a record has no target within ``max_length`` tokens; found here, not in the middle of training.
+
+    Attributes:
+        features: by record number, what an item holds as ``pixel_values`` in place of its pictures.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
     ) -> None:
         self.records, self.bad_samples = checked.records, bad_samples
         self.processor, self.template, self.max_length = processor, template, max_length
+        self.features: Any = {}
         # A tokenizer makes at most one token of a byte, beside the template's own; only records that this bound does
         # not clear are tokenized here.
         shortest = [{"from": "human", "value": f"{IMAGE_TOKEN}\na"}, {"from": "gpt", "value": "a"}]
@@ -104,9 +110,15 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         encoded, images_kept = self._encode(record)
         item = {name: torch.tensor(values) for name, values in encoded.items()}
         if images_kept:
-            images = self.records.open_images(index)[:images_kept]
-            item["pixel_values"] = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+            pixels = self.features[index] if index in self.features else self.pixels(index)
+            assert pixels is not None
+            item["pixel_values"] = pixels[:images_kept]
         return item
+
+    def pixels(self, index: int) -> torch.Tensor | None:
+        """The images of a record, uint8 (images, 3, S, S), or None of a record without any."""
+        images = self.records.open_images(index)
+        return image_bytes(self.processor.image_processor, images) if images else None
 
     def _encode(self, record: dict[str, Any]) -> tuple[dict[str, list[int]], int]:
         """Returns ids and labels cut to the length allowed, and the number of images they still hold."""

@@ -88,6 +88,8 @@ class RecipeArguments:
     image_aspect_ratio: str | None = _flag("how an image becomes a square: pad (default), square or resize")
     model_max_length: int = _flag("most tokens of an example, its images' included", 2048)
     group_by_modality_length: bool = _flag("batches of like length, those with images apart", False)
+    packing: bool = _flag("a batch's examples one behind the other in few rows, without attention between them", False)
+    attn_implementation: str | None = _flag("sdpa (default), flash_attention_2 (needs flash-attn), eager …")
     tune_mm_mlp_adapter: bool | None = _flag("train the projector alone (pretrain's default)")
     lora_enable: bool | None = _flag("LoRA on the language model (finetune's default); False trains all of it")
     freeze_mm_mlp_adapter: bool = _flag("keep the projector as it is", False)
@@ -98,6 +100,9 @@ class RecipeArguments:
     lora_r: int = _flag("rank of LoRA on the language model", 128)
     lora_alpha: int = _flag("scale of LoRA, times its rank", 256)
     lora_dropout: float = _flag("dropout before LoRA", 0.05)
+    cache_tower_features: str | None = _flag("folder to keep a frozen tower's features in, computed once")
+    cache_tower_features_gb: float = _flag("GB that this folder may take", 100.0)
+    peak_tflops: float | None = _flag("the device's dense 16-bit TFLOP/s, for MFU where it is not known")
     dry_run: bool = _flag("print what would be trained, steps and memory a GPU, and stop; reads no weights", False)
     eval_task: str | None = _flag("benchmark to score checkpoints on, such as vstar, every --eval_steps")
     eval_data: str | None = _flag("folder of that benchmark")
@@ -197,6 +202,13 @@ def parse_flags(stage: str, flags: Sequence[str]) -> "tuple[RecipeArguments, Tra
             raise InputError(f"--{name} {getattr(others, name)}: only {value} is supported")
     if training.fsdp and training.parallel_mode is not ParallelMode.DISTRIBUTED:
         raise InputError("--fsdp shards a model over processes: start it with torchrun … -m llava_s2.train")
+    if training.n_gpu > 1 and not recipe.dry_run:  # Trainer would cut a batch's images up as if one belonged to a row
+        raise InputError(
+            f"this machine has {training.n_gpu} GPUs: start torchrun --nproc_per_node {training.n_gpu} -m "
+            f"llava_s2.train {stage} …, or show it one with CUDA_VISIBLE_DEVICES=0"
+        )
+    if recipe.attn_implementation == "flash_attention_2" and find_spec("flash_attn") is None:
+        raise InputError("--attn_implementation flash_attention_2: flash-attn is not installed: pip install flash-attn")
     for reporter in set(training.report_to) - set(get_available_reporting_integrations()):
         package = "'llava-s2[train]'" if reporter == "tensorboard" else reporter
         raise InputError(f"--report_to {reporter}: {reporter} is not installed: pip install {package}")

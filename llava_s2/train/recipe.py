@@ -36,6 +36,8 @@ from llava_s2.train.arguments import RecipeArguments, parse_flags
 from llava_s2.train.callbacks import ScoreCheckpoints, StopOnBadSamples, StopOnSignal, check_share, plot_losses
 from llava_s2.train.checkpoints import WRITING, find_checkpoint
 from llava_s2.train.dry_run import describe_run
+from llava_s2.train.features import store_features
+from llava_s2.train.packing import packing_collator
 from llava_s2.train.parts import TrainedParts, choose_parts
 from llava_s2.train.trainer import LlavaTrainer
 
@@ -64,6 +66,8 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
     parts = TrainedParts.of(stage, recipe)
     if recipe.bits != 16 and (training.fsdp or _is_zero3(training)):
         raise InputError(f"--bits {recipe.bits}: quantized weights cannot be sharded; use ZeRO-2 or plain torchrun")
+    if recipe.cache_tower_features is not None and parts.tower:
+        raise InputError("--cache_tower_features: the tower learns, so its features change; leave it out")
     resume_from = find_checkpoint(training)
     if recipe.template not in (None, *TEMPLATES):
         raise InputError(f"--template {recipe.template}: not known; use one of {', '.join(TEMPLATES)}")
@@ -102,6 +106,15 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
     set_seed(training.seed)
     with _no_sharding_at_load(training):
         model, processor = _load(recipe, training, is_llm, parts)
+    if recipe.attn_implementation is not None:
+        try:
+            model.set_attn_implementation(recipe.attn_implementation)
+        except (ValueError, ImportError) as error:
+            raise InputError(f"--attn_implementation: {' '.join(str(error).split())}") from None
+    tokenizer = processor.tokenizer
+    collate: Any = Collator(tokenizer.pad_token_id)
+    if recipe.packing:
+        collate = packing_collator(model, tokenizer, recipe.model_name_or_path)
     if recipe.vision_tower is not None:
         model.config.mm_vision_tower = _where(recipe.vision_tower)  # so that load_pretrained finds it
     if recipe.base is not None:
@@ -116,6 +129,9 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
     if dataset is None:
         dataset = ConversationDataset(checked, processor, template, recipe.model_max_length, bad_samples)
     dataset.processor = processor
+    if recipe.cache_tower_features is not None:
+        folder, limit = Path(recipe.cache_tower_features), recipe.cache_tower_features_gb * 1e9
+        dataset.features = store_features(model, dataset, folder, limit, training)
     chosen = choose_parts(model, parts, recipe)
     if isinstance(chosen, PeftModel):
         base = recipe.model_name_or_path
@@ -129,10 +145,11 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
         model=chosen,
         args=training,
         train_dataset=dataset,
-        data_collator=Collator(processor.tokenizer.pad_token_id),
+        data_collator=collate,
         processing_class=processor,
         projector_lr=recipe.mm_projector_lr,
         tower_lr=recipe.mm_vision_tower_lr,
+        peak=None if recipe.peak_tflops is None else recipe.peak_tflops * 1e12,
         lengths=checked.lengths.tolist() if recipe.group_by_modality_length else None,
         callbacks=[stop, *score, *([StopOnBadSamples(log, recipe.max_bad_share, len(dataset))] if skips else [])],
     )
