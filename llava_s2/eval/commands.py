@@ -39,7 +39,11 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         "--limit", type=positive, metavar="N", help="only N questions, spread evenly over the categories"
     )
     parser.add_argument(
-        "--batch-size", type=positive, default=1, metavar="B", help="questions generated at once (default: %(default)s)"
+        "--batch-size",
+        type=_batch_size,
+        default="auto",
+        metavar="B",
+        help="most questions at once, or auto: what the memory takes; too many are halved (default: %(default)s)",
     )
     parser.add_argument(
         "--text-only", action="store_true", help="leave the images out: what do the questions alone give away?"
@@ -76,6 +80,10 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _batch_size(text: str) -> int | None:
+    return None if text == "auto" else positive(text)
+
+
 def _benchmark(args: argparse.Namespace) -> "Benchmark":
     module, name = TASKS[args.task]
     return getattr(import_module(module), name)(args.variant, args.seed)
@@ -96,7 +104,8 @@ def _eval(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         text_only=args.text_only,
     )
-    print(format_report(benchmark, report))
+    if report is not None:  # several processes have one report
+        print(format_report(benchmark, report))
 
 
 def _score(args: argparse.Namespace) -> int:
