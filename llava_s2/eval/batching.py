@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from llava_s2.eval.benchmark import Sample, Scoring
 
@@ -58,7 +58,7 @@ def automatic_size(
     return max(1, min(most, int(_SHARE_OF_FREE * free / (token * tokens))))
 
 
-class Halving:
+class Halving(Generic[Item, Result]):
     """Calls a function on batches; where memory does not suffice, on their halves, and on no larger ones from then on.
 
     Args:

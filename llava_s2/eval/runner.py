@@ -205,7 +205,7 @@ def _by_likelihood(
 
     pictures = batch[0][1]  # of all: see batches()
     rankings = rank_options(model, processor, pictures, [(sample.prompt, sample.options) for sample, _ in batch])
-    predictions = []
+    predictions: list[dict[str, Any]] = []
     for (sample, _), ranking in zip(batch, rankings, strict=True):
         losses = ranking.losses
         if not all(map(math.isfinite, losses)):  # whichever compares smallest would pass for the answer
@@ -228,7 +228,7 @@ def _by_generation(
 
     samples, pictures = zip(*batch, strict=True)
     prompts = [sample.prompt for sample in samples]
-    predictions = []
+    predictions: list[dict[str, Any]] = []
     for answer in answers(model, processor, pictures, prompts, benchmark.max_new_tokens):
         text = benchmark.answer(answer.text)
         raw = {} if text == answer.text else {"generated": answer.text}
