@@ -1,4 +1,4 @@
-"""``llava-s2 eval``, ``score`` and ``compare``."""
+"""``llava-s2 eval``, ``score``, ``compare`` and ``report``."""
 
 import argparse
 import json
@@ -26,7 +26,7 @@ TASKS = {
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
-    """Adds the three commands to the command line."""
+    """Adds the commands to the command line."""
     parser = subparsers.add_parser("eval", help="evaluate a model on a benchmark")
     parser.add_argument("task", choices=TASKS)
     add_model_arguments(parser)
@@ -39,7 +39,11 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         "--limit", type=positive, metavar="N", help="only N questions, spread evenly over the categories"
     )
     parser.add_argument(
-        "--batch-size", type=positive, default=1, metavar="B", help="questions generated at once (default: %(default)s)"
+        "--batch-size",
+        type=_batch_size,
+        default="auto",
+        metavar="B",
+        help="most questions at once, or auto: what the memory takes; too many are halved (default: %(default)s)",
     )
     parser.add_argument(
         "--text-only", action="store_true", help="leave the images out: what do the questions alone give away?"
@@ -63,6 +67,11 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("run_b", type=Path, metavar="RUN_B", help="output folder of llava-s2 eval")
     parser.set_defaults(run=_compare)
 
+    parser = subparsers.add_parser("report", help="put any number of runs side by side: report.md and report.png")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="output folder of llava-s2 eval")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the two files")
+    parser.set_defaults(run=_report)
+
 
 def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="the benchmark's data folder")
@@ -76,12 +85,17 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _batch_size(text: str) -> int | None:
+    return None if text == "auto" else positive(text)
+
+
 def _benchmark(args: argparse.Namespace) -> "Benchmark":
     module, name = TASKS[args.task]
     return getattr(import_module(module), name)(args.variant, args.seed)
 
 
 def _eval(args: argparse.Namespace) -> None:
+    from llava_s2.eval.document import write_document
     from llava_s2.eval.report import format_report
     from llava_s2.eval.runner import evaluate
 
@@ -96,7 +110,10 @@ def _eval(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         text_only=args.text_only,
     )
-    print(format_report(benchmark, report))
+    if report is not None:  # several processes have one report
+        print(format_report(benchmark, report))
+        for path in write_document([args.output], args.output):
+            print(path)
 
 
 def _score(args: argparse.Namespace) -> int:
@@ -120,3 +137,10 @@ def _compare(args: argparse.Namespace) -> None:
     comparison = compare(args.run_a, args.run_b)
     print(format_comparison(comparison))
     print(json.dumps(comparison))
+
+
+def _report(args: argparse.Namespace) -> None:
+    from llava_s2.eval.document import write_document
+
+    for path in write_document(args.runs, args.output):
+        print(path)
