@@ -15,7 +15,8 @@ def read_rows(path: Path, columns: Sequence[str], images: Sequence[str]) -> list
     Args:
         path: a Parquet file.
         columns: taken as they are.
-        images: columns that hold ``{"bytes": …, "path": …}`` or null; each becomes an ``Embedded`` or None.
+        images: columns that hold ``{"bytes": …, "path": …}`` or null; each becomes an ``Embedded`` or None. One that
+            holds texts is left as it is.
 
     Raises:
         InputError: the file cannot be read or lacks a column, or pyarrow is not installed.
@@ -29,7 +30,9 @@ def read_rows(path: Path, columns: Sequence[str], images: Sequence[str]) -> list
         with pq.ParquetFile(path) as file:
             if missing := {*columns, *images} - set(file.schema_arrow.names):
                 raise InputError(f"{path}: has no column {', '.join(sorted(missing))}")
-            table = file.read(columns=[*columns, *(f"{image}.path" for image in images)])
+            texts = [image for image in images if not pa.types.is_struct(file.schema_arrow.field(image).type)]
+            images = [image for image in images if image not in texts]
+            table = file.read(columns=[*columns, *texts, *(f"{image}.path" for image in images)])
             groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read as Parquet ({error})") from None
