@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from lmms_eval.api.instance import Instance
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from PIL import Image
 from torch.nn.functional import cross_entropy
@@ -83,10 +83,11 @@ class LlavaS2(lmms):
                     bar.update(len(batch))
         return answers
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """The mean cross-entropy of each continuation as the reply, and whether greedy decoding would give it.
 
         lmms-eval takes the smallest as the choice, so this is V*'s way of choosing, up to and with the end of the turn.
+        The pairs are wrapped because 0.7.3 makes one text of a bare tuple, and then cannot take it apart.
         """
         results = []
         for request in tqdm(requests, disable=self._rank != 0, desc="llava_s2", unit="reply"):
@@ -95,7 +96,7 @@ class LlavaS2(lmms):
                 continuation = continuation(self._doc(*place))
             images = self._images(*place)
             messages = [_user(context, len(images)), assistant_message(continuation.strip())]
-            results.append(self._loss(messages, images))
+            results.append(GenerationResult(text=self._loss(messages, images)))
         return results
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:

@@ -27,5 +27,5 @@ for task in vstar textvqa vqav2 vizwiz mmmu mathvista mmbench seedbench mmvet; d
     runs+=("$OUTPUT_ROOT/$task/$NAME")
 done
 
-if [ ${#runs[@]} -gt 0 ]; then python "$SCRIPTS/table11.py" "${runs[@]}"; fi
+if [ ${#runs[@]} -gt 0 ]; then python -m llava_s2.eval.table11 "${runs[@]}"; fi
 if [ ${#left_out[@]} -gt 0 ]; then printf 'no data: %s\n' "${left_out[@]}"; fi

@@ -1,15 +1,15 @@
-#!/usr/bin/env python3
 """Table 11 of the S2 paper with your models' columns beside its own.
 
-    python scripts/eval/table11.py FOLDER … [vqav2=80.0 vizwiz=50.1 …]
+    python -m llava_s2.eval.table11 FOLDER … [vqav2=80.0 vizwiz=50.1 …]
 
-Reads every report.json below the folders, as ``llava-s2 eval`` and the scripts here write them; a column for each model.
+Reads every report.json below the folders, as ``llava-s2 eval`` and the scripts here write them; a column each model.
 TASK=PERCENT enters what a benchmark's server said of a submission, for the last model. The last line is a JSON object.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,11 +93,13 @@ def _alike(row: Row, report: dict[str, Any]) -> bool:
     )
 
 
-def main() -> int:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the table. Returns the exit status: 0, or 2 for input that is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="table11", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="folders with runs; TASK=PERCENT of a server")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         servers = dict(_server(text) for text in args.folders if "=" in text)
         models = read_reports([Path(text) for text in args.folders if "=" not in text])
