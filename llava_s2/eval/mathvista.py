@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from llava_s2.errors import InputError
 from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
-from llava_s2.eval.parquet import read_rows
+from llava_s2.eval.parquet import find_shards, read_rows
 from llava_s2.eval.predictions import write_json
 from llava_s2.eval.records import prompt_of, text_of, unique
 
@@ -61,7 +61,7 @@ class MathVista(Benchmark):
 
     def load(self, data: Path, scoring: Scoring | None) -> list[Sample]:
         """Reads testmini; a question's category is its task, and it counts in each of its skills too."""
-        paths = sorted((*data.glob("testmini-*.parquet"), *data.glob("data/testmini-*.parquet")))
+        paths = find_shards(data, "testmini") or find_shards(data / "data", "testmini")
         if not paths:
             raise InputError(f"{data}: holds no testmini-*.parquet; docs/data.md says where it comes from")
         samples = []
@@ -178,6 +178,8 @@ def _sample(row: Mapping[str, Any], where: str) -> Sample:
     metadata = row["metadata"]
     if not isinstance(metadata, dict) or not isinstance(metadata.get("skills"), Sequence):
         raise InputError(f"{where}: 'metadata' must hold a task and a list of skills")
+    if metadata.get("split", "testmini") != "testmini":
+        raise InputError(f"{where}: is of the split {metadata['split']}; only testmini has answers")
     if row["decoded_image"] is None:
         raise InputError(f"{where}: no decoded_image")
     return Sample(

@@ -1,5 +1,6 @@
 """Rows of Parquet files as the hub stores data sets, their images left in the file until they are needed."""
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -7,6 +8,20 @@ from typing import Any
 
 from llava_s2.errors import InputError
 from llava_s2.eval.benchmark import Embedded
+
+
+def find_shards(folder: Path, split: str) -> list[Path]:
+    """The files ``SPLIT-00000-of-00003….parquet`` of a folder, in order; none if it holds none.
+
+    Raises:
+        InputError: some of them are missing, so that questions would be.
+    """
+    paths = sorted(folder.glob(f"{split}-*.parquet"))
+    numbers = {m[1]: m[2] for path in paths if (m := re.match(rf"{re.escape(split)}-(\d+)-of-(\d+)", path.name))}
+    for total in numbers.values():
+        if int(total) != len(paths):
+            raise InputError(f"{folder}: {len(paths)} of the {int(total)} files {split}-*.parquet; download the others")
+    return paths
 
 
 def read_rows(path: Path, columns: Sequence[str], images: Sequence[str]) -> list[dict[str, Any]]:
