@@ -1,4 +1,4 @@
-"""``llava-s2 eval``, ``score`` and ``compare``."""
+"""``llava-s2 eval``, ``score``, ``compare`` and ``report``."""
 
 import argparse
 import json
@@ -29,7 +29,7 @@ TASKS = {
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
-    """Adds the three commands to the command line."""
+    """Adds the commands to the command line."""
     parser = subparsers.add_parser("eval", help="evaluate a model on a benchmark")
     parser.add_argument("task", choices=TASKS)
     add_model_arguments(parser)
@@ -42,7 +42,11 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         "--limit", type=positive, metavar="N", help="only N questions, spread evenly over the categories"
     )
     parser.add_argument(
-        "--batch-size", type=positive, default=1, metavar="B", help="questions generated at once (default: %(default)s)"
+        "--batch-size",
+        type=_batch_size,
+        default="auto",
+        metavar="B",
+        help="most questions at once, or auto: what the memory takes; too many are halved (default: %(default)s)",
     )
     parser.add_argument(
         "--text-only", action="store_true", help="leave the images out: what do the questions alone give away?"
@@ -67,6 +71,11 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("run_a", type=Path, metavar="RUN_A", help="output folder of llava-s2 eval, the baseline")
     parser.add_argument("run_b", type=Path, metavar="RUN_B", help="output folder of llava-s2 eval")
     parser.set_defaults(run=_compare)
+
+    parser = subparsers.add_parser("report", help="put any number of runs side by side: report.md and report.png")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="output folder of llava-s2 eval")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the two files")
+    parser.set_defaults(run=_report)
 
 
 def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -130,12 +139,17 @@ def _judge_source(args: argparse.Namespace) -> "JudgeSource | None":
     )
 
 
+def _batch_size(text: str) -> int | None:
+    return None if text == "auto" else positive(text)
+
+
 def _benchmark(args: argparse.Namespace) -> "Benchmark":
     module, name = TASKS[args.task]
     return getattr(import_module(module), name)(args.variant, args.seed)
 
 
 def _eval(args: argparse.Namespace) -> None:
+    from llava_s2.eval.document import write_document
     from llava_s2.eval.judging import finish_run, format_judge
     from llava_s2.eval.report import format_report
     from llava_s2.eval.runner import evaluate
@@ -154,6 +168,8 @@ def _eval(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         text_only=args.text_only,
     )
+    if report is None:  # several processes have one report
+        return
     if benchmark.judge_runs:
         report = finish_run(benchmark, judge, args.data, args.output)
     print(format_report(benchmark, report))
@@ -161,6 +177,8 @@ def _eval(args: argparse.Namespace) -> None:
         print(format_judge(report["judge"]))
     elif benchmark.without_judge and report["results"]:
         print(benchmark.without_judge)
+    for path in write_document([args.output], args.output):
+        print(path)
 
 
 def _score(args: argparse.Namespace) -> int:
@@ -187,3 +205,10 @@ def _compare(args: argparse.Namespace) -> None:
     comparison = compare(args.run_a, args.run_b)
     print(format_comparison(comparison))
     print(json.dumps(comparison))
+
+
+def _report(args: argparse.Namespace) -> None:
+    from llava_s2.eval.document import write_document
+
+    for path in write_document(args.runs, args.output):
+        print(path)

@@ -18,16 +18,10 @@ from llava_s2.data.conversation import encode_messages
 from llava_s2.data.images import open_image
 from llava_s2.errors import InputError
 from llava_s2.model.inference import assistant_message, encode_prompts, user_message
-from llava_s2.model.loading import load_pretrained
 
 GOLDEN = Path(__file__).parents[1] / "golden/llava_tiny"
 MODEL, TOWER = str(GOLDEN / "llava-tiny-s2"), str(GOLDEN / "clip-tiny")
 QUESTIONS = ["What is in the picture?", "Which colour is it?", "How many are there, as far as one can see?"]
-
-
-@pytest.fixture(scope="module")
-def loaded():
-    return load_pretrained(MODEL, vision_tower=TOWER, dtype="float32")
 
 
 def greedy(loaded, question, picture, length):

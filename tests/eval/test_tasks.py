@@ -7,6 +7,7 @@ import pytest
 from choice_data import write_mathvista, write_mmbench, write_mmmu, write_seedbench
 from judge_server import JudgeServer
 from mmvet_data import MMVET, write_mmvet
+from tiny_model import MODEL
 from vqa_data import VQAV2, picture, write_textvqa, write_vizwiz, write_vqav2
 
 from llava_s2 import cli
@@ -15,11 +16,7 @@ from llava_s2.eval.mathvista import MathVista
 from llava_s2.eval.mmmu import MMMU
 from llava_s2.eval.mmvet import MMVet
 from llava_s2.eval.vqa_accuracy import normalize_m4c
-from llava_s2.model.arguments import ModelSource
-from llava_s2.model.loading import load_pretrained
 
-GOLDEN = Path(__file__).parents[1] / "golden/llava_tiny"
-MODEL = ["--model", str(GOLDEN / "llava-tiny-s2"), "--vision_tower", str(GOLDEN / "clip-tiny"), "--dtype", "float32"]
 WRITE = {
     "vqav2": write_vqav2,
     "textvqa": write_textvqa,
@@ -32,20 +29,11 @@ WRITE = {
 }
 
 
-@pytest.fixture(scope="module")
-def loaded():
-    return load_pretrained(str(GOLDEN / "llava-tiny-s2"), vision_tower=str(GOLDEN / "clip-tiny"), dtype="float32")
-
-
 @pytest.fixture(autouse=True)
-def loads(monkeypatch, loaded):
-    """Loads the weights once for the module, counts how often they are asked for, and keeps answers short."""
-    calls = []
-    monkeypatch.setattr(ModelSource, "load", lambda self: calls.append(self) or loaded)
+def short_answers(monkeypatch, loads):
     monkeypatch.setattr(MMMU, "max_new_tokens", 4)
     monkeypatch.setattr(MathVista, "max_new_tokens", 4)
     monkeypatch.setattr(MMVet, "max_new_tokens", 4)
-    return calls
 
 
 def evaluate(task, data, output, *more):
