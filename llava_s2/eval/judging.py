@@ -102,7 +102,11 @@ def finish_run(benchmark: Benchmark, source: JudgeSource | None, data: Path, out
         )
     ((name, runs),) = judges
     if name is None:
+        if not report["results"]:
+            report["unscored"] = benchmark.without_judge
+            write_json(output / REPORT, report)
         return report
+    report["protocol"] += f", judged by {name}, {runs} run(s)"
     grades = {sample.id: benchmark.grade(sample, record) for sample, record in pairs}
     graded = [(sample, grade) for sample, _ in pairs if (grade := grades[sample.id]) is not None]
     by_id = {record["question_id"]: record for _, record in pairs}

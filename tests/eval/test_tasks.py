@@ -99,6 +99,7 @@ def test_mmvet_without_and_with_a_judge(tmp_path, capsys, loads):
     texts = {record["question_id"]: record["text"] for record in records}
     assert json.loads((output / "mm-vet.json").read_text()) == texts and texts.keys() == MMVET.keys()
     assert json.loads((output / "report.json").read_text())["results"] == {}
+    assert "graded by a language model" in (output / "report.md").read_text()
     with JudgeServer(lambda body: "0.5").running() as server:
         judge = ["--judge-url", server.url, "--judge-model", "gpt-4-0613", "--judge-runs", "2"]
         assert evaluate("mmvet", data, output, *judge) == 0
@@ -107,6 +108,7 @@ def test_mmvet_without_and_with_a_judge(tmp_path, capsys, loads):
         assert "judge: gpt-4-0613 at http" in out and "12 requests, 0 answers from the cache" in out
         report = json.loads((output / "report.json").read_text())
         assert report["results"]["overall"]["accuracy"] == 0.5 and report["judge"]["totals"] == [0.5, 0.5]
+        assert "judged by gpt-4-0613 at http" in (output / "report.md").read_text()
         assert report["results"]["ocr"]["count"] == 5 and report["results"]["rec alone"]["count"] == 1
         assert evaluate("mmvet", data, output) == 0 and len(server.requests) == 12  # the verdicts stay
         again = json.loads((output / "report.json").read_text())
