@@ -1,0 +1,128 @@
+"""``llava-s2 serve``."""
+
+import argparse
+from dataclasses import replace
+
+from llava_s2.errors import InputError
+from llava_s2.model.arguments import ModelSource, add_model_arguments, positive
+
+_MB = 1 << 20
+
+
+def add_commands(subparsers: argparse._SubParsersAction) -> None:
+    """Adds the command to the command line."""
+    parser = subparsers.add_parser(
+        "serve",
+        help="OpenAI-compatible HTTP API",
+        description="Answers POST /v1/chat/completions, GET /v1/models, /health and /metrics. See docs/serve.md.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add_model_arguments(parser, required=False)
+    parser.add_argument("--model-name", metavar="NAME", help="what clients call the model, if not by its folder's name")
+
+    network = parser.add_argument_group("network")
+    network.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    network.add_argument("--port", type=_port, default=8000)
+    network.add_argument("--api-key-file", metavar="F", help="a key a line, in plain or as sha256:HEX")
+    network.add_argument(
+        "--no-auth", action="store_true", help="listen on a public address, or under any name, without keys"
+    )
+    network.add_argument("--allow-urls", action="store_true", help="fetch pictures from http(s) URLs on the public net")
+
+    limits = parser.add_argument_group("limits")
+    limits.add_argument("--max-batch", type=positive, default=32, metavar="N", help="answers that run together")
+    limits.add_argument(
+        "--max-batch-tokens", type=positive, default=16384, metavar="N", help="bound on rows x longest row of the cache"
+    )
+    limits.add_argument("--max-queue", type=positive, default=64, metavar="N", help="requests that wait; more get 429")
+    limits.add_argument("--max-pictures", type=positive, default=8, metavar="N", help="of one request")
+    limits.add_argument(
+        "--max-new-tokens", type=positive, default=512, metavar="N", help="of an answer whose request names no bound"
+    )
+    limits.add_argument("--timeout", type=positive, default=300, metavar="S", help="seconds a request may take")
+    limits.add_argument(
+        "--picture-cache-mb", type=int, default=256, metavar="MB", help="of pictures' features; 0: none"
+    )
+    parser.set_defaults(run=_serve)
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 65536:
+        raise argparse.ArgumentTypeError(f"{text} is not in 0 ... 65535")
+    return value
+
+
+def _serve(args: argparse.Namespace) -> None:
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"{error.name} is not installed; run: pip install 'llava-s2[serve]'") from None
+    from llava_s2.serve.api.access import is_loopback, read_keys
+
+    keys = read_keys(args.api_key_file) if args.api_key_file else []
+    local = is_loopback(args.host)
+    if not (local or keys or args.no_auth):
+        raise InputError(
+            f"--host {args.host} can be reached from other machines: give --api-key-file, or --no-auth to let all ask"
+        )
+    source = ModelSource.from_arguments(args)
+    if source.model is None:
+        from llava_s2.model.embedded import default_model
+
+        source = replace(source, model=str(default_model()))
+    model, processor = source.load()
+
+    from llava_s2.serve.api.access import Access
+    from llava_s2.serve.api.app import CHAT, Boundary, Service, build_app
+    from llava_s2.serve.api.engine import Engine
+    from llava_s2.serve.api.features import FeatureCache
+    from llava_s2.serve.api.guard import Guard
+    from llava_s2.serve.api.metrics import Metrics
+    from llava_s2.serve.api.prepare import Preparer
+    from llava_s2.serve.api.server import make_server
+    from llava_s2.serve.urls import fetch
+
+    cache, metrics = FeatureCache(args.picture_cache_mb * _MB), Metrics()
+    engine = Engine(model, processor, cache, metrics, max_batch=args.max_batch, max_batch_tokens=args.max_batch_tokens)
+    preparer = Preparer(
+        model,
+        processor,
+        cache,
+        max_pictures=args.max_pictures,
+        max_new_tokens=args.max_new_tokens,
+        fetch=fetch if args.allow_urls else None,
+    )
+    service = Service(
+        model=args.model_name or _name(source.model),
+        engine=engine,
+        preparer=preparer,
+        tokenizer=processor.tokenizer,
+        metrics=metrics,
+        max_requests=args.max_batch + args.max_queue,
+        max_prepared=16,
+        seconds=args.timeout,
+    )
+    app = build_app(service)
+    guarded = Guard(app, max_body=40 * _MB, max_bodies=256 * _MB, body_seconds=30, send_seconds=60)
+    access = Access(guarded, keys, local_names_only=local and not keys and not args.no_auth)
+    boundary = Boundary(access, metrics, {CHAT, "/v1/models", "/health", "/metrics"})
+
+    def begin_drain() -> None:
+        service.draining = True
+
+    server = make_server(
+        boundary, args.host, args.port, begin_drain=begin_drain, is_idle=lambda: service.under_way == 0
+    )
+    engine.start()
+    server.run()
+    engine.stop()
+
+
+def _name(model: str) -> str:
+    """A folder's last part; a hub id as it is."""
+    from pathlib import Path
+
+    return Path(model).resolve().name if Path(model).exists() else model
