@@ -15,34 +15,29 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         "serve",
         help="OpenAI-compatible HTTP API",
         description="Answers POST /v1/chat/completions, GET /v1/models, /health and /metrics. See docs/serve.md.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_model_arguments(parser, required=False)
     parser.add_argument("--model-name", metavar="NAME", help="what clients call the model, if not by its folder's name")
 
     network = parser.add_argument_group("network")
-    network.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    network.add_argument("--port", type=_port, default=8000)
+    network.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    network.add_argument("--port", type=_port, default=8000, help="default: %(default)s; 0 takes a free one")
     network.add_argument("--api-key-file", metavar="F", help="a key a line, in plain or as sha256:HEX")
-    network.add_argument(
-        "--no-auth", action="store_true", help="listen on a public address, or under any name, without keys"
-    )
+    network.add_argument("--no-auth", action="store_true", help="without keys, answer on any address and by any name")
     network.add_argument("--allow-urls", action="store_true", help="fetch pictures from http(s) URLs on the public net")
 
     limits = parser.add_argument_group("limits")
-    limits.add_argument("--max-batch", type=positive, default=32, metavar="N", help="answers that run together")
-    limits.add_argument(
-        "--max-batch-tokens", type=positive, default=16384, metavar="N", help="bound on rows x longest row of the cache"
-    )
-    limits.add_argument("--max-queue", type=positive, default=64, metavar="N", help="requests that wait; more get 429")
-    limits.add_argument("--max-pictures", type=positive, default=8, metavar="N", help="of one request")
-    limits.add_argument(
-        "--max-new-tokens", type=positive, default=512, metavar="N", help="of an answer whose request names no bound"
-    )
-    limits.add_argument("--timeout", type=positive, default=300, metavar="S", help="seconds a request may take")
-    limits.add_argument(
-        "--picture-cache-mb", type=int, default=256, metavar="MB", help="of pictures' features; 0: none"
-    )
+
+    def limit(flag: str, value: int, what: str, unit: str = "N") -> None:
+        limits.add_argument(flag, type=positive, default=value, metavar=unit, help=f"{what} (default: %(default)s)")
+
+    limit("--max-batch", 32, "answers that run together")
+    limit("--max-batch-tokens", 16384, "bound on rows x longest row of the batch's cache")
+    limit("--max-queue", 64, "requests that wait; more get 429")
+    limit("--max-pictures", 8, "pictures of one request")
+    limit("--max-new-tokens", 512, "tokens of an answer whose request names no bound")
+    limit("--timeout", 300, "seconds a request may take", "S")
+    limit("--picture-cache-mb", 256, "memory of the features of pictures that were asked about", "MB")
     parser.set_defaults(run=_serve)
 
 

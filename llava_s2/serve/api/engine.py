@@ -65,7 +65,7 @@ class Job:
         pictures: of the placeholders, in order.
         sampling: how the answer is drawn.
         deadline: in ``time.monotonic()``.
-        tell: gets ``Begun``, each ``Piece`` and then one ``End``, in the engine's thread; of what waits in vain ``End``.
+        tell: gets ``Begun``, each ``Piece`` and then ``End``, or only ``End``, in the engine's thread.
         seconds: of each stage, filled as the job goes on; ``decode`` once it has ended.
     """
 
@@ -245,8 +245,8 @@ class Engine:
             self._drop_ended()
 
     def _draw(self, logits: Tensor, answers: list[_Answer]) -> None:
-        logits[:, self._suppressed] = -float("inf")
-        drawn = draw(logits, [answer.job.sampling for answer in answers], [answer.chance for answer in answers])
+        samplings, chances = [answer.job.sampling for answer in answers], [answer.chance for answer in answers]
+        drawn = draw(logits, samplings, chances, self._suppressed)
         for answer, one in zip(answers, drawn, strict=True):
             self._take(answer, one)
 

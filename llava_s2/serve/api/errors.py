@@ -6,7 +6,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_
 
 
 class ApiError(Exception):
-    """A refusal with an HTTP status; ``param`` names the part of the request that is wrong, as ``messages[0].content``."""
+    """A refusal with an HTTP status; ``param`` names the part that is wrong, as ``messages[0].content``."""
 
     def __init__(
         self,

@@ -41,14 +41,19 @@ class Drawn:
     top: list[tuple[int, float]] = field(default_factory=list)
 
 
-def draw(logits: Tensor, samplings: Sequence[Sampling], chances: Sequence[random.Random]) -> list[Drawn]:
+@torch.inference_mode()
+def draw(
+    logits: Tensor, samplings: Sequence[Sampling], chances: Sequence[random.Random], suppressed: Sequence[int] = ()
+) -> list[Drawn]:
     """Draws the next token of each row.
 
     Args:
-        logits: float (B, vocabulary); minus infinity where a token must not come.
+        logits: (B, vocabulary), of any floating dtype.
         samplings, chances: of each row. A row takes one number from its chance, and none where temperature is 0.
+        suppressed: tokens that must not come.
     """
-    logits = logits.float()
+    never = torch.tensor(suppressed, dtype=torch.long, device=logits.device)
+    logits = logits.float().index_fill(-1, never, -float("inf"))
     tokens = logits.argmax(-1).tolist()
     drawing = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
     if drawing:

@@ -1,6 +1,6 @@
 """Requests and responses of the API: which of OpenAI's fields there are, and what they may hold."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -245,21 +245,15 @@ def _refusal(error: ValidationError) -> ApiError:
     return invalid(f"{param}: {problem['msg']}" if param else problem["msg"], param or None, "invalid_value")
 
 
-_UNION_MEMBERS = {"system", "developer", "user", "assistant", "text", "image_url", "str"}
+_UNION_MEMBERS = {"system", "developer", "user", "assistant", "text", "image_url"}
 
 
-def _path(location: tuple[Any, ...]) -> str:
+def _path(location: tuple[int | str, ...]) -> str:
     """``messages[0].content`` from pydantic's location, which names the members of unions too."""
     path = ""
-    for at, part in enumerate(location):
+    for before, part in zip((None, *location), location, strict=False):
         if isinstance(part, int):
             path += f"[{part}]"
-        elif (
-            (at and isinstance(location[at - 1], int) and part in _UNION_MEMBERS)
-            or "[" in part
-            or part in ("str", "constrained-str")
-        ):
-            continue
-        else:
+        elif not ((isinstance(before, int) and part in _UNION_MEMBERS) or "[" in part or part == "str"):
             path += f".{part}" if path else part
     return path[:200]

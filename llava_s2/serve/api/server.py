@@ -1,4 +1,4 @@
-"""uvicorn, with what it lacks here: a time limit on headers, errors in the API's shape, and a stop that finishes work."""
+"""uvicorn, with what it lacks: a time limit on headers, errors in the API's shape, a stop that finishes work."""
 
 import asyncio
 import json
