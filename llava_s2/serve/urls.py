@@ -4,7 +4,7 @@ import ipaddress
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -80,7 +80,7 @@ def _get(pool: httpcore.ConnectionPool, url: str, max_bytes: int, deadline: floa
     """The body, or else where to look instead."""
     left = max(deadline - time.monotonic(), 0.01)
     timeouts = dict.fromkeys(("connect", "read", "write", "pool"), left)
-    headers = {"User-Agent": "llava-s2", "Accept": "image/*", "Accept-Encoding": "identity"}
+    headers = [("User-Agent", "llava-s2"), ("Accept", "image/*"), ("Accept-Encoding", "identity")]
     with pool.stream("GET", url, headers=headers, extensions={"timeout": timeouts}) as response:
         if response.status in (301, 302, 303, 307, 308):
             locations = [value for name, value in response.headers if name.lower() == b"location"]
@@ -102,14 +102,21 @@ class _CheckedBackend(httpcore.NetworkBackend):
         self._allowed, self._deadline = allowed, deadline
         self._timers: list[threading.Timer] = []
 
-    def connect_tcp(self, host: str, port: int, timeout: float | None = None, **options: Any) -> httpcore.NetworkStream:
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.NetworkStream:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
         if not all(map(self._allowed, addresses)):
             raise InputError("leads to an address that is not public")
         for at, address in enumerate(addresses):
             try:
-                stream = httpcore.SyncBackend().connect_tcp(address, port, timeout, **options)
+                stream = httpcore.SyncBackend().connect_tcp(address, port, timeout, local_address, socket_options)
                 break
             except httpcore.ConnectError:
                 if at == len(addresses) - 1:

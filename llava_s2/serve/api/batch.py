@@ -1,6 +1,7 @@
 """The running batch: stock ``model.forward`` and ``DynamicCache``, rows that join and leave between tokens."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ class Batch:
 
     def clear(self) -> None:
         """Drops all rows."""
-        self._cache = DynamicCache()
+        self._cache: Any = DynamicCache()
         self._mask = torch.zeros(0, 0, dtype=torch.long, device=self._model.device)
 
     @property
@@ -107,7 +108,7 @@ class Batch:
             logits_to_keep=1,
         ).logits[:, -1]
 
-    def _join(self, cache: DynamicCache, mask: Tensor) -> None:
+    def _join(self, cache: Any, mask: Tensor) -> None:
         if not self.size:
             self._cache, self._mask = cache, mask
             return

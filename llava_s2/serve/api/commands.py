@@ -6,8 +6,6 @@ from dataclasses import replace
 from llava_s2.errors import InputError
 from llava_s2.model.arguments import ModelSource, add_model_arguments, positive
 
-_MB = 1 << 20
-
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
     """Adds the command to the command line."""
@@ -70,50 +68,31 @@ def _serve(args: argparse.Namespace) -> None:
         source = replace(source, model=str(default_model()))
     model, processor = source.load()
 
-    from llava_s2.serve.api.access import Access
-    from llava_s2.serve.api.app import CHAT, Boundary, Service, build_app
-    from llava_s2.serve.api.engine import Engine
-    from llava_s2.serve.api.features import FeatureCache
-    from llava_s2.serve.api.guard import Guard
-    from llava_s2.serve.api.metrics import Metrics
-    from llava_s2.serve.api.prepare import Preparer
+    from llava_s2.serve.api.app import build_app
     from llava_s2.serve.api.server import make_server
+    from llava_s2.serve.api.service import Limits, Service
     from llava_s2.serve.urls import fetch
 
-    cache, metrics = FeatureCache(args.picture_cache_mb * _MB), Metrics()
-    engine = Engine(model, processor, cache, metrics, max_batch=args.max_batch, max_batch_tokens=args.max_batch_tokens)
-    preparer = Preparer(
-        model,
-        processor,
-        cache,
-        max_pictures=args.max_pictures,
-        max_new_tokens=args.max_new_tokens,
-        fetch=fetch if args.allow_urls else None,
-    )
-    service = Service(
-        model=args.model_name or _name(source.model),
-        engine=engine,
-        preparer=preparer,
-        tokenizer=processor.tokenizer,
-        metrics=metrics,
-        max_requests=args.max_batch + args.max_queue,
-        max_prepared=16,
+    limits = Limits(
+        batch=args.max_batch,
+        batch_tokens=args.max_batch_tokens,
+        queue=args.max_queue,
+        pictures=args.max_pictures,
+        new_tokens=args.max_new_tokens,
         seconds=args.timeout,
+        cache_bytes=args.picture_cache_mb << 20,
     )
-    app = build_app(service)
-    guarded = Guard(app, max_body=40 * _MB, max_bodies=256 * _MB, body_seconds=30, send_seconds=60)
-    access = Access(guarded, keys, local_names_only=local and not keys and not args.no_auth)
-    boundary = Boundary(access, metrics, {CHAT, "/v1/models", "/health", "/metrics"})
+    name = args.model_name or _name(source.model)
+    service = Service.build(model, processor, name, limits, fetch if args.allow_urls else None)
+    app = build_app(service, keys, local_names_only=local and not keys and not args.no_auth)
 
     def begin_drain() -> None:
         service.draining = True
 
-    server = make_server(
-        boundary, args.host, args.port, begin_drain=begin_drain, is_idle=lambda: service.under_way == 0
-    )
-    engine.start()
+    server = make_server(app, args.host, args.port, begin_drain=begin_drain, is_idle=lambda: service.under_way == 0)
+    service.engine.start()
     server.run()
-    engine.stop()
+    service.engine.stop()
 
 
 def _name(model: str) -> str:

@@ -214,7 +214,7 @@ class Health(BaseModel):
     status: Literal["ok", "draining"]
 
 
-def parse(body: bytes) -> ChatRequest:
+def parse(body: bytes | bytearray) -> ChatRequest:
     """Reads a request. pydantic's parser is bounded in depth, so nesting costs no stack.
 
     Raises:

@@ -59,7 +59,7 @@ class BoundedProtocol(H11Protocol):
             headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
             head = h11.Response(status_code=error.status, headers=list(headers.items()))
             for event in (head, h11.Data(data=body), h11.EndOfMessage()):
-                self.transport.write(self.conn.send(event) or b"")  # type: ignore[arg-type]
+                self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
 
