@@ -14,16 +14,17 @@ from llava_s2.errors import InputError
 from llava_s2.serve.pictures import MAX_BYTES
 
 _REDIRECTS = 3
-_NAT64 = ipaddress.ip_network("64:ff9b::/32")  # carries IPv4 addresses, private ones too
+_UNICAST = ipaddress.ip_network("2000::/3")  # all that is public of IPv6; what translates to IPv4 lies beside it
 
 
 def is_public(address: str) -> bool:
     """Whether an IP address belongs to the public internet, and does not lead into another net by what it carries."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        if ip in _NAT64 or ip.sixtofour is not None or ip.teredo is not None:
+        if ip.ipv4_mapped is not None:
+            return is_public(str(ip.ipv4_mapped))
+        if ip not in _UNICAST or ip.sixtofour is not None or ip.teredo is not None:
             return False
-        ip = ip.ipv4_mapped or ip
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
