@@ -1,5 +1,6 @@
 """Files that pose as pictures, or are more than one: what a server on the open net is sent."""
 
+import functools
 import io
 import struct
 import zipfile
@@ -29,9 +30,10 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
+@functools.cache
 def bomb(side: int) -> bytes:
-    """A whole and correct PNG of black pixels, a thousandth of their size."""
-    packer = zlib.compressobj(9)
+    """A whole and correct PNG of black pixels, a thousandth of their size packed."""
+    packer = zlib.compressobj(6)
     row = bytes(1 + 3 * side)
     return png(side, side, b"".join(packer.compress(row) for _ in range(side)) + packer.flush())
 
