@@ -1,7 +1,7 @@
 """Opening a picture the way training, evaluation and serving all need it: upright, 8-bit RGB, or a clear error."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -37,11 +37,12 @@ class Embedded:
         return open_image(source)
 
 
-def open_image(source: str | Path | BinaryIO) -> Image.Image:
+def open_image(source: str | Path | BinaryIO, formats: Sequence[str] | None = None) -> Image.Image:
     """Reads one still picture.
 
     Args:
         source: a file's path, or an open binary file (an upload, bytes in a ``BytesIO``).
+        formats: Pillow's names of the formats to try; all that it knows unless given.
 
     Returns:
         The picture in mode ``RGB``, turned as its EXIF orientation says. A palette's colours are looked up; alpha is
@@ -52,7 +53,7 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
     """
     name = str(getattr(source, "name", "image")) if hasattr(source, "read") else str(source)
     try:
-        with Image.open(source) as image:
+        with Image.open(source, formats=formats) as image:
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format not in _SEVERAL_FRAMES_ONE_PICTURE:
                 raise InputError(f"{name}: has {frames} frames; save the frame that is meant as a still picture")
