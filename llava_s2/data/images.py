@@ -1,6 +1,7 @@
 """Opening a picture the way training, evaluation and serving all need it: upright, 8-bit RGB, or a clear error."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,11 +15,12 @@ _SEVERAL_FRAMES_ONE_PICTURE = {"MPO"}
 _SIXTEEN_BITS = re.compile(r";16[BLN]")
 
 
-def open_image(source: str | Path | BinaryIO) -> Image.Image:
+def open_image(source: str | Path | BinaryIO, formats: Sequence[str] | None = None) -> Image.Image:
     """Reads one still picture.
 
     Args:
         source: a file's path, or an open binary file (an upload, bytes in a ``BytesIO``).
+        formats: Pillow's names of the formats to try; all that it knows unless given.
 
     Returns:
         The picture in mode ``RGB``, turned as its EXIF orientation says. A palette's colours are looked up; alpha is
@@ -29,7 +31,7 @@ def open_image(source: str | Path | BinaryIO) -> Image.Image:
     """
     name = str(getattr(source, "name", "image")) if hasattr(source, "read") else str(source)
     try:
-        with Image.open(source) as image:
+        with Image.open(source, formats=formats) as image:
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format not in _SEVERAL_FRAMES_ONE_PICTURE:
                 raise InputError(f"{name}: has {frames} frames; save the frame that is meant as a still picture")
