@@ -9,7 +9,7 @@ import gradio as gr
 
 from llava_s2.serve.chat import Sampling
 from llava_s2.serve.demo import show
-from llava_s2.serve.demo.events import MODEL, QUICK, tells
+from llava_s2.serve.demo.events import MODEL, QUICK, html, tells
 from llava_s2.serve.demo.pictures import add_picture, read_upload
 from llava_s2.serve.demo.pyramid import Sight
 from llava_s2.serve.demo.session import Model, Session
@@ -43,7 +43,7 @@ def build_chat(
         elem_id="conversation",
         placeholder="Add a picture, or take an example, and ask about it.",
     )
-    timing = gr.HTML(elem_id="timing", elem_classes="s2-note", container=False)
+    timing = html(elem_id="timing", elem_classes="s2-note")
     question = gr.MultimodalTextbox(
         label="Question",
         show_label=False,

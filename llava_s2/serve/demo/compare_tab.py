@@ -9,14 +9,12 @@ from PIL import Image
 from llava_s2.errors import InputError
 from llava_s2.serve.chat import Sampling
 from llava_s2.serve.demo import show
-from llava_s2.serve.demo.events import MODEL, QUICK, tells
+from llava_s2.serve.demo.events import MODEL, QUICK, html, tells
 from llava_s2.serve.demo.pyramid import Sight
 from llava_s2.serve.demo.session import Model, Picture, Session, Turn, answer_turn
 
 
-def build_compare(
-    model: Model, baseline: Model | None, session: gr.State, sampling: list[gr.Slider]
-) -> gr.Textbox:
+def build_compare(model: Model, baseline: Model | None, session: gr.State, sampling: list[gr.Slider]) -> gr.Textbox:
     """Lays the tab out and wires it; returns the box with the question.
 
     Without a baseline the same model answers from the picture shrunk to its first scale, so that nothing is in the
@@ -33,13 +31,13 @@ def build_compare(
     with gr.Row():
         with gr.Column(min_width=240):
             first = gr.Textbox(label=show.sight_line("A", sight), lines=3, max_lines=12, elem_id="answer-a")
-            first_timing = gr.HTML(elem_classes="s2-note", container=False)
+            first_timing = html(elem_classes="s2-note")
         with gr.Column(min_width=240):
             label = show.sight_line("B", other_sight) if baseline else f"B: {shrunk}"
             second = gr.Textbox(label=label, lines=3, max_lines=12, elem_id="answer-b")
-            second_timing = gr.HTML(elem_classes="s2-note", container=False)
+            second_timing = html(elem_classes="s2-note")
     name = baseline.name if baseline else shrunk
-    gr.HTML(show.note(f"A is {model.name}, B is {name}. Both see all pictures on the page."), container=False)
+    html(show.note(f"A is {model.name}, B is {name}. Both see all pictures on the page."))
 
     @tells
     def ask(state: Session, text: str, temperature: float, top_p: float, most: int) -> Iterator[Any]:

@@ -45,3 +45,8 @@ def warn(error: InputError) -> None:
 
 def _shown(error: InputError) -> gr.Error:
     return gr.Error(escape(str(error)), print_exception=False)
+
+
+def html(text: str = "", **more: Any) -> gr.Markdown:
+    """A place for HTML of ``show``. Not ``gr.HTML``: that evaluates templates as JavaScript, which the page forbids."""
+    return gr.Markdown(text, latex_delimiters=[], **more)

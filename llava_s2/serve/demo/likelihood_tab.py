@@ -6,7 +6,7 @@ import gradio as gr
 
 from llava_s2.errors import InputError
 from llava_s2.serve.demo import show
-from llava_s2.serve.demo.events import MODEL, tells
+from llava_s2.serve.demo.events import MODEL, html, tells
 from llava_s2.serve.demo.likelihood import MOST_OPTIONS, option_shares, parse_options
 from llava_s2.serve.demo.session import Model, Session
 
@@ -16,13 +16,12 @@ def build_likelihood(models: list[Model], session: gr.State) -> tuple[gr.Textbox
     question = gr.Textbox(label="Question", elem_id="weighed")
     options = gr.Textbox(label=f"Options, one a line, two to {MOST_OPTIONS}", lines=4, elem_id="options")
     weigh = gr.Button("Show probabilities", variant="primary", size="sm", elem_id="weigh")
-    table = gr.HTML(elem_id="likelihoods", container=False)
-    gr.HTML(
+    table = html(elem_id="likelihoods")
+    html(
         show.note(
             "The mean loss of each option's tokens as the answer, the way of choosing that the V* scores were made "
             "with; the probabilities are a softmax over the options given."
-        ),
-        container=False,
+        )
     )
 
     @tells

@@ -9,7 +9,7 @@ import gradio as gr
 from llava_s2.serve.demo import show
 from llava_s2.serve.demo.chat_tab import build_chat
 from llava_s2.serve.demo.compare_tab import build_compare
-from llava_s2.serve.demo.events import QUICK, QUIET, tells, warn
+from llava_s2.serve.demo.events import QUICK, QUIET, html, tells, warn
 from llava_s2.serve.demo.examples import Example
 from llava_s2.serve.demo.likelihood_tab import build_likelihood
 from llava_s2.serve.demo.pictures import add_picture, sync
@@ -39,8 +39,8 @@ def build_page(
     """
     sight = Sight.of(model.model, model.processor)
     with gr.Blocks(title="LLaVA-S²", analytics_enabled=False, delete_cache=(3600, 7200)) as page:
-        session = gr.State(Session, time_to_live=7200, delete_callback=Session.stop)
-        gr.HTML(show.headline(model.name, sight), container=False)
+        session = gr.State(lambda: Session(), delete_callback=Session.stop)  # a dataclass itself, Gradio takes apart
+        html(show.headline(model.name, sight))
         with gr.Row(elem_id="columns"):
             with gr.Column(scale=2, min_width=300):
                 gallery = gr.Gallery(

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from llava_s2.data.images import open_image
 from llava_s2.errors import InputError
 from llava_s2.serve.demo.session import Picture, Session
+from llava_s2.serve.pictures import read_picture
 
 MOST_PICTURES = 8
 _THUMBNAIL_SIDE = 640
@@ -26,7 +26,7 @@ def add_picture(session: Session, image: Image.Image, folder: Path) -> None:
 
 def read_upload(path: str) -> Image.Image:
     """Decodes an uploaded file. Raises InputError for anything that is not a picture."""
-    return open_image(path)
+    return read_picture(Path(path).read_bytes(), Path(path).name)
 
 
 def sync(session: Session, shown: list[str], folder: Path) -> list[InputError]:

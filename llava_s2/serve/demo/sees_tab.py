@@ -6,7 +6,7 @@ import gradio as gr
 
 from llava_s2.errors import InputError
 from llava_s2.serve.demo import show
-from llava_s2.serve.demo.events import QUIET, tells
+from llava_s2.serve.demo.events import QUIET, html, tells
 from llava_s2.serve.demo.pyramid import Sight, pyramid, spot, spot_of_original, with_borders
 from llava_s2.serve.demo.session import Model, Session
 
@@ -17,8 +17,8 @@ _SPOT_SIDE = 320
 def build_sees(model: Model, session: gr.State, gallery: gr.Gallery, tab: gr.Tab) -> None:
     """Lays the tab out and wires it."""
     sight = Sight.of(model.model, model.processor)
-    gr.HTML(show.sight_paragraph(sight), container=False, elem_id="sight")
-    timing = gr.HTML(elem_classes="s2-note", container=False, elem_id="sees-timing")
+    html(show.sight_paragraph(sight), elem_id="sight")
+    timing = html(elem_classes="s2-note", elem_id="sees-timing")
     with gr.Row(elem_classes="s2-levels"):
         levels = [
             gr.Image(
@@ -31,7 +31,7 @@ def build_sees(model: Model, session: gr.State, gallery: gr.Gallery, tab: gr.Tab
             )
             for side, tiles in zip(sight.scales, sight.tiles, strict=True)
         ]
-    gr.HTML(show.note("Click a spot on a picture to see it at each scale's resolution, or choose it here:"))
+    html(show.note("Click a spot on a picture to see it at each scale's resolution, or choose it here:"))
     with gr.Row():
         across = gr.Slider(0, 100, 50, step=1, label="Across, %", min_width=130, elem_id="across")
         down = gr.Slider(0, 100, 50, step=1, label="Down, %", min_width=130, elem_id="down")

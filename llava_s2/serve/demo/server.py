@@ -1,28 +1,26 @@
-"""From a page to a server: what is mounted where, and what a browser is told not to do."""
+"""From a page to a server."""
 
-from pathlib import Path
+import socket
 
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
+from llava_s2.serve.demo.guard import MAX_UPLOAD_BYTES, Guard
 from llava_s2.serve.demo.page import CSS
 
-MAX_UPLOAD_BYTES = 20 << 20
 
-
-def build_app(page: gr.Blocks, auth: list[tuple[str, str]] | None = None) -> FastAPI:
+def build_app(page: gr.Blocks, auth: list[tuple[str, str]] | None = None) -> ASGIApp:
     """The page as an application; ``auth`` are the pairs of name and password that are let in."""
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     page.queue(default_concurrency_limit=4, max_size=64)
-    font = ["system-ui", "sans-serif"]
-    theme = gr.themes.Default(font=font, font_mono=["ui-monospace", "monospace"])
-    return gr.mount_gradio_app(
-        app,
+    app = gr.mount_gradio_app(
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
         page,
         path="/",
         auth=auth,
-        theme=theme,
+        # Fonts that every machine has: Gradio's own would be fetched from the net.
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=CSS,
         footer_links=[],
         run_history=False,
@@ -32,8 +30,10 @@ def build_app(page: gr.Blocks, auth: list[tuple[str, str]] | None = None) -> Fas
         mcp_server=False,
         enable_monitoring=False,
     )
+    return Guard(app)
 
 
-def serve(app: FastAPI, host: str, port: int) -> None:
-    """Runs until SIGINT or SIGTERM."""
-    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=5)
+def serve(app: ASGIApp, listener: socket.socket) -> None:
+    """Runs until SIGINT or SIGTERM, which end open pages after a few seconds."""
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
+    uvicorn.Server(config).run(sockets=[listener])
