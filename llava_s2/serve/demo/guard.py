@@ -19,7 +19,7 @@ BODY_SECONDS = 120.0
 # All that this page asks for. Gradio has more: a proxy for addresses, an API for programs, a history of runs.
 _ROUTES = re.compile(
     r"/(?:$|config$|login/?$|logout$|token$|user$|theme\.css$|manifest\.json$|favicon\.ico$|robots\.txt$|assets/|static/|svelte/"
-    r"|gradio_api/(?:upload$|upload_progress$|queue/(?:join|data)$|cancel$|reset$|heartbeat/|app_id$|startup-events$"
+    r"|gradio_api/(?:upload$|upload_progress$|run/predict$|queue/(?:join|data)$|cancel$|reset$|heartbeat/|app_id$|startup-events$"
     r"|theme\.css$|token$|file=(?!https?:)))",
     re.IGNORECASE,
 )

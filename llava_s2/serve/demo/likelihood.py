@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from PIL import Image
 
+from llava_s2.data.conversation import IGNORE_INDEX, encode_messages
 from llava_s2.errors import InputError
-from llava_s2.model.inference import assistant_message, encode_prompts, user_message
+from llava_s2.model.inference import assistant_message, user_message
 from llava_s2.serve.chat import neutralize
 from llava_s2.serve.demo.session import Model
 
@@ -21,12 +23,22 @@ def parse_options(text: str) -> list[str]:
     return options
 
 
-def option_shares(
-    model: Model, images: Sequence[Image.Image], question: str, options: Sequence[str]
-) -> tuple[list[float], list[float]]:
-    """The mean loss of each option as the answer (V*'s way of choosing), in nats a token, and its probability.
+@dataclass(frozen=True)
+class Weight:
+    """What a model makes of one option as its answer.
 
-    The probabilities are a softmax of the negative losses, so that they add up to one over the options given.
+    Attributes:
+        probability: of this whole answer, given that it is one of the options.
+        loss: mean over the answer's tokens, in nats; the smallest is V*'s choice.
+    """
+
+    option: str
+    probability: float
+    loss: float
+
+
+def weigh(model: Model, images: Sequence[Image.Image], question: str, options: Sequence[str]) -> list[Weight]:
+    """Weighs options as answers, the most probable first.
 
     Raises:
         InputError: no question, or the prompt with an option is longer than the model takes.
@@ -37,14 +49,21 @@ def option_shares(
     if not question.strip():
         raise InputError("type a question first")
     processor = model.processor
-    question = neutralize(question, processor)
+    asked = user_message(neutralize(question, processor), len(images))
     safe = [neutralize(option, processor) for option in options]
+    encoded = [
+        encode_messages([asked, assistant_message(option)], processor, str(processor.chat_template)) for option in safe
+    ]
+    longest = max(len(row["input_ids"]) for row in encoded)
     limit = model.model.config.get_text_config().max_position_embeddings
-    longest = max(safe, key=len)
-    turns = [user_message(question, len(images)), assistant_message(longest)]
-    length = encode_prompts(processor, [turns], images)["input_ids"].shape[1]
-    if length > limit:
-        raise InputError(f"question and option have {length} tokens and the model takes {limit}; shorten them")
-    losses = option_losses(model.model, processor, images, question, safe)
-    weights = [math.exp(min(losses) - loss) for loss in losses]
-    return losses, [weight / sum(weights) for weight in weights]
+    if longest > limit:
+        raise InputError(f"question and option have {longest} tokens and the model takes {limit}; shorten them")
+    losses = option_losses(model.model, processor, images, neutralize(question, processor), safe)
+    totals = [
+        loss * sum(label != IGNORE_INDEX for label in row["labels"]) for loss, row in zip(losses, encoded, strict=True)
+    ]
+    shares = [math.exp(min(totals) - total) for total in totals]
+    weights = [
+        Weight(option, share / sum(shares), loss) for option, share, loss in zip(options, shares, losses, strict=True)
+    ]
+    return sorted(weights, key=lambda weight: -weight.probability)

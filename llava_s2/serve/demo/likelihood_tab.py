@@ -7,7 +7,7 @@ import gradio as gr
 from llava_s2.errors import InputError
 from llava_s2.serve.demo import show
 from llava_s2.serve.demo.events import MODEL, html, tells
-from llava_s2.serve.demo.likelihood import MOST_OPTIONS, option_shares, parse_options
+from llava_s2.serve.demo.likelihood import MOST_OPTIONS, parse_options, weigh
 from llava_s2.serve.demo.session import Model, Session
 
 
@@ -15,12 +15,12 @@ def build_likelihood(models: list[Model], session: gr.State) -> tuple[gr.Textbox
     """Lays the tab out and wires it; returns the boxes with the question and with the options."""
     question = gr.Textbox(label="Question", elem_id="weighed")
     options = gr.Textbox(label=f"Options, one a line, two to {MOST_OPTIONS}", lines=4, elem_id="options")
-    weigh = gr.Button("Show probabilities", variant="primary", size="sm", elem_id="weigh")
+    button = gr.Button("Show probabilities", variant="primary", size="sm", elem_id="weigh")
     table = html(elem_id="likelihoods")
     html(
         show.note(
-            "The mean loss of each option's tokens as the answer, the way of choosing that the V* scores were made "
-            "with; the probabilities are a softmax over the options given."
+            "Probability: of the whole answer, given that it is one of these. Loss: mean over the answer's tokens, in "
+            "nats; the V* benchmark chooses the smallest."
         )
     )
 
@@ -30,9 +30,7 @@ def build_likelihood(models: list[Model], session: gr.State) -> tuple[gr.Textbox
         if not state.pictures:
             raise InputError("add a picture first")
         images = [picture.image for picture in state.pictures]
-        return "".join(
-            show.likelihood_table(model.name, choices, *option_shares(model, images, text, choices)) for model in models
-        )
+        return "".join(show.likelihood_table(model.name, weigh(model, images, text, choices)) for model in models)
 
-    weigh.click(shares, [session, question, options], [table], **MODEL)
+    button.click(shares, [session, question, options], [table], **MODEL)
     return question, options

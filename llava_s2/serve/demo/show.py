@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from llava_s2.serve.demo.likelihood import Weight
 from llava_s2.serve.demo.pyramid import Sight
 from llava_s2.serve.demo.session import Turn
 
@@ -54,19 +55,19 @@ def timing_line(turn: Turn, sight: Sight) -> str:
     )
 
 
-def likelihood_table(name: str, options: Sequence[str], losses: Sequence[float], shares: Sequence[float]) -> str:
-    """A table of options, likeliest first, with bars."""
-    rows = []
-    for share, loss, option in sorted(zip(shares, losses, options, strict=True), reverse=True):
-        rows.append(
-            f"<tr><th scope='row'>{escape(option)}</th>"
-            f"<td><div class='s2-bar' style='width:{100 * share:.1f}%'></div></td>"
-            f"<td>{share:.1%}</td><td>{loss:.3f}</td></tr>"
-        )
+def likelihood_table(name: str, weights: Sequence[Weight]) -> str:
+    """A table of weighed options with bars."""
+    least = min(weight.loss for weight in weights)
+    rows = [
+        f"<tr><th scope='row'>{escape(weight.option)}</th>"
+        f"<td><div class='s2-bar' style='width:{100 * weight.probability:.1f}%'></div></td>"
+        f"<td>{weight.probability:.1%}</td><td>{weight.loss:.3f}{' (V* choice)' * (weight.loss == least)}</td></tr>"
+        for weight in weights
+    ]
     return (
         f"<table class='s2-options'><caption>{escape(name)}</caption>"
-        "<thead><tr><th scope='col'>option</th><th scope='col' aria-label='bar'></th><th scope='col'>probability</th>"
-        f"<th scope='col'>nats a token</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        "<thead><tr><th scope='col'>option</th><th scope='col'></th><th scope='col'>probability</th>"
+        f"<th scope='col'>loss a token</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
     )
 
 
@@ -85,7 +86,7 @@ def sight_paragraph(sight: Sight) -> str:
     grid = round(sight.tokens**0.5)
     count = sum(tiles * tiles for tiles in sight.tiles)
     return (
-        f"<p>{count} tile{'s' * (count > 1)} of {sight.scales[0]} × {sight.scales[0]} pixels go through the vision "
-        f"tower. Every scale's features are averaged to one {grid} × {grid} grid and stand side by side in it: "
+        f"<p>{count} tile{'s' * (count > 1)} of {sight.scales[0]} by {sight.scales[0]} pixels go through the vision "
+        f"tower. Every scale's features are averaged to one {grid} by {grid} grid and stand side by side in it: "
         f"<strong>{sight.tokens} visual tokens</strong> of {sight.channels} numbers, whatever the picture's size.</p>"
     )
