@@ -48,7 +48,7 @@ def read_picture(data: bytes, name: str = "image") -> Image.Image:
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
     file = io.BytesIO(data)
-    file.name = name  # type: ignore[attr-defined]
+    file.name = name
     return open_image(file, [kind])
 
 
@@ -111,7 +111,7 @@ def _jpeg_parts(data: bytes) -> Iterator[tuple[int, bool]]:
             return
         marker = data[end + 1]
         alone = marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD9
-        end += (1 if marker == 0xFF else 2) if alone else 2 + int.from_bytes(data[end + 2 : end + 4])
+        end += (1 if marker == 0xFF else 2) if alone else 2 + int.from_bytes(data[end + 2 : end + 4], "big")
         yield end, False
 
 

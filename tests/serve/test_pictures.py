@@ -44,8 +44,8 @@ def test_upright_alpha_palette_and_grey():
     exif = Image.Exif()
     exif[0x0112] = 6
     stripe = Image.fromarray(np.array([[10, 200, 60]], np.uint8))
-    for kind in ("PNG", "WEBP"):
-        turned = read_picture(encoded(stripe.convert("RGB"), kind, exif=exif, **({"lossless": True} * (kind != "PNG"))))
+    for kind, options in (("PNG", {}), ("WEBP", {"lossless": True})):
+        turned = read_picture(encoded(stripe.convert("RGB"), kind, exif=exif, **options))
         assert turned.mode == "RGB"
         assert np.asarray(turned)[..., 0].tolist() == [[10], [200], [60]]
     for odd in (Image.new("RGBA", (8, 8), (255, 0, 0, 9)), Image.new("RGB", (8, 8), "red").convert("P")):
