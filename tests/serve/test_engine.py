@@ -47,9 +47,7 @@ def stock(loaded, question, numbers, new_tokens):
     """What ``generate`` answers alone."""
     model, processor = loaded
     inputs = encoded(loaded, question, numbers)
-    output = model.generate(
-        **inputs, do_sample=False, max_new_tokens=new_tokens, **token_arguments(model, processor)
-    )
+    output = model.generate(**inputs, do_sample=False, max_new_tokens=new_tokens, **token_arguments(model, processor))
     return output[0, inputs["input_ids"].shape[1] :].tolist()
 
 
@@ -58,9 +56,7 @@ def job(loaded, question="Hi", numbers=(), deadline=60.0, told=None, **sampling)
     pixels = inputs.get("pixel_values", torch.zeros(0, 3, 1, 1))
     pictures = [Picture(f"{n}", pixels[at : at + 1]) for at, n in enumerate(numbers)]
     told = queue.Queue() if told is None else told
-    made = Job(
-        inputs["input_ids"][0].tolist(), pictures, Sampling(**sampling), time.monotonic() + deadline, told.put
-    )
+    made = Job(inputs["input_ids"][0].tolist(), pictures, Sampling(**sampling), time.monotonic() + deadline, told.put)
     return made, told
 
 

@@ -1,7 +1,6 @@
 """``llava-s2 demo``."""
 
 import argparse
-import ipaddress
 import os
 import socket
 import tempfile
@@ -31,6 +30,9 @@ def add_demo(subparsers: argparse._SubParsersAction) -> None:
     add_sampling_arguments(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="default: %(default)s; 0 takes a free one")
+    parser.add_argument(
+        "--allow-urls", action="store_true", help="fetch pictures by their address on the public internet"
+    )
     access = parser.add_mutually_exclusive_group()
     access.add_argument(
         "--auth-file", type=Path, metavar="F", help="let in only who knows a line of this file, each NAME:PASSWORD"
@@ -40,14 +42,18 @@ def add_demo(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    auth = _read_auth(args.auth_file) if args.auth_file else None
+    from llava_s2.serve.api.access import is_loopback
+
     try:
         import gradio  # noqa: F401
     except ImportError:
         raise InputError("gradio is not installed; run: pip install 'llava-s2[demo]'") from None
+    auth = _read_auth(args.auth_file) if args.auth_file else None
+    if not (is_loopback(args.host) or auth or args.no_auth):
+        raise InputError(f"--host {args.host} is open to others: say who may come in with --auth-file, or --no-auth")
     source, baseline = _sources(args)
     with (
-        _listen(args.host, args.port, open_to_others=bool(auth or args.no_auth)) as listener,  # before the weights
+        _listen(args.host, args.port) as listener,  # before the weights
         tempfile.TemporaryDirectory(prefix="llava-s2-demo-") as folder,
     ):
         # Where gradio keeps what is uploaded: it goes when the program does.
@@ -68,11 +74,12 @@ def _serve(
     from llava_s2.serve.demo.server import build_app, serve
     from llava_s2.serve.demo.session import Model
 
-    model = Model(str(source.model), *source.load())
-    compared = Model(str(baseline.model), *baseline.load()) if baseline else None
+    model = Model(_public_name(source), *source.load())
+    compared = Model(_public_name(baseline), *baseline.load()) if baseline else None
     loaded = time.perf_counter()
     sampling = (args.temperature, args.top_p, args.max_new_tokens)
-    app = build_app(build_page(model, compared, examples(), folder, sampling), auth)
+    page = build_page(model, compared, examples(), folder, sampling, allow_urls=args.allow_urls)
+    app = build_app(page, auth, local_names_only=not (auth or args.no_auth))
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
     print(f"{address}  (ready {time.perf_counter() - loaded:.1f} s after the model; Ctrl-C ends)", flush=True)
@@ -94,6 +101,12 @@ def _sources(args: argparse.Namespace) -> tuple[ModelSource, ModelSource | None]
     return source, replace(source, model=baseline, vision_tower=None) if baseline else None
 
 
+def _public_name(source: ModelSource) -> str:
+    """What the page calls a model: not where it lies on this machine."""
+    path = Path(str(source.model))
+    return path.resolve().name if path.is_dir() else str(path)
+
+
 def _read_auth(path: Path) -> list[tuple[str, str]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -108,12 +121,9 @@ def _read_auth(path: Path) -> list[tuple[str, str]]:
     return [(name, password) for _, name, _, password in pairs]
 
 
-def _listen(host: str, port: int, *, open_to_others: bool) -> socket.socket:
-    """A socket that listens there. Raises InputError for an address that others reach, unless that is wanted."""
+def _listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        if not (ipaddress.ip_address(str(address[0])).is_loopback or open_to_others):
-            raise InputError(f"--host {host} is open to others: say who may come in with --auth-file, or --no-auth")
         return socket.create_server(address[:2], family=family)
     except (OSError, OverflowError) as error:
         raise InputError(f"cannot listen on {host}, port {port} ({error}); choose another --port or --host") from None

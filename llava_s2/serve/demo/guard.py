@@ -23,6 +23,7 @@ _ROUTES = re.compile(
     r"|theme\.css$|token$|file=(?!https?:)))",
     re.IGNORECASE,
 )
+_LOCAL_NAME = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
 _UPLOADS = "/gradio_api/upload"
 _INLINE_SCRIPT = re.compile(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL)
 _POLICY = (
@@ -35,15 +36,24 @@ _FILE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
 
 
 class Guard:
-    """ASGI middleware around the page's application."""
+    """ASGI middleware around the page's application.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    Args:
+        app: what is behind it.
+        local_names_only: whether a request must name this machine as localhost: a site that has its own name lead to
+            127.0.0.1 could otherwise use the page through its visitor's browser.
+    """
+
+    def __init__(self, app: ASGIApp, *, local_names_only: bool = False) -> None:
+        self._app, self._local_names_only = app, local_names_only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
-                await self.app(scope, receive, send)
+                await self._app(scope, receive, send)
+            return
+        if self._local_names_only and not _LOCAL_NAME.fullmatch(Headers(scope=scope).get("host", "")):
+            await PlainTextResponse("open this page as localhost or 127.0.0.1", 403)(scope, receive, send)
             return
         if not _ROUTES.match(scope["path"]):
             await PlainTextResponse("not found", 404)(scope, receive, send)
@@ -54,7 +64,7 @@ class Guard:
             # The page's scripts are read below, so it must not come compressed.
             scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
         try:
-            await self.app(scope, body.receive, answer.send)
+            await self._app(scope, body.receive, answer.send)
         except Exception:
             if body.refusal is None:
                 raise

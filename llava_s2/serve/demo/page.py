@@ -12,13 +12,12 @@ from llava_s2.serve.demo.compare_tab import build_compare
 from llava_s2.serve.demo.events import QUICK, QUIET, html, tells, warn
 from llava_s2.serve.demo.examples import Example
 from llava_s2.serve.demo.likelihood_tab import build_likelihood
-from llava_s2.serve.demo.pictures import add_picture, sync
+from llava_s2.serve.demo.pictures import add_picture, read_address, sync
 from llava_s2.serve.demo.pyramid import Sight
 from llava_s2.serve.demo.sees_tab import build_sees
 from llava_s2.serve.demo.session import Model, Session
 
 CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
-_ENTRIES = 16
 
 
 def build_page(
@@ -27,6 +26,8 @@ def build_page(
     examples: Sequence[Example],
     folder: Path,
     sampling: tuple[float, float, int],
+    *,
+    allow_urls: bool = False,
 ) -> gr.Blocks:
     """Builds the page.
 
@@ -36,6 +37,7 @@ def build_page(
         examples: pictures to try.
         folder: takes the small copies of pictures, and transcripts.
         sampling: temperature, top-p and bound on new tokens that the page starts with.
+        allow_urls: whether the server fetches pictures from addresses.
     """
     sight = Sight.of(model.model, model.processor)
     with gr.Blocks(title="LLaVA-S²", analytics_enabled=False, delete_cache=(3600, 7200)) as page:
@@ -54,6 +56,13 @@ def build_page(
                     buttons=[],
                     interactive=True,
                     elem_id="pictures",
+                )
+                address = gr.Textbox(
+                    label="Address of a picture",
+                    placeholder="https://…  Enter fetches it",
+                    type="text",
+                    visible=allow_urls,
+                    elem_id="address",
                 )
                 shown = gr.Gallery(
                     [(example.picture, example.question) for example in examples],
@@ -89,6 +98,11 @@ def build_page(
             return [picture.thumbnail for picture in state.pictures]
 
         @tells
+        def bring_from(state: Session, url: str) -> tuple[list[str], str]:
+            add_picture(state, read_address(url), folder)
+            return [picture.thumbnail for picture in state.pictures], ""
+
+        @tells
         def take_example(state: Session, event: gr.SelectData) -> list[Any]:
             example = examples[event.index]
             state.clear()
@@ -100,6 +114,8 @@ def build_page(
 
         gallery.upload(bring_in, [session, gallery], [gallery], **QUIET)
         gallery.delete(bring_in, [session, gallery], [gallery], **QUIET)
+        if allow_urls:
+            address.submit(bring_from, [session, address], [gallery, address], **QUIET)
         shown.select(
             take_example,
             [session],

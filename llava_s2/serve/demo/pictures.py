@@ -29,6 +29,16 @@ def read_upload(path: str) -> Image.Image:
     return read_picture(Path(path).read_bytes(), Path(path).name)
 
 
+def read_address(url: str) -> Image.Image:
+    """Fetches and decodes a picture from the public internet. Raises InputError, see ``fetch`` and ``read_picture``."""
+    from llava_s2.serve.urls import fetch
+
+    try:
+        return read_picture(fetch(url.strip()), "the picture")
+    except InputError as error:
+        raise error if str(error).startswith("the picture") else InputError(f"the address {error}") from None
+
+
 def sync(session: Session, shown: list[str], folder: Path) -> list[InputError]:
     """Brings the session in line with the files that the page's gallery shows: small copies of known pictures, in any
     place on disk, and new uploads. Returns what was wrong with uploads; those are left out."""

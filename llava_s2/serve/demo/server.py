@@ -11,8 +11,14 @@ from llava_s2.serve.demo.guard import MAX_UPLOAD_BYTES, Guard
 from llava_s2.serve.demo.page import CSS
 
 
-def build_app(page: gr.Blocks, auth: list[tuple[str, str]] | None = None) -> ASGIApp:
-    """The page as an application; ``auth`` are the pairs of name and password that are let in."""
+def build_app(page: gr.Blocks, auth: list[tuple[str, str]] | None = None, *, local_names_only: bool = False) -> ASGIApp:
+    """The page as an application.
+
+    Args:
+        page: from ``build_page``.
+        auth: pairs of name and password; without any, everybody is let in.
+        local_names_only: see ``Guard``.
+    """
     page.queue(default_concurrency_limit=4, max_size=64)
     app = gr.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
@@ -30,7 +36,7 @@ def build_app(page: gr.Blocks, auth: list[tuple[str, str]] | None = None) -> ASG
         mcp_server=False,
         enable_monitoring=False,
     )
-    return Guard(app)
+    return Guard(app, local_names_only=local_names_only)
 
 
 def serve(app: ASGIApp, listener: socket.socket) -> None:
