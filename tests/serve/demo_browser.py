@@ -10,16 +10,8 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, Playwright, expect
 
 GOLDEN = Path(__file__).parents[1] / "golden/llava_tiny"
-_FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+_FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+_FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
 expect.set_options(timeout=30_000)
 

@@ -89,7 +89,7 @@ def start(loaded):
 def test_a_batch_whose_rows_come_and_go_computes_what_each_computes_alone(loaded):
     model, _ = loaded
     batch = Batch(model)
-    tokens, expected, rows, largest = [], [], [], 0.0
+    tokens, expected, rows, largest = [], {}, [], 0.0
 
     def alone(row):
         inputs = {**encoded(loaded, *QUESTIONS[row]), "past_key_values": None}
@@ -110,8 +110,7 @@ def test_a_batch_whose_rows_come_and_go_computes_what_each_computes_alone(loaded
         for row in new:
             pixels = encoded(loaded, *QUESTIONS[row]).get("pixel_values", [])
             features.append([batch.image_features(one[None])[0] for one in pixels])
-        for row in new:
-            expected.extend([] for _ in range(row + 1 - len(expected)))
+        expected.update((row, []) for row in new)
         logits = batch.add(prompts, features)
         rows.extend(new)
         compare(logits, new)
@@ -276,16 +275,16 @@ def test_stopping_the_engine_finishes_what_it_has(loaded):
     assert all(events_of(told)[-1].reason in ("stop", "length") for _, told in jobs)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**32), st.floats(0.05, 1), st.floats(0.2, 2))
 def test_draws_come_from_the_nucleus_that_transformers_keeps(seed, top_p, temperature):
     logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(seed)) * 3
     kept = TopPLogitsWarper(top_p)(None, logits / temperature).isfinite()[0]
     chance, sampling = random.Random(seed), Sampling(temperature=temperature, top_p=top_p)
-    tokens = {draw(logits, [sampling], [chance])[0].token for _ in range(100)}
+    tokens = {draw(logits, [sampling], [chance])[0].token for _ in range(50)}
     # The warper sums in another order: a token at the very edge may fall on either side.
-    edge = kept.sum() + 1
-    assert tokens <= set(logits[0].topk(int(edge)).indices.tolist())
+    edge = min(int(kept.sum()) + 1, 50)
+    assert tokens <= set(logits[0].topk(edge).indices.tolist())
     assert len(tokens) > 1 or kept.sum() < 3 or torch.softmax(logits / temperature, -1).max() > 0.9
 
 
@@ -313,6 +312,7 @@ def test_log_probabilities_are_the_models_own(loaded, start):
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     with torch.inference_mode():
         logits = model(**inputs).logits[0, length - 1 : -1]
+    logits = logits.clone()
     logits[:, processor.image_token_id] = -float("inf")
     expected = torch.log_softmax(logits, -1)
     for row, token in zip(expected, drawn, strict=True):
@@ -336,7 +336,7 @@ def test_pieces_of_text_add_up_to_the_whole_cut_at_the_first_stop(loaded, data):
         if answer.stopped:
             break
     pieces.append(answer.finish())
-    whole = tokenizer.decode(ids, skip_special_tokens=True).strip()
+    whole = tokenizer.decode(ids, skip_special_tokens=True).lstrip()
     ends = [whole.find(one) for one in stop if one in whole]
     expected = whole[: min(ends)] if ends else whole
     assert "".join(pieces) == expected.rstrip()
