@@ -184,7 +184,7 @@ def test_probabilities_are_those_of_whole_answers(model):
         start = prompt["input_ids"].shape[1]
         with torch.inference_mode():
             logits = model.model(**whole).logits[0].float()
-        logits[:, model.processor.image_token_id] = -torch.inf
+            logits[:, model.processor.image_token_id] = -torch.inf
         ids = whole["input_ids"][0]
         steps = [log_softmax(logits[i - 1], -1)[ids[i]].item() for i in range(start, len(ids))]
         totals.append(sum(steps))
@@ -289,7 +289,8 @@ def test_a_body_is_bounded_in_size_and_time(address, monkeypatch):
     monkeypatch.setattr(guard, "BODY_SECONDS", 0.3)
     host, port = address.split(":")
     with socket.create_connection((host, int(port)), timeout=10) as slow:
-        slow.sendall(f"POST /gradio_api/upload HTTP/1.1\r\nHost: {address}\r\nContent-Length: 999\r\n\r\nab".encode())
+        head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: {address}\r\nContent-Length: 999\r\n"
+        slow.sendall(f"{head}Content-Type: multipart/form-data; boundary=x\r\n\r\n--x".encode())
         assert b" 408 " in slow.recv(100)
     assert ask(address, "/")[0] == 200
 

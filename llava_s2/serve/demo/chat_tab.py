@@ -7,9 +7,10 @@ from typing import Any
 
 import gradio as gr
 
+from llava_s2.errors import InputError
 from llava_s2.serve.chat import Sampling
 from llava_s2.serve.demo import show
-from llava_s2.serve.demo.events import MODEL, QUICK, html, tells
+from llava_s2.serve.demo.events import MODEL, QUICK, html, tells, warn
 from llava_s2.serve.demo.pictures import add_picture, read_upload
 from llava_s2.serve.demo.pyramid import Sight
 from llava_s2.serve.demo.session import Model, Session
@@ -101,9 +102,12 @@ def build_chat(
     def edit_last(state: Session) -> Any:
         return [{"text": state.take_back().question, "files": []}, *seen(state), *buttons_of(state)]
 
-    @tells
     def answer(state: Session, temperature: float, top_p: float, most: int) -> Iterator[Any]:
-        for _ in state.answer(model, Sampling(temperature, top_p, int(most))):
+        try:
+            for _ in state.answer(model, Sampling(temperature, top_p, int(most))):
+                yield seen(state)
+        except InputError as error:  # the question is taken back, and the page must show that
+            warn(error)
             yield seen(state)
 
     def begin_anew(state: Session) -> Any:

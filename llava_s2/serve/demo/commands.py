@@ -122,6 +122,8 @@ def _read_auth(path: Path) -> list[tuple[str, str]]:
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port < 1 << 16:  # which getaddrinfo would cut to 16 bits
+        raise InputError(f"--port {port} is not a port; choose one from 0 to 65535")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
