@@ -14,7 +14,7 @@ _TOLERANCE = 8 * torch.finfo(torch.float32).eps
 @dataclass
 class _Colour:
     value: Tensor  # (C,), float32 on the CPU
-    features: Tensor | None = None
+    features: Tensor
 
 
 class FlatTiles:
@@ -49,7 +49,7 @@ class FlatTiles:
         for index, value in enumerate(tiles[:, :, 0, 0].float().cpu()):
             colour = _find(value, [*self._known, *new]) if flat[index] else None
             if flat[index] and colour is None:
-                colour = _Colour(value)
+                colour = _Colour(value, value)  # its features are to come
                 new.append(colour)
                 run.append(index)
             colours.append(colour)

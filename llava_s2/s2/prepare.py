@@ -64,7 +64,7 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS)
+        self.packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS)
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
         self.out_features, self.in_features = linear.weight.shape
 
@@ -88,22 +88,27 @@ class Int8Linear(nn.Module):
         linear: float weights (out, in), on the CPU.
     """
 
+    scale: Tensor
+    zero: Tensor
+    bias: Tensor
+
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight = linear.weight.detach().float()
         scale = (weight.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
         rounded = (weight / scale[:, None]).round().to(torch.int8)
-        self.packed = torch.ops.onednn.qlinear_prepack(rounded, None)
+        self.packed: Tensor = torch.ops.onednn.qlinear_prepack(rounded, None)
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("zero", torch.zeros(len(scale), dtype=torch.int64), persistent=False)
         bias = torch.zeros(len(scale)) if linear.bias is None else linear.bias.detach().float()
         self.register_buffer("bias", bias, persistent=False)
         self.out_features, self.in_features = linear.weight.shape
+        self.levels = _activation_levels()
 
     def forward(self, input: Tensor) -> Tensor:
         rows = input.reshape(-1, self.in_features)
-        low, high = torch.aminmax(rows, dim=1, keepdim=True)
-        step = (torch.maximum(high, -low).float() / _activation_levels()).clamp(min=torch.finfo(torch.float32).tiny)
+        largest = rows.abs().amax(1, keepdim=True).float()
+        step = (largest / self.levels).clamp(min=torch.finfo(torch.float32).tiny)
         # The fast product takes bytes without sign: 128 stands for 0. The cast cuts off, so the half makes it round.
         whole = (rows * step.reciprocal()).add_(128.5).to(torch.uint8)
         product = torch.ops.onednn.qlinear_pointwise(
@@ -116,7 +121,7 @@ class Int8Linear(nn.Module):
 
 
 def _activation_levels() -> int:
-    """Steps from 0 to a token's largest value. Without VNNI the sum of two products overflows 16 bits at 8 bits each."""
+    """Steps from 0 to a token's largest value. Without VNNI, sums of products of 8 bits may overflow."""
     features = torch.cpu.get_capabilities()
     x86 = features.get("architecture") == "x86_64"
     return 127 if not x86 or features.get("avx512_vnni") or features.get("avx_vnni") else 63
@@ -125,9 +130,8 @@ def _activation_levels() -> int:
 def _inference_only(tower: nn.Module) -> tuple[nn.Module, torch.device]:
     if tower.training:
         raise ValueError("a prepared tower does not learn: call eval() first")
-    backbone = cast(nn.Module, tower.backbone)
-    tower._flat_tiles.clear()
-    return backbone.requires_grad_(False), next(backbone.parameters()).device
+    backbone = cast(nn.Module, tower.backbone).requires_grad_(False)
+    return backbone, next(backbone.parameters()).device
 
 
 def _swap(backbone: nn.Module, kind: Callable[[nn.Linear], nn.Module], wanted: Callable[[nn.Linear], bool]) -> None:
@@ -135,4 +139,4 @@ def _swap(backbone: nn.Module, kind: Callable[[nn.Linear], nn.Module], wanted: C
     for name, module in list(backbone.named_modules()):
         if type(module) is nn.Linear and wanted(module):
             backbone.set_submodule(name, kind(module))
-            module.weight = None  # type: ignore[assignment] - the list above still holds the layer
+            del module.weight  # the list above still holds the layer
