@@ -46,6 +46,8 @@ class S2VisionModel(PreTrainedModel):
         super().__init__(config)
         self.backbone = _keep_blocks(AutoModel.from_config(config.backbone_config), config)
         self._flat_tiles = FlatTiles()
+        self._share: Any = None  # how tiles are run by several processes or devices, see parallel.py
+        self.cpu_tokens_a_call = _CPU_TOKENS_A_CALL
         self.post_init()
 
     @classmethod
@@ -137,11 +139,13 @@ class S2VisionModel(PreTrainedModel):
             yield image[None, :, top:bottom, left:right], [(rows * base, columns * base) for rows, columns in grids]
 
     def _tiles_per_call(self, device: torch.device) -> int | None:
+        workers = 1 if self._share is None else self._share.workers
         if self.config.max_tiles_per_call is not None:
-            return self.config.max_tiles_per_call
+            return self.config.max_tiles_per_call * workers
         if device.type != "cpu" or self._is_sharded:
             return None
-        return max(_CPU_TOKENS_A_CALL * self.config.backbone_stride**2 // max(self.config.tile_sizes) ** 2, 1)
+        tokens = (max(self.config.tile_sizes) // self.config.backbone_stride) ** 2
+        return max(self.cpu_tokens_a_call // tokens, 1) * workers
 
     @property
     def _is_sharded(self) -> bool:
@@ -156,15 +160,20 @@ class S2VisionModel(PreTrainedModel):
         """Features (n, grid * grid, D) of square tiles (n, 3, t, t), without prefix tokens."""
         fixed = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
         if fixed and self.config.reuse_flat_tiles and not self._is_sharded:
-            return self._flat_tiles.run(self._run_backbone, tiles, self.backbone.parameters())
-        return self._run_backbone(tiles)
+            return self._flat_tiles.run(self._run, tiles, self.backbone.parameters())
+        return self._run(tiles)
 
-    def _run_backbone(self, tiles: Tensor) -> Tensor:
+    def _run(self, tiles: Tensor) -> Tensor:
+        if self._share is None:
+            return self._run_backbone(self.backbone, tiles)
+        return self._share.run(self._run_backbone, self.backbone, tiles)
+
+    def _run_backbone(self, backbone: nn.Module, tiles: Tensor) -> Tensor:
         side = tiles.shape[-1]
         options = {}
         if side != self.config.backbone_image_size and self._takes_other_sizes_by_flag:
             options["interpolate_pos_encoding"] = True
-        features = self.backbone(tiles.to(self.backbone.dtype), **options).last_hidden_state
+        features = backbone(tiles.to(self.backbone.dtype), **options).last_hidden_state
         if features.dim() == 4:
             return features.flatten(2).transpose(1, 2)
         grid = (side // self.config.backbone_stride) ** 2

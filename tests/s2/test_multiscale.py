@@ -213,6 +213,39 @@ def test_tiles_a_call(options: dict, expected: list[int]) -> None:
     assert calls == expected
 
 
+@pytest.mark.parametrize("prefix", [0, 2])
+@pytest.mark.parametrize("a_call", [None, 1])
+def test_tiles_without_detail_take_the_smaller_scale(prefix: int, a_call: int | None) -> None:
+    model, calls = TokenBackbone(prefix), []
+
+    def counted(tiles: Tensor) -> Tensor:
+        calls.append(len(tiles))
+        return model(tiles)
+
+    torch.manual_seed(1)
+    x = F.interpolate(torch.randn(2, 3, 4, 4), size=32, mode="bicubic")  # little that is finer than the smaller scale
+    x[1, :, 17:31, 1:15] += torch.randn(3, 14, 14)  # but in one tile, below on the left
+    options: dict = {"img_sizes": [16, 32], "max_split_size": 16, "num_prefix_token": prefix}
+    exact = multiscale_forward(model, x, **options)
+    assert torch.equal(multiscale_forward(model, x, **options, min_detail=0.0), exact)
+    found = multiscale_forward(counted, x, **options, min_detail=0.5, max_tiles_per_call=a_call)
+    assert sum(calls) == 2 + 1
+    channels = exact.shape[-1] // 2
+    expected = exact.clone()
+    expected[:, :, channels:] = exact[:, :, :channels]
+    kept = exact[1, prefix:].unflatten(0, (4, 4))[2:, :2, channels:]
+    expected[1, prefix:].unflatten(0, (4, 4))[2:, :2, channels:] = kept
+    if prefix:  # the mean over a scale's tiles, of which three take the smaller scale's
+        tile = model(x[1:, :, 16:, :16])[0, :prefix]
+        expected[1, :prefix, channels:] = (3 * exact[1, :prefix, :channels] + tile) / 4
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_tiles_that_share_output_tokens_cannot_be_skipped() -> None:
+    with pytest.raises(ValueError, match="min_detail"):
+        multiscale_forward(TokenBackbone(), torch.randn(1, 3, 16, 16), [1, 3], min_detail=0.1)
+
+
 class LargestTensor(TorchDispatchMode):
     numel = 0
 
