@@ -33,7 +33,7 @@ PATHS = {
     "public": "what the public s2wrapper does around LLaVA's CLIP tower",
     "ours": "S2VisionModel as it is",
     "prepared": "S2VisionModel after prepare(tower): packed weights on a CPU, compiled with CUDA graphs on a GPU",
-    "int8": "S2VisionModel after quantize_tower(tower); its error is stated, not bounded",
+    "int8": "S2VisionModel after quantize_linears(tower); its error is stated, not bounded",
     "bfloat16": "S2VisionModel in bfloat16; its error is stated, not bounded",
 }
 ROUNDED = ("int8", "bfloat16")
@@ -76,7 +76,8 @@ def run(paths: list[str], batch: int, rounds: int, layers: int) -> dict[str, Any
             workers[path] = subprocess.Popen(
                 [*command, "--output", f"{folder}/{path}.pt"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
-            _answer(workers[path])  # one after the other: the weights stand
+        for worker in workers.values():
+            _answer(worker)  # the weights stand
         runs: dict[str, list[dict[str, Any]]] = {path: [] for path in paths}
         for turn in range(rounds + 1):
             for path, worker in workers.items():
@@ -191,7 +192,8 @@ def make(path: str, backbone: Any) -> Callable[[Any], Any]:
     import torch
 
     from llava_s2.s2 import S2VisionModel
-    from llava_s2.s2.prepare import prepare, quantize_tower
+    from llava_s2.s2.int8 import quantize_linears
+    from llava_s2.s2.prepare import prepare
 
     if path == "straightforward":
         return lambda images: straightforward(backbone, images)
@@ -201,7 +203,7 @@ def make(path: str, backbone: Any) -> Callable[[Any], Any]:
     if path == "bfloat16":
         tower.to(torch.bfloat16)
     elif path == "int8":
-        quantize_tower(tower)
+        quantize_linears(tower)
     elif path == "prepared":
         prepare(tower)
     elif path != "ours":

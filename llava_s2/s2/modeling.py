@@ -174,6 +174,8 @@ class S2VisionModel(PreTrainedModel):
         if side != self.config.backbone_image_size and self._takes_other_sizes_by_flag:
             options["interpolate_pos_encoding"] = True
         features = backbone(tiles.to(self.backbone.dtype), **options).last_hidden_state
+        if backbone._compiled_call_impl is not None:
+            features = features.clone()  # a CUDA graph's next call writes into its output
         if features.dim() == 4:
             return features.flatten(2).transpose(1, 2)
         grid = (side // self.config.backbone_stride) ** 2

@@ -1,4 +1,4 @@
-"""Towers made faster: the same answers (packed), answers to a stated error (int8)."""
+"""Towers with packed weights: faster, with the same answers."""
 
 import copy
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, ConvNextConfig, ConvNextModel, Dinov2Config, Dinov2Model
 
 from llava_s2.s2 import S2VisionModel
-from llava_s2.s2.prepare import Int8Linear, prepare, quantize_tower
+from llava_s2.s2.prepare import prepare
 
 VIT = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 56, "patch_size": 14}
 
@@ -43,45 +43,11 @@ def test_packed_weights_change_nothing(family: str, tmp_path: Path) -> None:
     assert all(torch.equal(saved[name], value) for name, value in tower.state_dict().items())
 
 
-@pytest.mark.parametrize("family", ["clip", "dinov2", "convnext"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_int8_is_near(family: str, dtype: torch.dtype) -> None:
-    tower = towers()[family]
-    with torch.no_grad():
-        expected = tower(images(tower)).last_hidden_state
-        features = quantize_tower(tower.to(dtype))(images(tower)).last_hidden_state
-    assert features.dtype == dtype
-    assert 0 < (features.float() - expected).norm() / expected.norm() < 0.03
-
-
-def test_int8_products_are_those_of_the_rounded_numbers() -> None:
-    torch.manual_seed(0)
-    linear, x = nn.Linear(96, 40), torch.randn(3, 7, 96)
-    x[0, 0] *= 1e4  # a token's outlier must not round the others away
-    x[1, 1] = 0
-    weight = linear.weight.detach().double()
-    step = weight.abs().amax(1, keepdim=True) / 127
-    rounded_weight = (weight / step).round() * step
-    step = (x.abs().amax(-1, keepdim=True) / 127).double().clamp(min=1e-30)
-    rounded = torch.floor(x.double() / step + 0.5) * step
-    expected = rounded @ rounded_weight.T + linear.bias.detach().double()
-    with torch.no_grad():
-        found = Int8Linear(linear)(x)
-    assert found.shape == (3, 7, 40)
-    error = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
-    assert error.max() < 2e-3  # a number midway between two steps may be rounded to either
-    torch.testing.assert_close(found[1, 1], linear.bias.detach())
-
-
-@pytest.mark.parametrize("ready", [prepare, quantize_tower])
-def test_a_tower_that_learns_is_refused(ready) -> None:
-    tower = towers()["clip"].train()
+def test_a_tower_that_learns_is_refused() -> None:
     with pytest.raises(ValueError, match="eval"):
-        ready(tower)
+        prepare(towers()["clip"].train())
 
 
-def test_what_would_be_lost_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot be saved"):
-        quantize_tower(towers()["clip"]).save_pretrained(tmp_path)
+def test_what_would_be_lost_is_refused() -> None:
     with pytest.raises(ValueError, match="float32"):
         prepare(towers()["clip"]).to(torch.bfloat16)
