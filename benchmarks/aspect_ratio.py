@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from llava_s2.data.scene_tasks import write_instructions, write_vstar
@@ -82,7 +83,7 @@ def fine_tune_and_score(ratio: str, folder: Path, bf16: bool) -> None:
             *("train", "finetune", "--model_name_or_path", NAME, "--vision_tower", NAME),
             *("--s2_scales", ",".join(map(str, SCALES)), "--mm_vision_select_layer", str(FEATURE_LAYER)),
             *("--pretrain_mm_mlp_adapter", str(projector(SCALES)), "--template", "chatml"),
-            *("--image_aspect_ratio", ratio, "--bf16", str(bf16)),
+            *("--image_aspect_ratio", ratio, "--bf16", str(bf16), "--use_cpu", str(not torch.cuda.is_available())),
             *("--data_path", str(folder / "data/train/train.json"), "--image_folder", str(folder / "data/train")),
             *("--output_dir", str(model), *numbers),
         )

@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="timed calls of each path (default: %(default)s)")
     parser.add_argument(
         "--paths",
-        default="straightforward,public,ours,prepared",
+        default="straightforward,public,prepared",
         help=f"of {', '.join(PATHS)} (default: %(default)s)",
     )
     parser.add_argument("--layers", type=int, default=24, help="of the backbone (default: %(default)s)")

@@ -79,7 +79,7 @@ def multiscale_forward(
         min_detail: inexact, off by default: a tile that holds less detail than this beyond the scale before it in
             the list takes that scale's features and is not run. Detail is the root mean square difference, in units
             of `input`, between the tile and the smaller scale enlarged to it, in the eighth by eighth of the tile
-            where it is largest. Features of a scale must pool tile by tile to the output grid.
+            where it is largest.
 
     Returns:
         (B, prefix + grid, D * number of scales) or (B, D * number of scales, h', w'), in the dtype `model`
@@ -254,17 +254,17 @@ def _spread(parts: list[Tensor], keep: Tensor, others: Tensor) -> Tensor:
 
 def _fill_in(parts: list[Tensor], scale: _Scale, keep: Tensor, smaller: Tensor) -> Tensor:
     """The map (B, h, w, D) of a scale of which some tiles were not run: `smaller`, a map of the same size, there."""
-    height, width = smaller.shape[1:3]
-    cells = (height // scale.rows, width // scale.columns)
-    whole_cells = height % scale.rows == width % scale.columns == 0
-    if not whole_cells or scale.run_size != scale.size or any(tuple(part.shape[1:3]) != cells for part in parts):
-        raise ValueError(
-            f"min_detail: the output grid of {height} x {width} does not take {scale.rows} x {scale.columns} tiles one "
-            "by one; use scales that are whole multiples of the output's, or leave min_detail unset"
-        )
-    grid = smaller.unflatten(2, (scale.columns, -1)).unflatten(1, (scale.rows, -1))
+    if scale.run_size != scale.size:
+        raise ValueError("min_detail: a scale that is stretched to whole tiles cannot skip any; leave it unset")
+    if not parts:
+        return smaller
+    size = (scale.rows * parts[0].shape[1], scale.columns * parts[0].shape[2])
+    enlarged = smaller
+    if tuple(smaller.shape[1:3]) != size:
+        enlarged = F.interpolate(smaller.permute(0, 3, 1, 2), size=size, mode="nearest-exact").permute(0, 2, 3, 1)
+    grid = enlarged.unflatten(2, (scale.columns, -1)).unflatten(1, (scale.rows, -1))
     tiles = grid.permute(1, 3, 0, 2, 4, 5).flatten(0, 2)
-    return _join_tiles(_spread(parts, keep, tiles), scale, (height, width))
+    return _join_tiles(_spread(parts, keep, tiles), scale, (smaller.shape[1], smaller.shape[2]))
 
 
 def _check_features(features: Tensor, tiles: int, output_shape: str) -> None:

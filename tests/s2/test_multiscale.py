@@ -241,9 +241,21 @@ def test_tiles_without_detail_take_the_smaller_scale(prefix: int, a_call: int | 
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-def test_tiles_that_share_output_tokens_cannot_be_skipped() -> None:
-    with pytest.raises(ValueError, match="min_detail"):
-        multiscale_forward(TokenBackbone(), torch.randn(1, 3, 16, 16), [1, 3], min_detail=0.1)
+def test_output_tokens_over_a_skipped_and_a_run_tile() -> None:
+    model = TokenBackbone()
+    torch.manual_seed(1)
+    x = F.interpolate(torch.randn(1, 3, 4, 4), size=24, mode="bicubic")
+    x[..., 13:23] += torch.randn(3, 24, 10)  # the right one of two tiles a row
+    found = multiscale_forward(model, x, img_sizes=[12, 24], max_split_size=12, min_detail=0.5)
+    small, right = (
+        model(F.interpolate(x, size=12, mode="bicubic")).transpose(1, 2).unflatten(2, (3, 3)),
+        [model(x[..., y : y + 12, 12:]).transpose(1, 2).unflatten(2, (3, 3)) for y in (0, 12)],
+    )
+    # Nine cells of the output lie over six rows and columns of tokens: the middle column over both tiles.
+    whole = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    whole[..., 3:] = torch.cat(right, dim=2)
+    expected = torch.cat([small, F.avg_pool2d(whole, 2)], dim=1).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 class LargestTensor(TorchDispatchMode):
