@@ -66,7 +66,12 @@ def assemble(
     vision_tower = resolve_vision_tower(vision_tower)
     backbone_config = load_vision_config(vision_tower)
     try:  # before any weight is loaded
-        vision_config = S2VisionConfig(backbone_config=backbone_config, scales=scales, feature_layer=feature_layer)
+        vision_config = S2VisionConfig(
+            backbone_config=backbone_config,
+            scales=scales,
+            feature_layer=feature_layer,
+            keep_aspect=image_aspect_ratio == "keep",
+        )
     except ValueError as error:
         raise InputError(f"{vision_tower}: {error}") from error
     image_mean, image_std = load_image_statistics(vision_tower)
@@ -81,7 +86,10 @@ def assemble(
 
     language_model, text_config = load_language_model(llm, gguf_file=gguf_file, dtype=dtype)
     tower = S2VisionModel.wrap(
-        load_vision_backbone(vision_tower, backbone_config, dtype), scales, feature_layer=feature_layer
+        load_vision_backbone(vision_tower, backbone_config, dtype),
+        scales,
+        feature_layer=feature_layer,
+        keep_aspect=vision_config.keep_aspect,
     )
     projector = new_projector(tower.config.hidden_size, text_config.hidden_size)
     model = build(language_model, text_config, projector, tower, processor, llm, dtype=dtype, **load_options)

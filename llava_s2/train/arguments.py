@@ -85,7 +85,9 @@ class RecipeArguments:
     base: str | None = _flag("what lies under the adapter to go on from, if not what it names")
     pretrain_mm_mlp_adapter: str | None = _flag("projector to start with: pretrain's output, or LLaVA's .bin file")
     template: str | None = _flag("conversation template (default: plain for pretrain, else the LLaVA's or vicuna_v1)")
-    image_aspect_ratio: str | None = _flag("how an image becomes a square: pad (default), square or resize")
+    image_aspect_ratio: str | None = _flag(
+        "how an image becomes a square: pad (default), square, resize; or keep (not at all)"
+    )
     model_max_length: int = _flag("most tokens of an example, its images' included", 2048)
     group_by_modality_length: bool = _flag("batches of like length, those with images apart", False)
     packing: bool = _flag("a batch's examples one behind the other in few rows, without attention between them", False)

@@ -121,6 +121,7 @@ def _config(recipe: RecipeArguments, is_llm: bool) -> Any:
             backbone_config=load_vision_config(resolve_vision_tower(recipe.vision_tower)),
             scales=recipe.scales,
             feature_layer=recipe.mm_vision_select_layer,
+            keep_aspect=recipe.image_aspect_ratio == "keep",
         )
         return LlavaConfig(
             vision_config=vision_config,

@@ -263,7 +263,7 @@ def _load(
     own_scales = getattr(tower, "scales", [tower.image_size])
     if recipe.widen_from is not None or (recipe.s2_scales is not None and recipe.scales != own_scales):
         model, processor = widen(model, processor, recipe.scales)
-    own_aspect_ratio = aspect_ratio(processor)
+    own_aspect_ratio = aspect_ratio(processor, tower)
     if recipe.image_aspect_ratio not in (None, own_aspect_ratio):
         raise InputError(
             f"--image_aspect_ratio {recipe.image_aspect_ratio}: {name} was trained with {own_aspect_ratio}"
@@ -308,6 +308,7 @@ def _check_parts(recipe: RecipeArguments, projector: dict[str, Tensor] | None) -
             backbone_config=load_vision_config(vision_tower),
             scales=recipe.scales,
             feature_layer=recipe.mm_vision_select_layer,
+            keep_aspect=recipe.image_aspect_ratio == "keep",
         )
     except ValueError as error:
         raise error if isinstance(error, InputError) else InputError(f"{vision_tower}: {error}") from error
