@@ -63,11 +63,15 @@ class RecipeArguments:
     )
     data_path: str = _flag("training records, LLaVA's JSON or JSON lines", MISSING)
     image_folder: str | None = _flag("folder that the records' images are in")
-    vision_tower: str | None = _flag("vision tower, a folder or hub id (a LLaVA brings its own)")
+    vision_tower: str | None = _flag(
+        "vision tower, a folder or hub id, open_clip:ARCH/WEIGHTS, timm:ARCH[/FILE], mae:FILE (a LLaVA brings its own)"
+    )
     s2_scales: str | None = _flag(
         "image sides in pixels, the tower's own first: 336,672,1008 (widens a single-scale LLaVA)"
     )
-    mm_vision_select_layer: int = _flag("hidden state of the tower that is read", -2)
+    mm_vision_select_layer: int | None = _flag(
+        "hidden state of the tower that is read (default: -2 of a plain ViT, else the last stage)"
+    )
     gguf_file: str | None = _flag("the language model's GGUF file in its folder")
     base: str | None = _flag("what lies under the adapter to go on from, if not what it names")
     pretrain_mm_mlp_adapter: str | None = _flag("projector to start with: pretrain's output, or LLaVA's .bin file")
