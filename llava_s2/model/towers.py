@@ -19,7 +19,7 @@ from llava_s2.s2.foreign import as_pretrained
 
 _MAE = "vit_base_patch16_224.mae"  # for its normalisation; the sizes are the checkpoint's own
 # What a checkpoint may hold that no feature goes through: heads, final norms, MAE's decoder.
-_BESIDE = re.compile(r"(decoder|mask_token|head|fc|classifier|fc_norm|norm|norm_pre|attn_pool|rel_pos)\b")
+_BESIDE = re.compile(r"(decoder\w*|mask_token|head\w*|fc\w*|classifier|norm\w*|attn_pool)(\.|$)")
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,7 @@ class NamedTower:
                 self.architecture,
                 source if load_weights else None,
                 load_weights=load_weights,
+                device="cpu" if load_weights else "meta",
                 weights_only=True,
                 pretrained_text=False,
             )

@@ -16,7 +16,10 @@ def as_pretrained(model: nn.Module) -> PreTrainedModel:
         ValueError: neither of them, or a model that its library would not build again from what it tells of itself.
     """
     visual: Any = getattr(model, "visual", model)
-    visual = getattr(visual, "trunk", visual)  # open_clip's image towers that are timm's
+    if hasattr(visual, "trunk"):  # open_clip's image towers that are timm's, at a size of open_clip's
+        wrapped = of_timm(visual.trunk)
+        wrapped.config.image_size = visual.image_size[0]
+        return wrapped
     if type(visual).__module__.startswith("open_clip."):
         return _of_open_clip(visual)
     if hasattr(visual, "pretrained_cfg") and hasattr(visual, "forward_features"):
@@ -72,8 +75,10 @@ def _possible_arguments(model: Any) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def _same_features(rebuilt: Any, model: Any) -> bool:
-    """Whether two models with the same weights compute the same of one small batch."""
+    """Whether two models with the same weights compute the same of one image; models without weights do."""
     parameter = next(model.parameters())
+    if parameter.is_meta:
+        return True
     size = getattr(getattr(model, "patch_embed", None), "img_size", None) or model.pretrained_cfg["input_size"][1:]
     noise = torch.rand(1, model.pretrained_cfg["input_size"][0], *size, generator=torch.Generator().manual_seed(0))
     noise = noise.to(parameter)

@@ -12,7 +12,13 @@ import torch
 from PIL import Image
 
 from llava_s2.errors import InputError
-from llava_s2.model.assemble import assemble, load_image_statistics, load_vision_backbone, tower_config
+from llava_s2.model.assemble import (
+    assemble,
+    load_image_statistics,
+    load_vision_backbone,
+    load_vision_config,
+    tower_config,
+)
 from llava_s2.model.loading import load_pretrained
 from llava_s2.model.towers import NamedTower, resolved
 from llava_s2.s2 import S2VisionModel
@@ -57,7 +63,13 @@ def mae_file(folder: Path, width: int = 48, **beside: Any) -> str:
     folder.mkdir()
     torch.manual_seed(0)
     vit = timm.create_model(
-        "vit_base_patch16_224", img_size=32, patch_size=8, embed_dim=width, depth=3, num_heads=12, num_classes=0
+        "vit_base_patch16_224",
+        img_size=32,
+        patch_size=8,
+        embed_dim=width,
+        depth=3,
+        num_heads=16 if width == 1024 else 12,
+        num_classes=0,
     )
     torch.save({"model": vit.state_dict() | beside.pop("more", {}), **beside}, folder / "mae.pth")
     return f"mae:{folder / 'mae.pth'}"
@@ -86,10 +98,11 @@ def test_a_llava_trains_with_it_and_loads_again(kind: str, tmp_path: Path) -> No
         *("--report_to", "none", "--lora_r", "2", "--lora_alpha", "4", "--learning_rate", "0.01"),
     ]
     train("finetune", flags)
-    model, processor = load_pretrained(tmp_path / "out")
+    model, processor = load_pretrained(tmp_path / "out", dtype="float32")
     loaded = model.model.vision_tower
     assert loaded.config.feature_layer == layer
-    assert (processor.image_processor.image_mean, processor.image_processor.image_std) == (mean, std)
+    image_processor = processor.image_processor
+    assert (list(image_processor.image_mean), list(image_processor.image_std)) == (mean, std)
     inputs = processor(images=picture, text="<image>", return_tensors="pt")
     with torch.no_grad():
         fresh = S2VisionModel.wrap(
@@ -206,5 +219,5 @@ def test_what_cannot_be_had_is_told_in_one_line(name: str, says: str, tmp_path: 
     torch.save({"model": Exception}, tmp_path / "evil.pth")
     name = name.replace("OTHER", str(tmp_path / "other.pth")).replace("EVIL", str(tmp_path / "evil.pth"))
     with pytest.raises(InputError, match=says) as raised:
-        load_vision_backbone(name, tower_config(name, [224]).backbone_config, torch.float32)
+        load_vision_backbone(name, load_vision_config(name), torch.float32)
     assert "\n" not in str(raised.value)
