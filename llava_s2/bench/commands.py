@@ -39,8 +39,8 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     sweep.add_argument("--feature_layer", type=int, metavar="N", help="hidden state that is read")
     sweep.add_argument("--ablation", action="store_true", help="also with whole images, and with scales added")
     sweep.add_argument("--output", type=Path, required=True, metavar="DIR", help="for sweep.jsonl and sweep.png")
-    sweep.add_argument("--pictures", type=positive, default=1500, help="to learn from (default: %(default)s)")
-    sweep.add_argument("--tests", type=positive, default=500, help="pictures to score on (default: %(default)s)")
+    sweep.add_argument("--pictures", type=positive, default=600, help="to learn from (default: %(default)s)")
+    sweep.add_argument("--tests", type=positive, default=300, help="pictures to score on (default: %(default)s)")
     sweep.add_argument("--seed", type=int, default=0, help="of the probe (default: %(default)s)")
     sweep.set_defaults(run=_sweep)
 

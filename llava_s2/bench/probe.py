@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from llava_s2.data.scenes import COLORS, KINDS, SceneConfig, Split, make_scene
+from llava_s2.data.scenes import COLORS, KINDS, Scene, SceneConfig, Split, make_scene
 from llava_s2.s2 import S2VisionModel
 
 _WIDTH, _EPOCHS, _BATCH, _PICTURES_A_CALL = 96, 40, 64, 8
@@ -37,7 +38,7 @@ def extract(
     tokens, objects = [], []
     with tqdm(total=count, desc=f"features of {split} pictures", unit="picture", leave=False) as bar:
         for start in range(0, count, _PICTURES_A_CALL):
-            scenes = [make_scene(split, seed, config) for seed in range(start, min(start + _PICTURES_A_CALL, count))]
+            scenes = [_scene(split, seed, config) for seed in range(start, min(start + _PICTURES_A_CALL, count))]
             pixels = pixels_of([scene.image for scene in scenes]).to(parameter)
             tokens.append(tower(pixels).last_hidden_state.half().cpu())
             for index, scene in enumerate(scenes, start):
@@ -45,6 +46,11 @@ def extract(
             bar.update(len(scenes))
     picture, kind, color = torch.tensor(objects).unbind(1)
     return Features(torch.cat(tokens), picture, kind, color)
+
+
+@lru_cache(maxsize=2048)  # 0.34 MB each; every setting sees the same pictures
+def _scene(split: Split, seed: int, config: SceneConfig) -> Scene:
+    return make_scene(split, seed, config)
 
 
 class AttentionProbe(nn.Module):

@@ -1,4 +1,4 @@
-"""``llava-s2 bench sweep``: tower configurations over a task, and the curve of score against FLOPs (figures 2 and 3)."""
+"""``llava-s2 bench sweep``: tower configurations over a task; the curve of score against FLOPs (figures 2 and 3)."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,7 +59,7 @@ class Setting:
         return tower.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def sweep(settings: list[Setting], output: Path, pictures: int = 1500, tests: int = 500, seed: int = 0) -> str:
+def sweep(settings: list[Setting], output: Path, pictures: int = 600, tests: int = 300, seed: int = 0) -> str:
     """Scores every setting and returns the table; what is in ``output`` already is not scored again.
 
     Args:
