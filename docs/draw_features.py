@@ -13,9 +13,8 @@ from matplotlib.cbook import get_sample_data
 from PIL import Image
 from torch import Tensor
 
-from llava_s2.model.assemble import load_image_statistics, load_vision_backbone, load_vision_config
+from llava_s2.model.assemble import load_image_processor, load_vision_backbone, load_vision_config
 from llava_s2.model.embedded import SCALES, resolve_vision_tower
-from llava_s2.model.processor import build_image_processor
 from llava_s2.s2 import S2VisionModel
 
 _FILE = Path(__file__).parent / "images" / "s2_features.png"
@@ -26,7 +25,7 @@ def main() -> None:
     config = load_vision_config(tower_name)
     with get_sample_data("grace_hopper.jpg") as file:  # type: ignore[union-attr]
         photo = Image.open(file).convert("RGB").crop((60, 20, 460, 420))
-    pixels = build_image_processor(SCALES[-1], *load_image_statistics(tower_name))(photo, return_tensors="pt")
+    pixels = load_image_processor("embedded", list(SCALES))(photo, return_tensors="pt")
 
     whole, pooled = [], []
     for index in range(len(SCALES)):  # each scale's own grid, and the first one's

@@ -13,9 +13,8 @@ from llava_s2.bench.results import Curve, Results, draw
 from llava_s2.data.scenes import SceneConfig
 from llava_s2.errors import InputError
 from llava_s2.eval.statistics import wilson_interval
-from llava_s2.model.assemble import load_image_statistics, load_vision_backbone, load_vision_config
+from llava_s2.model.assemble import load_image_processor, load_vision_backbone, load_vision_config
 from llava_s2.model.embedded import resolve_vision_tower
-from llava_s2.model.processor import build_image_processor
 from llava_s2.s2 import S2VisionConfig, S2VisionModel
 from llava_s2.s2.backbones import default_feature_layer
 
@@ -86,8 +85,7 @@ def _score(setting: Setting, pictures: int, tests: int, seed: int) -> dict[str, 
         config.backbone_config, list(setting.scales), config.feature_layer, split=setting.split, merge=setting.merge
     )
     tower = setting.load()
-    mean, std = load_image_statistics(resolve_vision_tower(setting.tower))
-    process = build_image_processor(config.image_size, mean, std)
+    process = load_image_processor(setting.tower, list(setting.scales))
 
     def pixels_of(images: list[Any]) -> torch.Tensor:
         return process(images, return_tensors="pt")["pixel_values"]

@@ -23,7 +23,7 @@ from transformers import (
 from llava_s2.errors import InputError
 from llava_s2.model.checkpoint import find_file, first_line, list_names, read_json
 from llava_s2.model.embedded import resolve_language_model, resolve_vision_tower
-from llava_s2.model.processor import build_processor, num_image_tokens
+from llava_s2.model.processor import build_image_processor, build_processor, num_image_tokens
 from llava_s2.model.templates import end_of_turn
 from llava_s2.model.tokenizer import IMAGE_TOKEN, load_tokenizer
 from llava_s2.model.towers import NamedTower
@@ -279,6 +279,26 @@ def load_vision_backbone(
     if missing := report["missing_keys"]:
         raise InputError(f"vision tower {name}: the weights lack {list_names(missing)}")
     return model.backbone if isinstance(model, S2VisionModel) else model
+
+
+def load_image_processor(
+    name: str | Path,
+    scales: list[int],
+    image_aspect_ratio: str = "pad",
+    *,
+    backend: Literal["pil", "torchvision"] = "pil",
+) -> Any:
+    """The image preparation that goes with a tower at given scales: its own normalisation, one resize to the largest.
+
+    Args:
+        name: of the tower, as ``assemble`` takes it. The others: see ``build_image_processor``.
+
+    Example:
+        >>> process = load_image_processor("open_clip:ViT-L-14/laion2b_s32b_b82k", [224, 448])
+        >>> process(pictures, return_tensors="pt")["pixel_values"]  # (n, 3, 448, 448)
+    """
+    mean, std = load_image_statistics(resolve_vision_tower(name))
+    return build_image_processor(scales[-1], mean, std, image_aspect_ratio, backend=backend)
 
 
 def load_image_statistics(name: str | Path) -> tuple[list[float], list[float]]:

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from transformers import (
     AutoProcessor,
+    LlavaImageProcessor,
     LlavaImageProcessorPil,
     LlavaProcessor,
     PreTrainedConfig,
@@ -61,12 +63,19 @@ def build_processor(
 
 
 def build_image_processor(
-    side: int, image_mean: Sequence[float], image_std: Sequence[float], image_aspect_ratio: str = "pad"
-) -> LlavaImageProcessorPil:
+    side: int,
+    image_mean: Sequence[float],
+    image_std: Sequence[float],
+    image_aspect_ratio: str = "pad",
+    *,
+    backend: Literal["pil", "torchvision"] = "pil",
+) -> LlavaImageProcessor | LlavaImageProcessorPil:
     """LLaVA's image preparation for a tower: one resize, to the largest scale; arguments as of ``build_processor``.
 
     Args:
         side: the tower's ``image_size``. The smaller scales are made of these pixels, in the tower.
+        backend: "torchvision" runs where the pictures are, on a GPU too; its resize rounds otherwise, by one of 255
+            levels.
 
     Raises:
         InputError: unknown aspect ratio.
@@ -78,7 +87,8 @@ def build_image_processor(
         raise InputError(
             f"image_aspect_ratio {image_aspect_ratio!r} is not known; use one of {', '.join(ASPECT_RATIOS)}"
         )
-    return LlavaImageProcessorPil(
+    processor_class = LlavaImageProcessor if backend == "torchvision" else LlavaImageProcessorPil
+    return processor_class(
         do_pad=image_aspect_ratio == "pad",
         size={"height": side, "width": side} if image_aspect_ratio == "resize" else {"shortest_edge": side},
         do_center_crop=image_aspect_ratio != "resize",

@@ -69,8 +69,8 @@ class NamedTower:
         return cls(library, architecture, *_open_clip_weights(architecture, place, name))
 
     def __str__(self) -> str:
-        parts = [] if self.library == "mae" else [self.architecture]
-        return f"{self.library}:" + "/".join([*parts, *filter(None, [self.tag, self.file and str(self.file)])])
+        parts = [None if self.library == "mae" else self.architecture, self.tag, str(self.file) if self.file else None]
+        return f"{self.library}:" + "/".join(part for part in parts if part)
 
     @property
     def has_weights(self) -> bool:
@@ -99,8 +99,10 @@ class NamedTower:
                 f"vision tower {self}: name its weights too: {self}/{tags[0] if tags else 'FILE.pt'}, or a file"
             )
         if self.library == "open_clip":
-            return as_pretrained(self._open_clip(load_weights=True)).to(dtype).eval()
-        model: Any = TimmWrapperModel(self.config())
+            clip: Any = as_pretrained(self._open_clip(load_weights=True))
+            return clip.to(dtype).eval()
+        config: Any = self.config()
+        model: Any = TimmWrapperModel(config)
         inner = model.timm_model
         if self.file is None:
             tensors = self._timm_pretrained().state_dict()
@@ -129,7 +131,8 @@ class NamedTower:
         else:
             import timm
 
-            preprocess = timm.get_pretrained_cfg(self.architecture).to_dict()
+            known: Any = timm.get_pretrained_cfg(self.architecture)
+            preprocess = known.to_dict()
         return [float(v) for v in preprocess["mean"]], [float(v) for v in preprocess["std"]]
 
     def _open_clip(self, load_weights: bool) -> Any:

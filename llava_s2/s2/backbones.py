@@ -124,9 +124,8 @@ def keep_blocks(backbone: PreTrainedModel, blocks: int, used: int) -> PreTrained
                 parent.set_submodule(later, nn.Identity())
         parent = parent.get_submodule(part)
     if backbone.config.model_type == "vit_mae":  # a random three quarters of the patches are for pretraining
-        for module in backbone.modules():
-            if hasattr(module, "config"):
-                module.config.mask_ratio = 0.0
+        pretraining: Any = backbone.embeddings
+        backbone.config.mask_ratio = pretraining.config.mask_ratio = 0.0
     return backbone
 
 

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import timm
@@ -14,6 +15,7 @@ from PIL import Image
 from llava_s2.errors import InputError
 from llava_s2.model.assemble import (
     assemble,
+    load_image_processor,
     load_image_statistics,
     load_vision_backbone,
     load_vision_config,
@@ -144,6 +146,24 @@ def test_open_clip_normalises_as_the_tag_says(tmp_path: Path) -> None:
     assert load_image_statistics("open_clip:ViT-L-14/openai") == openai
     assert load_image_statistics(f"open_clip:ViT-L-14/laion2b_s32b_b82k/{file}") == half
     assert load_image_statistics(f"open_clip:ViT-L-14/{file}") == openai
+
+
+@pytest.mark.parametrize("size", [(90, 60), (200, 300), (31, 64)])
+def test_the_image_processor_of_a_tower(size: tuple[int, int], tmp_path: Path) -> None:
+    """One resize of the padded picture to the largest scale, by PIL; torchvision's is at most one of 255 levels off."""
+    name = open_clip_folder(tmp_path / "tower")
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    mean, std = np.array([0.1, 0.2, 0.3]), np.array([0.4, 0.5, 0.6])
+    side = max(size)
+    square = Image.new("RGB", (side, side), tuple(int(255 * value) for value in mean))
+    square.paste(picture, ((side - size[0]) // 2, (side - size[1]) // 2))
+    resized = np.asarray(square.resize((96, 96), Image.Resampling.BICUBIC))
+    expected = ((resized / 255 - mean) / std).transpose(2, 0, 1)[None]
+    plain = load_image_processor(name, [32, 64, 96])(picture, return_tensors="pt")["pixel_values"]
+    np.testing.assert_allclose(plain, expected, atol=1e-5)
+    fast = load_image_processor(name, [32, 64, 96], backend="torchvision")(picture, return_tensors="pt")["pixel_values"]
+    assert ((fast - plain) * torch.tensor(std)[None, :, None, None]).abs().max() < 1.01 / 255
 
 
 def test_an_open_clip_checkpoint_file(tmp_path: Path) -> None:
