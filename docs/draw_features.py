@@ -51,7 +51,7 @@ def main() -> None:
         axes[:, -1],
         (
             "The picture at three scales,\ncut into tiles of 112²,\nall through one tower.",
-            "The features, put back in place:\n7 x 7, 14 x 14 and 21 x 21.\nColours: the first three\nprincipal components.",
+            "The features, put back in place:\n7 x 7, 14 x 14, 21 x 21.\nColours: three principal\ncomponents.",
             "Averaged to 7 x 7 and\nconcatenated: 49 tokens,\n3 x 192 channels.",
         ),
         strict=True,

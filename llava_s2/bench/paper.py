@@ -56,11 +56,8 @@ def _dense(table: int) -> list[Row]:
     return [
         *rows,
         Row(table, "ViT", "Large", (512,), 362.1, 307, _VIT_L, products=2),
-        Row(
-            table, "ViT", "Huge", (512,), 886.2, 632, _VIT_H, counted=(504,),
-            note="patches of 14 pixels do not divide 512; the number is for 504² = 36 x 36 patches",
-        ),
-    ]  # fmt: skip
+        Row(table, "ViT", "Huge", (512,), 886.2, 632, _VIT_H),
+    ]
 
 
 def _mllm(table: int) -> list[Row]:
