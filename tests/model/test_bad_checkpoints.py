@@ -206,6 +206,12 @@ def test_quantization_without_its_package_or_gpu(quantization, monkeypatch):
     refused(FULL, quantization, quantization=quantization)
 
 
+def test_int8_is_for_a_cpu_with_the_products_for_it(monkeypatch):
+    refused(FULL, "on a GPU", "8bit", quantization="int8", device_map="auto")
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    refused(FULL, "int8", "VNNI", "float32", quantization="int8")
+
+
 def test_merge_takes_adapters_and_new_folders_only(tmp_path, capsys):
     assert "nothing to merge" in merge_refused(capsys, FULL, tmp_path / "out", "--vision_tower", TOWER)
     (tmp_path / "notes.txt").write_text("mine")
