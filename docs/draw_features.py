@@ -3,6 +3,7 @@
 The photograph is matplotlib's sample picture of Grace Hopper (U.S. Navy, public domain), the tower the embedded one.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -27,7 +28,8 @@ def main() -> None:
         photo = Image.open(file).convert("RGB").crop((60, 20, 460, 420))
     pixels = load_image_processor("embedded", list(SCALES))(photo, return_tensors="pt")
 
-    whole, pooled = [], []
+    whole: list[Tensor] = []
+    pooled: list[Tensor] = []
     for index in range(len(SCALES)):  # each scale's own grid, and the first one's
         for found, grid_of in ((whole, index), (pooled, 0)):
             backbone = load_vision_backbone(tower_name, config, torch.float32)
@@ -63,7 +65,7 @@ def main() -> None:
     print(_FILE)
 
 
-def _principal_colors(features: Tensor):  # type: ignore[no-untyped-def]
+def _principal_colors(features: Tensor) -> Callable[[Tensor], np.ndarray]:
     """A function that colours features (n, D) by the first three principal components of these, as a square picture."""
     mean = features.mean(0)
     _, _, axes = torch.linalg.svd(F.normalize(features - mean, dim=-1), full_matrices=False)

@@ -76,7 +76,7 @@ def at_size(backbone_config: PreTrainedConfig, side: int) -> PreTrainedConfig:
     try:
         geometry(config)
     except TypeError:  # a convolutional net, which is made for no size
-        config.model_args = backbone_config.model_args  # type: ignore[attr-defined]
+        config.model_args = backbone_config.model_args
         config.image_size = side
     return config
 

@@ -124,5 +124,8 @@ def _draw(path: Path, settings: list[Setting], scored: list[dict[str, Any]]) -> 
         kind += "" if setting.merge == "concat" else ", scales added"
         point = (result["macs"] / 1e9, 100 * result["correct"] / result["count"], setting.words.split(", ")[-1])
         groups.setdefault(setting.tower + kind, []).append(point)
-    curves = [Curve(name, *zip(*sorted(points), strict=True)) for name, points in groups.items()]
+    curves = []
+    for name, points in groups.items():
+        costs, scores, words = zip(*sorted(points), strict=True)
+        curves.append(Curve(name, costs, scores, words))
     draw(path, curves, "10^9 multiply-accumulates an image", "correct, %")
