@@ -84,9 +84,9 @@ def paper_table(rows: list[Reproduced]) -> str:
     agree = sum(item.agrees for item in rows)
     lines += [
         "",
-        f"{agree} of {len(rows)} rows agree within {_CONSISTENT:.0%}. counted: with as many of attention's products "
-        "(none, one or two)\nas the paper's counter saw",
-        "in that model; all: with both, at the scales that the row names. G: 10^9 multiply-accumulates.",
+        f"{agree} of {len(rows)} rows agree within {_CONSISTENT:.0%}.",
+        "counted: with as many of attention's two products as the paper's counter saw in that model; all: with both,",
+        "at the scales that the row names. G: 10^9 multiply-accumulates.",
         "* inconsistent:",
     ]
     notes: dict[str, list[Row]] = {}

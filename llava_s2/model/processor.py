@@ -74,8 +74,8 @@ def build_image_processor(
 
     Args:
         side: the tower's ``image_size``. The smaller scales are made of these pixels, in the tower.
-        backend: "torchvision" runs where the pictures are, on a GPU too; its resize rounds otherwise, by one of 255
-            levels.
+        backend: "torchvision" runs where the pictures are, on a GPU too; its resize rounds otherwise: by two of 255
+            levels at most, in noise.
 
     Raises:
         InputError: unknown aspect ratio.

@@ -1,6 +1,7 @@
 """Vision towers that other libraries name: ``open_clip:ViT-L-14/laion2b_s32b_b82k``, ``timm:NAME``, ``mae:FILE``."""
 
 import argparse
+import logging
 import re
 import sys
 from dataclasses import dataclass
@@ -139,6 +140,8 @@ class NamedTower:
         import open_clip
 
         source = str(self.file) if self.file else self.tag
+        if not load_weights:  # which open_clip warns of
+            logging.disable(logging.WARNING)
         try:
             return open_clip.create_model(
                 self.architecture,
@@ -150,6 +153,8 @@ class NamedTower:
             )
         except Exception as error:  # open_clip, torch and the hub raise whatever they meet
             raise InputError(f"vision tower {self}: {first_line(error)}") from error
+        finally:
+            logging.disable(logging.NOTSET)
 
     def _timm_pretrained(self) -> Any:
         import timm

@@ -58,7 +58,7 @@ def test_other_libraries_are_counted_as_the_formula_says(name: str, sizes: tuple
 
 
 def test_nets_in_stages_are_counted() -> None:
-    convnext = ConvNextConfig(depths=[1, 1], hidden_sizes=[8, 16], image_size=32, patch_size=4)
+    convnext = ConvNextConfig(num_stages=2, depths=[1, 1], hidden_sizes=[8, 16], image_size=32, patch_size=4)
     # stem; a block: 7 x 7 depthwise, and two linear layers four times as wide; between stages a 2 x 2 convolution
     expected = 64 * (48 * 8 + 49 * 8 + 8 * 8 * 8) + 16 * (4 * 8 * 16 + 49 * 16 + 8 * 16 * 16)
     assert cost(convnext, [32, 64]).macs == 5 * expected

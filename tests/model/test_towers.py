@@ -150,7 +150,7 @@ def test_open_clip_normalises_as_the_tag_says(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(90, 60), (200, 300), (31, 64)])
 def test_the_image_processor_of_a_tower(size: tuple[int, int], tmp_path: Path) -> None:
-    """One resize of the padded picture to the largest scale, by PIL; torchvision's is at most one of 255 levels off."""
+    """One resize of the padded picture to the largest scale, by PIL; torchvision's is at most two of 255 levels off."""
     name = open_clip_folder(tmp_path / "tower")
     rng = np.random.default_rng(0)
     picture = Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
@@ -163,7 +163,7 @@ def test_the_image_processor_of_a_tower(size: tuple[int, int], tmp_path: Path) -
     plain = load_image_processor(name, [32, 64, 96])(picture, return_tensors="pt")["pixel_values"]
     np.testing.assert_allclose(plain, expected, atol=1e-5)
     fast = load_image_processor(name, [32, 64, 96], backend="torchvision")(picture, return_tensors="pt")["pixel_values"]
-    assert ((fast - plain) * torch.tensor(std)[None, :, None, None]).abs().max() < 1.01 / 255
+    assert ((fast - plain) * torch.tensor(std)[None, :, None, None]).abs().max() < 2.01 / 255
 
 
 def test_an_open_clip_checkpoint_file(tmp_path: Path) -> None:
