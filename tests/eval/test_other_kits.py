@@ -4,7 +4,6 @@ The stand-ins are the little of their interfaces that is used; ``make lmms-eval`
 """
 
 import sys
-import tomllib
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import tomllib
 import torch
 from PIL import Image
 
