@@ -2,26 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from llava_s2.data.images import Embedded
 from llava_s2.errors import InputError
 
 Scoring = Literal["likelihood", "generate"]
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """An image inside a data file, read only when it is its turn.
-
-    Attributes:
-        name: says where, in errors; no other image of the benchmark has it.
-        read: gives the image file's bytes.
-    """
-
-    name: str
-    read: Callable[[], bytes] = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,6 @@ class ModelSource:
         Raises:
             InputError: see ``load_pretrained`` and ``set_template``.
         """
-
         from llava_s2.errors import InputError
         from llava_s2.model.loading import load_pretrained
         from llava_s2.model.processor import set_template
