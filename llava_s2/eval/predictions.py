@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_s2.errors import InputError
-from llava_s2.eval.records import read_value
+from llava_s2.model.checkpoint import read_json
 
 PREDICTIONS = "predictions.jsonl"
 RUN = "run.json"
@@ -158,15 +158,3 @@ def write_json(path: Path, value: Any) -> None:
     """Writes the file whole or not at all."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in the file.
-
-    Raises:
-        InputError: no such file, or something else in it.
-    """
-    value = read_value(path)
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: must be a JSON object")
-    return value
