@@ -26,6 +26,7 @@ _SETTINGS = {
     "template": "template",
     "image_mode": "image mode",
     "dtype": "dtype",
+    "quantization": "quantization",
     "batch_size": "batch size",
     "processes": "processes",
     "device": "device",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_s2.errors import InputError
-from llava_s2.eval.records import read_value
+from llava_s2.model.checkpoint import read_json
 
 PREDICTIONS = "predictions.jsonl"
 RUN = "run.json"
@@ -163,15 +163,3 @@ def write_json(path: Path, value: Any) -> None:
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Writes JSON lines, the file whole or not at all."""
     replace_file(path, lambda partial: partial.write_bytes(b"".join(map(_line, records))))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in the file.
-
-    Raises:
-        InputError: no such file, or something else in it.
-    """
-    value = read_value(path)
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: must be a JSON object")
-    return value

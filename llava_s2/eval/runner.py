@@ -89,8 +89,8 @@ def evaluate(
     processes.share("start", lambda: {"run": _digest(run), "done": list(done)})
     pending = [_shown(sample, text_only) for sample in samples if sample.id not in done]
     if pending:
+        work = _Work(processes, benchmark, source, scoring, pending, batch_size, folder)
         with tqdm(total=len(samples), initial=len(samples) - len(pending), desc=benchmark.name, unit="question") as bar:
-            work = _Work(processes, benchmark, source, scoring, pending, batch_size, folder)
             for records in work.predictions():
                 append_predictions(output / PREDICTIONS, records)
                 done |= {record["question_id"]: record for record in records}
