@@ -20,6 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     from llava_s2.eval import commands as eval_commands
     from llava_s2.model import commands as model_commands
     from llava_s2.serve import commands as serve_commands
+    from llava_s2.serve.api import commands as api_commands
     from llava_s2.train import commands as train_commands
 
     parser = argparse.ArgumentParser(prog="llava-s2", description="LLaVA that sees fine detail: S2 multi-scale vision.")
@@ -31,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         train_commands,
         eval_commands,
         serve_commands,
+        api_commands,
         model_commands,
         bench_commands,
     ):

@@ -67,7 +67,8 @@ def assemble(
     dtype = torch_dtype(dtype)
     llm, gguf_file = split_gguf(resolve_language_model(llm), gguf_file)
     vision_tower = resolve_vision_tower(vision_tower)
-    vision_config = tower_config(vision_tower, scales, feature_layer)  # before any weight is loaded
+    keeps = image_aspect_ratio == "keep"
+    vision_config = tower_config(vision_tower, scales, feature_layer, keep_aspect=keeps)  # before any weight is loaded
     image_mean, image_std = load_image_statistics(vision_tower)
     processor = build_processor(
         load_tokenizer(llm, gguf_file=gguf_file),
@@ -83,6 +84,7 @@ def assemble(
         load_vision_backbone(vision_tower, vision_config.backbone_config, dtype),
         scales,
         feature_layer=vision_config.feature_layer,
+        keep_aspect=keeps,
     )
     projector = new_projector(tower.config.hidden_size, text_config.hidden_size)
     model = build(language_model, text_config, projector, tower, processor, llm, dtype=dtype, **load_options)
@@ -233,7 +235,9 @@ def load_language_model(
     return tensors, model.config
 
 
-def tower_config(vision_tower: str | Path, scales: list[int], feature_layer: int | None = None) -> S2VisionConfig:
+def tower_config(
+    vision_tower: str | Path, scales: list[int], feature_layer: int | None = None, *, keep_aspect: bool = False
+) -> S2VisionConfig:
     """The config of an S2 tower on a named backbone, told without its weights; arguments as of ``assemble``.
 
     Raises:
@@ -242,7 +246,9 @@ def tower_config(vision_tower: str | Path, scales: list[int], feature_layer: int
     backbone_config = load_vision_config(vision_tower)
     try:
         layer = default_feature_layer(backbone_config) if feature_layer is None else feature_layer
-        return S2VisionConfig(backbone_config=backbone_config, scales=scales, feature_layer=layer)
+        return S2VisionConfig(
+            backbone_config=backbone_config, scales=scales, feature_layer=layer, keep_aspect=keep_aspect
+        )
     except ValueError as error:
         raise InputError(f"{vision_tower}: {error}") from error
 

@@ -52,8 +52,10 @@ from llava_s2.model.original import (
 )
 from llava_s2.s2 import (
     S2VisionConfig,
+    aspect,
     backbones,
     configuration,
+    flat_tiles,
     foreign,
     modeling,
     multiscale,
@@ -63,7 +65,17 @@ from llava_s2.s2 import (
 
 Form = Literal["native", "llava", "hf"]
 _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-_REMOTE_CODE = (backbones, configuration, foreign, modeling, multiscale, open_clip_vision, remote)
+_REMOTE_CODE = (
+    aspect,
+    backbones,
+    configuration,
+    flat_tiles,
+    foreign,
+    modeling,
+    multiscale,
+    open_clip_vision,
+    remote,
+)
 
 
 @dataclass(frozen=True)

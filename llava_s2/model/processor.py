@@ -16,7 +16,7 @@ from transformers import (
 from llava_s2.errors import InputError
 from llava_s2.model.templates import TEMPLATES, end_of_turn
 
-ASPECT_RATIOS = ("pad", "square", "resize")
+ASPECT_RATIOS = ("pad", "square", "resize", "keep")
 
 
 def build_processor(
@@ -38,7 +38,8 @@ def build_processor(
             pixels of the square it takes, ``patch_size`` the side one visual token covers.
         image_mean, image_std: of the backbone, per RGB channel, for values in 0 … 1.
         image_aspect_ratio: how an image becomes a square, LLaVA's names: ``pad`` (to a square with the mean colour),
-            ``square`` (shortest side resized, then the centre cropped) or ``resize`` (stretched).
+            ``square`` (shortest side resized, then the centre cropped) or ``resize`` (stretched). ``keep`` pads too,
+            for a tower with ``keep_aspect``, which takes the picture out of its padding and tiles it as it is.
         template: a name in ``TEMPLATES``, or a chat template.
         vision_feature_select_strategy, prefix_tokens: as the model's config has it, and how many tokens the tower
             gives before the patches (CLS); an S2 tower gives patches alone.
@@ -49,8 +50,13 @@ def build_processor(
         not the number of images.
 
     Raises:
-        InputError: unknown aspect ratio or template, or a template whose tokens the tokenizer lacks.
+        InputError: unknown aspect ratio, or one that the tower is not made for; unknown template, or one whose tokens
+            the tokenizer lacks.
     """
+    if image_aspect_ratio in ASPECT_RATIOS and (image_aspect_ratio == "keep") != getattr(
+        vision_config, "keep_aspect", False
+    ):
+        raise InputError("image_aspect_ratio 'keep' goes with an S2 tower of keep_aspect=True, and with no other")
     chat_template = _chat_template(template, tokenizer)
     return LlavaProcessor(
         image_processor=build_image_processor(vision_config.image_size, image_mean, image_std, image_aspect_ratio),
@@ -89,7 +95,7 @@ def build_image_processor(
         )
     processor_class = LlavaImageProcessor if backend == "torchvision" else LlavaImageProcessorPil
     return processor_class(
-        do_pad=image_aspect_ratio == "pad",
+        do_pad=image_aspect_ratio in ("pad", "keep"),
         size={"height": side, "width": side} if image_aspect_ratio == "resize" else {"shortest_edge": side},
         do_center_crop=image_aspect_ratio != "resize",
         crop_size={"height": side, "width": side},
@@ -120,11 +126,11 @@ def _chat_template(template: str, tokenizer: PreTrainedTokenizerFast) -> str:
     return chat_template
 
 
-def aspect_ratio(processor: LlavaProcessor) -> str:
-    """How the processor makes an image a square: a name in ``ASPECT_RATIOS``."""
+def aspect_ratio(processor: LlavaProcessor, vision_config: PreTrainedConfig) -> str:
+    """How a model takes images of any shape: a name in ``ASPECT_RATIOS``."""
     image_processor = processor.image_processor
     if getattr(image_processor, "do_pad", False):
-        return "pad"
+        return "keep" if getattr(vision_config, "keep_aspect", False) else "pad"
     return "resize" if "height" in image_processor.size else "square"
 
 

@@ -29,7 +29,16 @@ class S2VisionConfig(PreTrainedConfig):
         resize_output_to_idx: the scale whose feature grid the output has.
         merge: "concat" the scales along channels, or "add" them.
         split: False runs each scale as one whole image, with interpolated position embeddings.
-        max_tiles_per_call: bound on the tiles of one call of the backbone (memory). Default: no bound.
+        max_tiles_per_call: bound on the tiles of one call of the backbone. Default: as many as make 600 tokens on a
+            CPU (one tile of CLIP-L/14-336), where more are slower and take memory; no bound on other devices.
+        keep_aspect: tile a picture on its own aspect ratio. The input is a square of `image_size`, one tile larger
+            than the last scale, in which the picture is padded with the mean colour (the processor's
+            `image_aspect_ratio="keep"`). In place of n x n tiles a scale has the grid nearest to the picture's shape
+            that has no more tiles and at most n + 1 a side; its features are averaged to the same output tokens.
+        reuse_flat_tiles: in eval mode and without gradients, run tiles of one colour (padding) once and remember
+            their features. Exact.
+        min_detail: inexact, off by default: a tile with less detail than this (see `multiscale_forward`) beyond the
+            smaller scale is not run and takes that scale's features.
 
     Attributes:
         hidden_size: channels of the output. image_size: side in pixels of the input image (the last scale).
@@ -55,6 +64,9 @@ class S2VisionConfig(PreTrainedConfig):
     merge: Literal["concat", "add"] = "concat"
     split: bool = True
     max_tiles_per_call: int | None = None
+    keep_aspect: bool = False
+    reuse_flat_tiles: bool = True
+    min_detail: float | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.backbone_config = _vision_config(self.backbone_config)
@@ -117,7 +129,7 @@ class S2VisionConfig(PreTrainedConfig):
 
     @property
     def image_size(self) -> int:
-        return self.scales[-1]
+        return self.scales[-1] + (self.backbone_image_size if self.keep_aspect else 0)
 
     @property
     def patch_size(self) -> int:
@@ -179,6 +191,13 @@ class S2VisionConfig(PreTrainedConfig):
             raise ValueError(f"merge must be 'concat' or 'add', not {self.merge!r}")
         if self.max_tiles_per_call is not None and self.max_tiles_per_call < 1:
             raise ValueError(f"max_tiles_per_call must be at least 1, not {self.max_tiles_per_call}")
+        if self.keep_aspect and (not self.split or set(self.tile_sizes) != {base} or self.resize_output_to_idx):
+            raise ValueError(
+                "keep_aspect cuts pictures into tiles of the backbone's image size and gives the first scale's grid: "
+                "leave split, max_split_size and resize_output_to_idx unset"
+            )
+        if self.min_detail is not None and self.min_detail < 0:
+            raise ValueError(f"min_detail must be at least 0, not {self.min_detail}")
 
 
 def _vision_config(config: dict | PreTrainedConfig | None) -> PreTrainedConfig:

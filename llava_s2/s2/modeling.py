@@ -1,5 +1,6 @@
 """The S2 vision tower: a stock transformers backbone run on several image scales."""
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -8,10 +9,15 @@ from transformers import MODEL_MAPPING, AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
+from .aspect import content_boxes, tile_grid
 from .backbones import default_feature_layer, keep_blocks, last_features
 from .configuration import S2VisionConfig
+from .flat_tiles import FlatTiles
 from .foreign import as_pretrained
 from .multiscale import multiscale_forward
+
+# On a CPU, more tokens in one call fall out of its caches.
+_CPU_TOKENS_A_CALL = 600
 
 
 class S2VisionModel(PreTrainedModel):
@@ -40,6 +46,9 @@ class S2VisionModel(PreTrainedModel):
     def __init__(self, config: S2VisionConfig) -> None:
         super().__init__(config)
         self.backbone = _keep_blocks(AutoModel.from_config(config.backbone_config), config)
+        self._flat_tiles = FlatTiles()
+        self._share: Any = None  # how tiles are run by several processes or devices, see parallel.py
+        self.cpu_tokens_a_call = _CPU_TOKENS_A_CALL
         self.post_init()
 
     @classmethod
@@ -82,7 +91,7 @@ class S2VisionModel(PreTrainedModel):
 
     @can_return_tuple
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """Multi-scale features of square images.
+        """Multi-scale features of square images, or of the pictures in padded squares (`config.keep_aspect`).
 
         Args:
             pixel_values: float (B, 3, S, S) with S = `config.image_size`, normalised for the backbone.
@@ -107,28 +116,76 @@ class S2VisionModel(PreTrainedModel):
         # (enable_input_require_grads).
         learns = pixel_values.requires_grad or any(p.requires_grad for p in self.backbone.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-            features = multiscale_forward(
-                self._patch_features,
-                pixel_values,
-                img_sizes=self.config.scales,
-                max_split_size=self.config.max_split_size or self.config.backbone_image_size,
-                resize_output_to_idx=self.config.resize_output_to_idx,
-                merge=self.config.merge,
-                split=self.config.split,
-                max_tiles_per_call=self.config.max_tiles_per_call,
-            )
+            if self.config.keep_aspect:
+                features = torch.cat(
+                    [self._multiscale(picture, sizes) for picture, sizes in self._pictures(pixel_values)]
+                )
+            else:
+                features = self._multiscale(pixel_values, list(self.config.scales))
         return BaseModelOutputWithPooling(last_hidden_state=features, hidden_states=(features,))
+
+    def _multiscale(self, images: Tensor, sizes: list[Any]) -> Tensor:
+        base = self.config.backbone_image_size
+        return multiscale_forward(
+            self._patch_features,
+            images,
+            img_sizes=sizes,
+            max_split_size=(base, base) if self.config.keep_aspect else self.config.max_split_size or base,
+            resize_output_to_idx=self.config.resize_output_to_idx,
+            merge=self.config.merge,
+            split=self.config.split,
+            max_tiles_per_call=self._tiles_per_call(images.device),
+            min_detail=self.config.min_detail,
+        )
+
+    def _pictures(self, pixel_values: Tensor) -> Iterator[tuple[Tensor, list[tuple[int, int]]]]:
+        """The pictures (1, 3, h, w) inside their padding, and the height and width of each scale."""
+        base = self.config.backbone_image_size
+        for image, (top, bottom, left, right) in zip(pixel_values, content_boxes(pixel_values), strict=True):
+            grids = [tile_grid(bottom - top, right - left, most) for most in self.config.num_tiles]
+            yield image[None, :, top:bottom, left:right], [(rows * base, columns * base) for rows, columns in grids]
+
+    def _tiles_per_call(self, device: torch.device) -> int | None:
+        workers = 1 if self._share is None else self._share.workers
+        if self.config.max_tiles_per_call is not None:
+            return self.config.max_tiles_per_call * workers
+        if device.type != "cpu" or self._is_sharded:
+            return None
+        tokens = (max(self.config.tile_sizes) // self.config.backbone_stride) ** 2
+        return max(self.cpu_tokens_a_call // tokens, 1) * workers
+
+    @property
+    def _is_sharded(self) -> bool:
+        """Whether ZeRO-3 or FSDP gathers weights at each call: all processes must then call as often as each other,
+        whatever pictures they have."""
+        return any(
+            hasattr(weight, "ds_id") or hasattr(weight, "placements") or hasattr(weight, "_is_flat_param")
+            for weight in self.backbone.parameters()
+        )
 
     def _patch_features(self, tiles: Tensor) -> Tensor:
         """Features (n, grid * grid, D) of square tiles (n, 3, t, t), without prefix tokens."""
+        fixed = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+        if fixed and self.config.reuse_flat_tiles and not self._is_sharded:
+            return self._flat_tiles.run(self._run, tiles, self.backbone.parameters())
+        return self._run(tiles)
+
+    def _run(self, tiles: Tensor) -> Tensor:
+        if self._share is None:
+            return self._run_backbone(self.backbone, tiles)
+        return self._share.run(self._run_backbone, self.backbone, tiles)
+
+    def _run_backbone(self, backbone: nn.Module, tiles: Tensor) -> Tensor:
         side = tiles.shape[-1]
         features = last_features(
-            self.backbone,
+            backbone,
             tiles.to(self.backbone.dtype),
             self.config.num_used_blocks,
             self.config.backbone_image_size,
             self.config.backbone_stride,
         )
+        if backbone._compiled_call_impl is not None:
+            features = features.clone()  # a CUDA graph's next call writes into its output
         if features.dim() == 4:
             return features.flatten(2).transpose(1, 2)
         grid = (side // self.config.backbone_stride) ** 2

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration, TrainingArguments
 
-from llava_s2.data.dataset import TrainingRecords
+from llava_s2.data.training_records import TrainingRecords
 from llava_s2.errors import InputError
 from llava_s2.model.assemble import split_gguf, tower_config
 from llava_s2.model.checkpoint import identify
@@ -118,7 +118,10 @@ def _config(recipe: RecipeArguments, is_llm: bool) -> Any:
         text_config = AutoConfig.from_pretrained(folder, gguf_file=gguf_file)
         assert recipe.vision_tower is not None
         vision_config = tower_config(
-            resolve_vision_tower(recipe.vision_tower), recipe.scales, recipe.mm_vision_select_layer
+            resolve_vision_tower(recipe.vision_tower),
+            recipe.scales,
+            recipe.mm_vision_select_layer,
+            keep_aspect=recipe.image_aspect_ratio == "keep",
         )
         return LlavaConfig(
             vision_config=vision_config,
