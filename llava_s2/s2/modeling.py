@@ -175,7 +175,7 @@ class S2VisionModel(PreTrainedModel):
             return self._run_backbone(self.backbone, tiles)
         return self._share.run(self._run_backbone, self.backbone, tiles)
 
-    def _run_backbone(self, backbone: nn.Module, tiles: Tensor) -> Tensor:
+    def _run_backbone(self, backbone: Any, tiles: Tensor) -> Tensor:
         side = tiles.shape[-1]
         features = last_features(
             backbone,

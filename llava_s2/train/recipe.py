@@ -101,8 +101,8 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
             recipe.model_name_or_path, vision_config=vision_config, gguf_file=recipe.gguf_file
         )
         dataset = ConversationDataset(checked, early, template, recipe.model_max_length, bad_samples)
-        if training.process_index == 0 and (told := dataset.too_long()):
-            logger.warning(told)
+        if training.process_index == 0 and (too_long := dataset.too_long()):
+            logger.warning(too_long)
 
     set_seed(training.seed)
     with _no_sharding_at_load(training):
