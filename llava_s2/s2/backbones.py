@@ -129,7 +129,7 @@ def keep_blocks(backbone: PreTrainedModel, blocks: int, used: int) -> PreTrained
     return backbone
 
 
-def last_features(backbone: PreTrainedModel, tiles: Tensor, used: int, image_size: int, stride: int) -> Tensor:
+def last_features(backbone: Any, tiles: Tensor, used: int, image_size: int, stride: int) -> Tensor:
     """The features of a backbone that `keep_blocks` cut.
 
     Args:
