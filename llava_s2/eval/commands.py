@@ -7,10 +7,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava_s2.errors import InputError
 from llava_s2.model.arguments import ModelSource, add_model_arguments, positive
 
 if TYPE_CHECKING:
     from llava_s2.eval.benchmark import Benchmark
+    from llava_s2.eval.judge import JudgeSource
 
 TASKS = {
     "vstar": ("llava_s2.eval.vstar", "VStar"),
@@ -21,6 +23,7 @@ TASKS = {
     "mathvista": ("llava_s2.eval.mathvista", "MathVista"),
     "mmbench": ("llava_s2.eval.mmbench", "MMBench"),
     "seedbench": ("llava_s2.eval.seedbench", "SEEDBench"),
+    "mmvet": ("llava_s2.eval.mmvet", "MMVet"),
 }
 """Name of a task -> module and class of its benchmark."""
 
@@ -48,6 +51,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--text-only", action="store_true", help="leave the images out: what do the questions alone give away?"
     )
+    _add_judge_arguments(parser)
     parser.set_defaults(run=_eval)
 
     parser = subparsers.add_parser(
@@ -58,6 +62,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--predictions", required=True, type=Path, metavar="F.jsonl", help='lines of {"question_id": …, "text": "…"}'
     )
+    _add_judge_arguments(parser)
     parser.set_defaults(run=_score)
 
     parser = subparsers.add_parser(
@@ -85,6 +90,55 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_judge_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("judge", "a language model that grades mmvet and reads mathvista's answers")
+    group.add_argument("--judge-url", metavar="URL", help="base of an OpenAI-compatible API, such as https://HOST/v1")
+    group.add_argument("--judge-model", metavar="NAME", help="its model; the published numbers are gpt-4-0613's")
+    group.add_argument(
+        "--judge-key-variable",
+        default="OPENAI_API_KEY",
+        metavar="VAR",
+        help="environment variable that holds the key (default: %(default)s)",
+    )
+    group.add_argument("--judge-runs", type=positive, metavar="N", help="times each answer is graded (default: 5)")
+    group.add_argument(
+        "--judge-concurrency", type=positive, default=8, metavar="N", help="requests at once (default: %(default)s)"
+    )
+    group.add_argument(
+        "--judge-timeout",
+        type=positive,
+        default=60,
+        metavar="S",
+        help="seconds until an answer is asked for again (default: %(default)s)",
+    )
+    group.add_argument(
+        "--judge-prices",
+        type=float,
+        nargs=2,
+        metavar=("IN", "OUT"),
+        help="US dollars a million prompt and completion tokens, for the cost line",
+    )
+
+
+def _judge_source(args: argparse.Namespace) -> "JudgeSource | None":
+    """The judge that the flags name, None if they name none."""
+    from llava_s2.eval.judge import JudgeSource
+
+    if args.judge_url is None and args.judge_model is None:
+        return None
+    if args.judge_url is None or args.judge_model is None:
+        raise InputError("a judge takes both --judge-url and --judge-model")
+    return JudgeSource(
+        url=args.judge_url,
+        model=args.judge_model,
+        key_variable=args.judge_key_variable,
+        runs=args.judge_runs,
+        concurrency=args.judge_concurrency,
+        timeout=args.judge_timeout,
+        prices=tuple(args.judge_prices) if args.judge_prices else None,
+    )
+
+
 def _batch_size(text: str) -> int | None:
     return None if text == "auto" else positive(text)
 
@@ -96,10 +150,14 @@ def _benchmark(args: argparse.Namespace) -> "Benchmark":
 
 def _eval(args: argparse.Namespace) -> None:
     from llava_s2.eval.document import write_document
+    from llava_s2.eval.judging import finish_run, format_judge
     from llava_s2.eval.report import format_report
     from llava_s2.eval.runner import evaluate
 
     benchmark = _benchmark(args)
+    judge = _judge_source(args)
+    if judge is not None and not benchmark.judge_runs:
+        raise InputError(f"{benchmark.name} is graded by rules; leave out --judge-url")
     report = evaluate(
         benchmark,
         ModelSource.from_arguments(args),
@@ -110,23 +168,33 @@ def _eval(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         text_only=args.text_only,
     )
-    if report is not None:  # several processes have one report
-        print(format_report(benchmark, report))
-        for path in write_document([args.output], args.output):
-            print(path)
+    if report is None:  # several processes have one report
+        return
+    if benchmark.judge_runs:
+        report = finish_run(benchmark, judge, args.data, args.output)
+    print(format_report(benchmark, report))
+    if "judge" in report:
+        print(format_judge(report["judge"]))
+    elif benchmark.without_judge and report["results"]:
+        print(benchmark.without_judge)
+    for path in write_document([args.output], args.output):
+        print(path)
 
 
 def _score(args: argparse.Namespace) -> int:
+    from llava_s2.eval.judging import format_judge
     from llava_s2.eval.report import format_results
     from llava_s2.eval.score import score
 
     benchmark = _benchmark(args)
-    scored = score(benchmark, args.data, args.predictions)
+    scored = score(benchmark, args.data, args.predictions, _judge_source(args))
     faults = {kind: scored[kind] for kind in ("unknown", "missing", "double") if scored[kind]}
     for kind, ids in faults.items():
         listed = ", ".join(ids[:10]) + (", …" if len(ids) > 10 else "")
         print(f"llava-s2: error: {args.predictions}: {len(ids)} {kind} question id(s): {listed}", file=sys.stderr)
     print(format_results(benchmark, scored["results"]))
+    if scored.get("judge", {}).get("name"):
+        print(format_judge(scored["judge"]))
     print(json.dumps(scored))
     return 2 if faults else 0
 

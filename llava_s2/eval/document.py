@@ -79,7 +79,10 @@ def _document(tasks: dict[str, list[tuple[str, Path, dict[str, Any]]]], picture:
         scored = [(name, run, report) for name, run, report in listed if report["results"]]
         if scored:
             blocks.append(_scores([(name, report) for name, _, report in scored]))
-        blocks += [f"{name}: no score, the data has no answers." for name, _, report in listed if not report["results"]]
+        unscored = [(name, report) for name, _, report in listed if not report["results"]]
+        blocks += [
+            f"{name}: {report.get('unscored', 'no score, the data has no answers')}." for name, report in unscored
+        ]
         blocks += _notes([(name, report) for name, _, report in listed])
         blocks += _comparisons(scored)
         blocks.append(_settings([(name, report) for name, _, report in listed]))

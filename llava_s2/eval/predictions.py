@@ -122,7 +122,7 @@ class RunFolder:
             self._rewrite(lines)
 
     def _rewrite(self, records: Iterable[Mapping[str, Any]]) -> None:
-        replace_file(self._predictions, lambda partial: partial.write_bytes(b"".join(map(_line, records))))
+        write_records(self._predictions, records)
 
 
 def part_name(process: int | str) -> str:
@@ -158,3 +158,8 @@ def write_json(path: Path, value: Any) -> None:
     """Writes the file whole or not at all."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Writes JSON lines, the file whole or not at all."""
+    replace_file(path, lambda partial: partial.write_bytes(b"".join(map(_line, records))))

@@ -100,7 +100,7 @@ def format_report(benchmark: Benchmark, report: Mapping[str, Any]) -> str:
     if report["results"]:
         lines += [format_results(benchmark, report["results"]), ""]
     else:
-        lines += ["no score: the data has no answers, only the benchmark's server does", ""]
+        lines += [benchmark.without_judge or "no score: the data has no answers, only the benchmark's server does", ""]
     lines.append(f"{report['seconds_per_image']:.2f} s an image")
     if report.get("submission"):
         lines.append(f"for the benchmark's server: {report['submission']}")
