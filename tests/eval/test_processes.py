@@ -105,7 +105,7 @@ def test_a_killed_process_loses_nothing(victim, data, tmp_path, one_process, loa
     output = tmp_path / "run"
     process = start(data, output, 2)
     deadline = time.monotonic() + 200
-    while len(lines(output)) < 6 and process.poll() is None and time.monotonic() < deadline:
+    while len(lines(output)) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(workers(process)[victim], signal.SIGKILL)
     status, printed = finish(process)
