@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ class Sight:
     @classmethod
     def of(cls, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> "Sight":
         """Any LLaVA's; one without an S2 tower has one scale of one tile."""
-        vision = model.config.vision_config
+        vision: Any = model.config.vision_config
         scales = tuple(getattr(vision, "scales", None) or [vision.image_size])
         tiles = tuple(getattr(vision, "num_tiles", None) or [1])
         return cls(scales, tiles, num_image_tokens(processor), vision.hidden_size)
@@ -84,8 +85,8 @@ def spot(levels: Sequence[Scale], at: tuple[float, float], share: float, side: i
     left, top = (min(max(centre - share / 2, 0), 1 - share) for centre in at)
     crops = []
     for level in levels:
-        box = [round(edge * level.side) for edge in (left, top, left + share, top + share)]
-        crops.append(level.image.crop(tuple(box)).resize((side, side), Image.Resampling.NEAREST))
+        x, y, right, bottom = (round(edge * level.side) for edge in (left, top, left + share, top + share))
+        crops.append(level.image.crop((x, y, right, bottom)).resize((side, side), Image.Resampling.NEAREST))
     return crops
 
 
