@@ -116,9 +116,7 @@ async def _load(url: str, args: argparse.Namespace, process: psutil.Process) -> 
         await asyncio.gather(watch(), *map(visitor, range(args.clients)))
         took = time.monotonic() - begun
         metrics = dict(
-            line.rsplit(" ", 1)
-            for line in (await client.get("/metrics")).text.splitlines()
-            if not line.startswith("#")
+            line.rsplit(" ", 1) for line in (await client.get("/metrics")).text.splitlines() if not line.startswith("#")
         )
     number = {name: float(value) for name, value in metrics.items()}
     quarter = max(len(memory) // 4, 1)

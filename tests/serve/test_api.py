@@ -259,7 +259,7 @@ def test_errors_are_the_clients_exceptions(server, ai):
     with pytest.raises(openai.NotFoundError) as missing:
         ai.chat.completions.create(model="gpt-4o", messages=[user("Hi")])
     assert missing.value.code == "model_not_found"
-    for key in ("wrong-key-of-some-length", KEY + "x", KEY[:-1], "\N{SNOWMAN}".encode().decode("latin-1")):
+    for key in ("wrong-key-of-some-length", KEY + "x", KEY[:-1]):
         with pytest.raises(openai.AuthenticationError) as stranger:
             client(server.url, key).models.list()
         assert stranger.value.code == "invalid_api_key"
