@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+BITSANDBYTES, INT8 = ("4bit", "8bit"), ("int8", "int8-all")  # quantizations on a GPU, on a CPU
 _SAMPLED_BYTES = 1 << 20
 
 
@@ -22,6 +24,7 @@ class ModelSource:
         dtype: one of ``DTYPES``; ``auto`` is the checkpoint's own on a GPU and float32 on a CPU, where half
             precision is slower.
         template: name of a conversation template to use in place of the checkpoint's own.
+        quantization: one of ``BITSANDBYTES`` or ``INT8``, or None.
     """
 
     model: str
@@ -29,20 +32,19 @@ class ModelSource:
     vision_tower: str | None = None
     dtype: str = "auto"
     template: str | None = None
+    quantization: str | None = None
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace) -> "ModelSource":
         """Reads the flags of ``add_model_arguments``."""
-        return cls(args.model, args.base, args.vision_tower, args.dtype, args.template)
+        return cls(args.model, args.base, args.vision_tower, args.dtype, args.template, args.quantization)
 
     def load(self) -> "tuple[LlavaForConditionalGeneration, LlavaProcessor]":
-        """Loads the model, on the accelerators if there are any, and its processor.
+        """Loads the model and its processor, on accelerators where there are any, each process on its own.
 
         Raises:
             InputError: see ``load_pretrained`` and ``set_template``.
         """
-        import torch
-
         from llava_s2.errors import InputError
         from llava_s2.model.loading import load_pretrained
         from llava_s2.model.processor import set_template
@@ -55,7 +57,8 @@ class ModelSource:
             self.base,
             vision_tower=self.vision_tower,
             dtype=self._dtype(),
-            device_map="auto" if torch.cuda.is_available() else None,
+            device_map=_device_map(),
+            quantization=self.quantization,
         )
         if self.template is not None:
             set_template(processor, self.template)
@@ -67,7 +70,22 @@ class ModelSource:
         checksums = {
             f"{key}_checksum": _checksum(Path(part)) for key, part in parts.items() if part and Path(part).is_dir()
         }
-        return {**parts, "dtype": self._dtype(), "template": self.template, **checksums}
+        quantized = {} if self.quantization is None else {"quantization": self.quantization}
+        return {**parts, "dtype": self._dtype(), "template": self.template, **quantized, **checksums}
+
+    def revisions(self) -> dict[str, str]:
+        """Of the parts that came from the hub, the commit that is in the local cache."""
+        from huggingface_hub import try_to_load_from_cache
+
+        found = {}
+        for key, part in (("model", self.model), ("base", self.base), ("vision_tower", self.vision_tower)):
+            if not part or Path(part).exists() or part.count("/") != 1:
+                continue
+            for file in ("config.json", "adapter_config.json"):
+                if isinstance(path := try_to_load_from_cache(part, file), str):
+                    found[key] = Path(path).parent.name  # …/snapshots/COMMIT/config.json
+                    break
+        return found
 
     def _dtype(self) -> str:
         import torch
@@ -75,14 +93,20 @@ class ModelSource:
         return "float32" if self.dtype == "auto" and not torch.cuda.is_available() else self.dtype
 
 
+def _device_map() -> str | dict[str, int] | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    own = os.environ.get("LOCAL_RANK")  # set by torchrun and accelerate
+    return "auto" if own is None else {"": int(own) % torch.cuda.device_count()}
+
+
 def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Adds ``--model``, ``--base``, ``--vision_tower``, ``--dtype`` and ``--template``."""
+    """Adds ``--model``, ``--base``, ``--vision_tower``, ``--dtype``, ``--template`` and ``--quantization``."""
     group = parser.add_argument_group("model")
     group.add_argument("--model", required=required, metavar="M", help="checkpoint or adapter: a folder or a hub id")
-    group.add_argument(
-        "--base", metavar="B", help="language model or LLaVA under an adapter or projector, if not the one it names"
-    )
-    group.add_argument("--vision_tower", metavar="T", help="vision tower that replaces the one the checkpoint names")
+    add_part_arguments(group)
     group.add_argument(
         "--dtype",
         choices=DTYPES,
@@ -90,6 +114,17 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = Tru
         help="of the weights (default: the checkpoint's own on a GPU, float32 on a CPU)",
     )
     group.add_argument("--template", metavar="NAME", help="conversation template, if not the checkpoint's own")
+    group.add_argument(
+        "--quantization",
+        choices=BITSANDBYTES + INT8,
+        help="of the language model: 4bit or 8bit on a GPU, int8 on a CPU (int8-all: tower and projector too)",
+    )
+
+
+def add_part_arguments(parser: "argparse._ActionsContainer") -> None:
+    """Adds ``--base`` and ``--vision_tower``: parts that are elsewhere than a checkpoint says."""
+    parser.add_argument("--base", metavar="B", help="model under an adapter or projector, if not the one it names")
+    parser.add_argument("--vision_tower", metavar="T", help="vision tower in place of the one the checkpoint names")
 
 
 def positive(text: str) -> int:

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from llava_s2.model.arguments import DTYPES
+from llava_s2.model.arguments import DTYPES, add_part_arguments
 
 
 def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -11,8 +11,7 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     merge = subparsers.add_parser("merge", help="make one plain checkpoint of an adapter and its base")
     merge.add_argument("adapter", metavar="ADAPTER", help="adapter or projector: a folder or a hub id")
     merge.add_argument("dst", metavar="DST", help="folder to write")
-    merge.add_argument("--base", metavar="B", help="model under the adapter, if not the one it names")
-    merge.add_argument("--vision_tower", metavar="T", help="vision tower, if not the one the adapter names")
+    add_part_arguments(merge)
     merge.add_argument(
         "--dtype",
         choices=DTYPES,
@@ -41,8 +40,7 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
 
     inspect = subparsers.add_parser("inspect", help="say what a checkpoint is and what it lacks, without its weights")
     inspect.add_argument("path", metavar="PATH", help="checkpoint: a folder or a hub id")
-    inspect.add_argument("--base", metavar="B", help="model under an adapter, if not the one it names")
-    inspect.add_argument("--vision_tower", metavar="T", help="vision tower, if not the one it names")
+    add_part_arguments(inspect)
     inspect.add_argument("--json", action="store_true", help="one JSON object")
     inspect.set_defaults(run=_inspect)
 

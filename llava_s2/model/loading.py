@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from llava_s2.errors import InputError
+from llava_s2.model.arguments import BITSANDBYTES, INT8
 from llava_s2.model.assemble import (
     build,
     load_image_statistics,
@@ -45,6 +46,7 @@ from llava_s2.model.processor import build_processor, load_processor, set_templa
 from llava_s2.model.templates import IMAGE_END_TOKEN, IMAGE_START_TOKEN, TEMPLATES, with_image_start_end
 from llava_s2.model.tokenizer import load_tokenizer
 from llava_s2.s2 import S2VisionConfig, S2VisionModel
+from llava_s2.s2.int8 import check_int8, quantize_linears
 
 _UNQUANTIZED = ["lm_head", "model.vision_tower", "model.multi_modal_projector"]  # matched from the front
 _IM_PATCH_TOKEN = "<im_patch>"
@@ -70,10 +72,11 @@ def load_pretrained(
         vision_tower: folder or hub id of a vision model that replaces the checkpoint's own.
         dtype: of the weights: "auto" is that of the checkpoint's language model.
         device_map: where the weights go, as in transformers.
-        quantization: "4bit" or "8bit" quantizes the language model with bitsandbytes (needs a GPU).
+        quantization: of the language model's linear layers but its head: "4bit" or "8bit" with bitsandbytes, on a GPU;
+            "int8" on a CPU, which "int8-all" does to the tower and the projector too.
 
     Returns:
-        The model, in eval mode, adapters merged (with ``quantization``: attached), and its processor.
+        The model, in eval mode, adapters merged (with "4bit" and "8bit": attached), and its processor.
 
     Raises:
         InputError: the files do not make up a checkpoint; the message names the file and the way out.
@@ -84,7 +87,9 @@ def load_pretrained(
     checkpoint = identify(path)
     tower = None if vision_tower is None else resolve_vision_tower(vision_tower)
     options: dict[str, Any] = {"device_map": device_map}
-    if quantization is not None:
+    if quantization in INT8:
+        check_int8_is_possible(quantization, device_map)
+    elif quantization is not None:
         options["quantization_config"] = quantization_config(quantization, dtype)
     if checkpoint.kind == "llm":
         raise InputError(
@@ -92,10 +97,24 @@ def load_pretrained(
             "a LLaVA checkpoint; `llava-s2 train pretrain` makes one of it"
         )
     if checkpoint.kind == "hf":
-        return _load_hf(checkpoint, tower, dtype, options)
-    if checkpoint.kind == "adapter":
-        return _load_adapter(checkpoint, base, tower, dtype, options)
-    return _load_llava(checkpoint, base, tower, dtype, options)
+        model, processor = _load_hf(checkpoint, tower, dtype, options)
+    elif checkpoint.kind == "adapter":
+        model, processor = _load_adapter(checkpoint, base, tower, dtype, options)
+    else:
+        model, processor = _load_llava(checkpoint, base, tower, dtype, options)
+    if quantization in INT8:
+        quantize_linears(model.model.language_model if quantization == "int8" else model.model)
+    return model, processor
+
+
+def check_int8_is_possible(quantization: str, device_map: str | dict[str, Any] | None = None) -> None:
+    """Raises InputError where int8 weights cannot be had: on a GPU, or on a processor without fast int8 products."""
+    if device_map not in (None, "cpu", {"": "cpu"}):
+        raise InputError(f'quantization={quantization} is for a CPU; on a GPU use "8bit" or "4bit"')
+    try:
+        check_int8()
+    except ValueError as error:
+        raise InputError(f"quantization={quantization}: {error}") from None
 
 
 def quantization_config(quantization: str, dtype: str | torch.dtype = "auto") -> BitsAndBytesConfig:
@@ -104,8 +123,8 @@ def quantization_config(quantization: str, dtype: str | torch.dtype = "auto") ->
     Raises:
         InputError: another name than "4bit" or "8bit", no bitsandbytes, or no GPU.
     """
-    if quantization not in ("4bit", "8bit"):
-        raise InputError(f'quantization {quantization!r} is not available; use "4bit" or "8bit"')
+    if quantization not in BITSANDBYTES:
+        raise InputError(f"quantization {quantization!r} is not known; use one of {', '.join(BITSANDBYTES + INT8)}")
     if find_spec("bitsandbytes") is None:
         raise InputError(f"quantization={quantization} needs bitsandbytes: pip install 'llava-s2[train]'")
     if not torch.cuda.is_available():
@@ -230,7 +249,7 @@ def _tower_like(wanted: Any, name: str, dtype: torch.dtype) -> PreTrainedModel:
     sizes = [
         S2VisionConfig(backbone_config=config, feature_layer=wanted.feature_layer).backbone_hidden_size
         if isinstance(wanted, S2VisionConfig)
-        else config.hidden_size
+        else getattr(config, "hidden_size", None)
         for config in (found, wanted.backbone_config if isinstance(wanted, S2VisionConfig) else wanted)
     ]
     if sizes[0] != sizes[1]:

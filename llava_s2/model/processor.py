@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from transformers import (
     AutoProcessor,
+    LlavaImageProcessor,
     LlavaImageProcessorPil,
     LlavaProcessor,
     PreTrainedConfig,
@@ -14,7 +16,7 @@ from transformers import (
 from llava_s2.errors import InputError
 from llava_s2.model.templates import TEMPLATES, end_of_turn
 
-ASPECT_RATIOS = ("pad", "square", "resize")
+ASPECT_RATIOS = ("pad", "square", "resize", "keep")
 
 
 def build_processor(
@@ -36,7 +38,8 @@ def build_processor(
             pixels of the square it takes, ``patch_size`` the side one visual token covers.
         image_mean, image_std: of the backbone, per RGB channel, for values in 0 … 1.
         image_aspect_ratio: how an image becomes a square, LLaVA's names: ``pad`` (to a square with the mean colour),
-            ``square`` (shortest side resized, then the centre cropped) or ``resize`` (stretched).
+            ``square`` (shortest side resized, then the centre cropped) or ``resize`` (stretched). ``keep`` pads too,
+            for a tower with ``keep_aspect``, which takes the picture out of its padding and tiles it as it is.
         template: a name in ``TEMPLATES``, or a chat template.
         vision_feature_select_strategy, prefix_tokens: as the model's config has it, and how many tokens the tower
             gives before the patches (CLS); an S2 tower gives patches alone.
@@ -47,29 +50,57 @@ def build_processor(
         not the number of images.
 
     Raises:
-        InputError: unknown aspect ratio or template, or a template whose tokens the tokenizer lacks.
+        InputError: unknown aspect ratio, or one that the tower is not made for; unknown template, or one whose tokens
+            the tokenizer lacks.
     """
-    if image_aspect_ratio not in ASPECT_RATIOS:
-        raise InputError(
-            f"image_aspect_ratio {image_aspect_ratio!r} is not known; use one of {', '.join(ASPECT_RATIOS)}"
-        )
+    if image_aspect_ratio in ASPECT_RATIOS and (image_aspect_ratio == "keep") != getattr(
+        vision_config, "keep_aspect", False
+    ):
+        raise InputError("image_aspect_ratio 'keep' goes with an S2 tower of keep_aspect=True, and with no other")
     chat_template = _chat_template(template, tokenizer)
-    side = vision_config.image_size
-    image_processor = LlavaImageProcessorPil(
-        do_pad=image_aspect_ratio == "pad",
-        size={"height": side, "width": side} if image_aspect_ratio == "resize" else {"shortest_edge": side},
-        do_center_crop=image_aspect_ratio != "resize",
-        crop_size={"height": side, "width": side},
-        image_mean=list(image_mean),
-        image_std=list(image_std),
-    )
     return LlavaProcessor(
-        image_processor=image_processor,
+        image_processor=build_image_processor(vision_config.image_size, image_mean, image_std, image_aspect_ratio),
         tokenizer=tokenizer,
         patch_size=vision_config.patch_size,
         vision_feature_select_strategy=vision_feature_select_strategy,
         num_additional_image_tokens=prefix_tokens,
         chat_template=chat_template,
+    )
+
+
+def build_image_processor(
+    side: int,
+    image_mean: Sequence[float],
+    image_std: Sequence[float],
+    image_aspect_ratio: str = "pad",
+    *,
+    backend: Literal["pil", "torchvision"] = "pil",
+) -> LlavaImageProcessor | LlavaImageProcessorPil:
+    """LLaVA's image preparation for a tower: one resize, to the largest scale; arguments as of ``build_processor``.
+
+    Args:
+        side: the tower's ``image_size``. The smaller scales are made of these pixels, in the tower.
+        backend: "torchvision" runs where the pictures are, on a GPU too; its resize rounds otherwise: by two of 255
+            levels at most, in noise.
+
+    Raises:
+        InputError: unknown aspect ratio.
+
+    Example:
+        >>> build_image_processor(1008, mean, std)(pictures, return_tensors="pt")["pixel_values"]  # (n, 3, 1008, 1008)
+    """
+    if image_aspect_ratio not in ASPECT_RATIOS:
+        raise InputError(
+            f"image_aspect_ratio {image_aspect_ratio!r} is not known; use one of {', '.join(ASPECT_RATIOS)}"
+        )
+    processor_class = LlavaImageProcessor if backend == "torchvision" else LlavaImageProcessorPil
+    return processor_class(
+        do_pad=image_aspect_ratio in ("pad", "keep"),
+        size={"height": side, "width": side} if image_aspect_ratio == "resize" else {"shortest_edge": side},
+        do_center_crop=image_aspect_ratio != "resize",
+        crop_size={"height": side, "width": side},
+        image_mean=list(image_mean),
+        image_std=list(image_std),
     )
 
 
@@ -95,11 +126,11 @@ def _chat_template(template: str, tokenizer: PreTrainedTokenizerFast) -> str:
     return chat_template
 
 
-def aspect_ratio(processor: LlavaProcessor) -> str:
-    """How the processor makes an image a square: a name in ``ASPECT_RATIOS``."""
+def aspect_ratio(processor: LlavaProcessor, vision_config: PreTrainedConfig) -> str:
+    """How a model takes images of any shape: a name in ``ASPECT_RATIOS``."""
     image_processor = processor.image_processor
     if getattr(image_processor, "do_pad", False):
-        return "pad"
+        return "keep" if getattr(vision_config, "keep_aspect", False) else "pad"
     return "resize" if "height" in image_processor.size else "square"
 
 

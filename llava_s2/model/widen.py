@@ -65,7 +65,7 @@ def widen(
         wide_tower.config,
         processor.image_processor.image_mean,
         processor.image_processor.image_std,
-        image_aspect_ratio=aspect_ratio(processor),
+        image_aspect_ratio=aspect_ratio(processor, config.vision_config),
         template=str(processor.chat_template),
     )
     wide = build(

@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from .backbones import Geometry, geometry
+
 
 class S2VisionConfig(PreTrainedConfig):
     """A vision backbone run on several image scales (arXiv:2403.13043, section 3.1).
@@ -13,9 +15,10 @@ class S2VisionConfig(PreTrainedConfig):
 
     Args:
         backbone_config: config (or its dict, with `model_type`) of any transformers vision model that gives a
-            grid of tokens or one feature map: CLIP, SigLIP, DINOv2 (with or without registers), ViT,
-            ConvNeXt. The config of a whole CLIP or SigLIP stands for its vision part. Default: CLIP-L/14-336,
-            the tower of LLaVA-1.5.
+            grid of tokens or one feature map: CLIP, SigLIP, DINOv2 (with or without registers), DINOv3, ViT,
+            ViT-MAE, ConvNeXt, Swin; timm's models are `TimmWrapperConfig`, open_clip's `OpenClipVisionConfig`. The
+            config of a whole CLIP or SigLIP stands for its vision part. Default: CLIP-L/14-336, the tower of
+            LLaVA-1.5.
         scales: image sides in pixels, ascending; the first is the backbone's own image size and the others
             are whole multiples of it. Default: that first scale alone.
         feature_layer: which of the backbone's hidden states, counted as transformers does: 0 is the
@@ -26,7 +29,16 @@ class S2VisionConfig(PreTrainedConfig):
         resize_output_to_idx: the scale whose feature grid the output has.
         merge: "concat" the scales along channels, or "add" them.
         split: False runs each scale as one whole image, with interpolated position embeddings.
-        max_tiles_per_call: bound on the tiles of one call of the backbone (memory). Default: no bound.
+        max_tiles_per_call: bound on the tiles of one call of the backbone. Default: as many as make 600 tokens on a
+            CPU (one tile of CLIP-L/14-336), where more are slower and take memory; no bound on other devices.
+        keep_aspect: tile a picture on its own aspect ratio. The input is a square of `image_size`, one tile larger
+            than the last scale, in which the picture is padded with the mean colour (the processor's
+            `image_aspect_ratio="keep"`). In place of n x n tiles a scale has the grid nearest to the picture's shape
+            that has no more tiles and at most n + 1 a side; its features are averaged to the same output tokens.
+        reuse_flat_tiles: in eval mode and without gradients, run tiles of one colour (padding) once and remember
+            their features. Exact.
+        min_detail: inexact, off by default: a tile with less detail than this (see `multiscale_forward`) beyond the
+            smaller scale is not run and takes that scale's features.
 
     Attributes:
         hidden_size: channels of the output. image_size: side in pixels of the input image (the last scale).
@@ -52,6 +64,9 @@ class S2VisionConfig(PreTrainedConfig):
     merge: Literal["concat", "add"] = "concat"
     split: bool = True
     max_tiles_per_call: int | None = None
+    keep_aspect: bool = False
+    reuse_flat_tiles: bool = True
+    min_detail: float | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.backbone_config = _vision_config(self.backbone_config)
@@ -62,23 +77,19 @@ class S2VisionConfig(PreTrainedConfig):
         self._check()
 
     @property
+    def geometry(self) -> Geometry:
+        """The backbone's hidden states: how many, how wide, how fine."""
+        return geometry(self.backbone_config)
+
+    @property
     def backbone_image_size(self) -> int:
         """Side in pixels of the images the backbone was trained on."""
-        size = getattr(self.backbone_config, "image_size", None)
-        if isinstance(size, (list, tuple)) and len(size) == 2 and size[0] == size[1]:
-            size = size[0]
-        if not isinstance(size, int):
-            raise ValueError(
-                f"{self.backbone_config.model_type!r} has image_size {size!r}: S2 needs a "
-                "backbone whose config has one side in pixels as image_size"
-            )
-        return size
+        return self.geometry.image_size
 
     @property
     def num_blocks(self) -> int:
-        """Blocks (ConvNeXt: stages) of the whole backbone."""
-        depths = getattr(self.backbone_config, "depths", None)
-        return self.backbone_config.num_hidden_layers if depths is None else len(depths)
+        """Blocks (ConvNeXt, Swin: stages) of the whole backbone."""
+        return self.geometry.blocks
 
     @property
     def num_used_blocks(self) -> int:
@@ -88,19 +99,12 @@ class S2VisionConfig(PreTrainedConfig):
     @property
     def backbone_hidden_size(self) -> int:
         """Channels of one scale's features."""
-        sizes = getattr(self.backbone_config, "hidden_sizes", None)
-        return self.backbone_config.hidden_size if sizes is None else sizes[max(self.num_used_blocks - 1, 0)]
+        return self.geometry.widths[self.num_used_blocks]
 
     @property
     def backbone_stride(self) -> int:
         """Pixels of a tile that one of its features covers, along one side."""
-        patch_size = self.backbone_config.patch_size
-        if isinstance(patch_size, (list, tuple)):
-            patch_size = patch_size[0]
-        if getattr(self.backbone_config, "hidden_sizes", None) is None:
-            return patch_size
-        # Every stage after the first halves the map.
-        return patch_size * 2 ** max(self.num_used_blocks - 1, 0)
+        return self.geometry.strides[self.num_used_blocks]
 
     @property
     def tile_sizes(self) -> list[int]:
@@ -125,7 +129,7 @@ class S2VisionConfig(PreTrainedConfig):
 
     @property
     def image_size(self) -> int:
-        return self.scales[-1]
+        return self.scales[-1] + (self.backbone_image_size if self.keep_aspect else 0)
 
     @property
     def patch_size(self) -> int:
@@ -142,13 +146,6 @@ class S2VisionConfig(PreTrainedConfig):
     def _check(self) -> None:
         """Raise ValueError, with the way out, for what cannot be run."""
         kind = self.backbone_config.model_type
-        channels = "hidden_sizes" if hasattr(self.backbone_config, "depths") else "hidden_size"
-        missing = [n for n in ("patch_size", channels) if getattr(self.backbone_config, n, None) is None]
-        if missing:
-            raise ValueError(
-                f"a {kind!r} config has no {' and no '.join(missing)}: use a backbone with one feature grid, "
-                "such as clip_vision_model, siglip_vision_model, dinov2, vit or convnext"
-            )
         base = self.backbone_image_size
         fitting = [base * factor for factor in (1, 2, 3)]
         if not self.scales or not all(type(side) is int for side in self.scales):
@@ -174,11 +171,18 @@ class S2VisionConfig(PreTrainedConfig):
                     f"{self.backbone_stride} pixels (max_split_size={self.max_split_size}): leave "
                     "max_split_size unset"
                 )
+        if not self.geometry.other_sizes and set(self.tile_sizes) != {base}:
+            raise ValueError(
+                f"the backbone ({kind}) runs on tiles of {base} pixels alone, not of {self.tile_sizes}: leave split "
+                "and max_split_size unset (a timm model can be made with dynamic_img_size=True)"
+            )
         if not -self.num_blocks - 1 <= self.feature_layer <= self.num_blocks:
             raise ValueError(
                 f"feature_layer {self.feature_layer} does not exist: the backbone ({kind}) has {self.num_blocks} "
                 f"blocks, so 0 (embeddings) to {self.num_blocks}, or -1 (last) to {-self.num_blocks - 1}"
             )
+        if self.num_used_blocks < self.geometry.first:
+            raise ValueError(f"feature_layer {self.feature_layer}: a {kind} backbone does not hand out its embeddings")
         if not -len(self.scales) <= self.resize_output_to_idx < len(self.scales):
             raise ValueError(
                 f"resize_output_to_idx {self.resize_output_to_idx}, but there are {len(self.scales)} scales"
@@ -187,6 +191,13 @@ class S2VisionConfig(PreTrainedConfig):
             raise ValueError(f"merge must be 'concat' or 'add', not {self.merge!r}")
         if self.max_tiles_per_call is not None and self.max_tiles_per_call < 1:
             raise ValueError(f"max_tiles_per_call must be at least 1, not {self.max_tiles_per_call}")
+        if self.keep_aspect and (not self.split or set(self.tile_sizes) != {base} or self.resize_output_to_idx):
+            raise ValueError(
+                "keep_aspect cuts pictures into tiles of the backbone's image size and gives the first scale's grid: "
+                "leave split, max_split_size and resize_output_to_idx unset"
+            )
+        if self.min_detail is not None and self.min_detail < 0:
+            raise ValueError(f"min_detail must be at least 0, not {self.min_detail}")
 
 
 def _vision_config(config: dict | PreTrainedConfig | None) -> PreTrainedConfig:

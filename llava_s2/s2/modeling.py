@@ -1,6 +1,6 @@
 """The S2 vision tower: a stock transformers backbone run on several image scales."""
 
-import inspect
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -9,8 +9,15 @@ from transformers import MODEL_MAPPING, AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
+from .aspect import content_boxes, tile_grid
+from .backbones import default_feature_layer, keep_blocks, last_features
 from .configuration import S2VisionConfig
+from .flat_tiles import FlatTiles
+from .foreign import as_pretrained
 from .multiscale import multiscale_forward
+
+# On a CPU, more tokens in one call fall out of its caches.
+_CPU_TOKENS_A_CALL = 600
 
 
 class S2VisionModel(PreTrainedModel):
@@ -39,22 +46,31 @@ class S2VisionModel(PreTrainedModel):
     def __init__(self, config: S2VisionConfig) -> None:
         super().__init__(config)
         self.backbone = _keep_blocks(AutoModel.from_config(config.backbone_config), config)
+        self._flat_tiles = FlatTiles()
+        self._share: Any = None  # how tiles are run by several processes or devices, see parallel.py
+        self.cpu_tokens_a_call = _CPU_TOKENS_A_CALL
         self.post_init()
 
     @classmethod
-    def wrap(cls, backbone: PreTrainedModel, scales: list[int], **config_kwargs: Any) -> "S2VisionModel":
+    def wrap(cls, backbone: nn.Module, scales: list[int], **config_kwargs: Any) -> "S2VisionModel":
         """The tower around a loaded backbone, whose weights it shares.
 
         Args:
-            backbone: a transformers vision model, or a two-tower model (CLIPModel) whose vision part is
-                taken. It is cut in place to the blocks that the features need.
+            backbone: a vision model of transformers, open_clip or timm, or a two-tower model (CLIPModel, open_clip's
+                CLIP) whose vision part is taken. It is cut in place to the blocks that the features need.
             scales: image sides in pixels, see `S2VisionConfig`; `config_kwargs` are its other arguments.
+                `feature_layer` is -2 for plain ViTs and the last stage of nets in stages if it is not given.
 
         Raises:
-            ValueError: scales that the backbone cannot be run on, or a model without a vision model that
-                AutoModel knows.
+            ValueError: scales that the backbone cannot be run on, or a model that would not load again.
+
+        Example:
+            >>> tower = S2VisionModel.wrap(timm.create_model("vit_base_patch16_224"), scales=[224, 448])
         """
+        if not isinstance(backbone, PreTrainedModel):
+            backbone = as_pretrained(backbone)
         vision_config = getattr(backbone.config, "vision_config", backbone.config)
+        config_kwargs.setdefault("feature_layer", default_feature_layer(vision_config))
         config = S2VisionConfig(backbone_config=vision_config, scales=scales, **config_kwargs)
         # The class that AutoModel builds for this config, so that a saved tower loads again.
         stock: Any = MODEL_MAPPING.get(type(vision_config), ())
@@ -75,7 +91,7 @@ class S2VisionModel(PreTrainedModel):
 
     @can_return_tuple
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """Multi-scale features of square images.
+        """Multi-scale features of square images, or of the pictures in padded squares (`config.keep_aspect`).
 
         Args:
             pixel_values: float (B, 3, S, S) with S = `config.image_size`, normalised for the backbone.
@@ -100,25 +116,76 @@ class S2VisionModel(PreTrainedModel):
         # (enable_input_require_grads).
         learns = pixel_values.requires_grad or any(p.requires_grad for p in self.backbone.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-            features = multiscale_forward(
-                self._patch_features,
-                pixel_values,
-                img_sizes=self.config.scales,
-                max_split_size=self.config.max_split_size or self.config.backbone_image_size,
-                resize_output_to_idx=self.config.resize_output_to_idx,
-                merge=self.config.merge,
-                split=self.config.split,
-                max_tiles_per_call=self.config.max_tiles_per_call,
-            )
+            if self.config.keep_aspect:
+                features = torch.cat(
+                    [self._multiscale(picture, sizes) for picture, sizes in self._pictures(pixel_values)]
+                )
+            else:
+                features = self._multiscale(pixel_values, list(self.config.scales))
         return BaseModelOutputWithPooling(last_hidden_state=features, hidden_states=(features,))
+
+    def _multiscale(self, images: Tensor, sizes: list[Any]) -> Tensor:
+        base = self.config.backbone_image_size
+        return multiscale_forward(
+            self._patch_features,
+            images,
+            img_sizes=sizes,
+            max_split_size=(base, base) if self.config.keep_aspect else self.config.max_split_size or base,
+            resize_output_to_idx=self.config.resize_output_to_idx,
+            merge=self.config.merge,
+            split=self.config.split,
+            max_tiles_per_call=self._tiles_per_call(images.device),
+            min_detail=self.config.min_detail,
+        )
+
+    def _pictures(self, pixel_values: Tensor) -> Iterator[tuple[Tensor, list[tuple[int, int]]]]:
+        """The pictures (1, 3, h, w) inside their padding, and the height and width of each scale."""
+        base = self.config.backbone_image_size
+        for image, (top, bottom, left, right) in zip(pixel_values, content_boxes(pixel_values), strict=True):
+            grids = [tile_grid(bottom - top, right - left, most) for most in self.config.num_tiles]
+            yield image[None, :, top:bottom, left:right], [(rows * base, columns * base) for rows, columns in grids]
+
+    def _tiles_per_call(self, device: torch.device) -> int | None:
+        workers = 1 if self._share is None else self._share.workers
+        if self.config.max_tiles_per_call is not None:
+            return self.config.max_tiles_per_call * workers
+        if device.type != "cpu" or self._is_sharded:
+            return None
+        tokens = (max(self.config.tile_sizes) // self.config.backbone_stride) ** 2
+        return max(self.cpu_tokens_a_call // tokens, 1) * workers
+
+    @property
+    def _is_sharded(self) -> bool:
+        """Whether ZeRO-3 or FSDP gathers weights at each call: all processes must then call as often as each other,
+        whatever pictures they have."""
+        return any(
+            hasattr(weight, "ds_id") or hasattr(weight, "placements") or hasattr(weight, "_is_flat_param")
+            for weight in self.backbone.parameters()
+        )
 
     def _patch_features(self, tiles: Tensor) -> Tensor:
         """Features (n, grid * grid, D) of square tiles (n, 3, t, t), without prefix tokens."""
+        fixed = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+        if fixed and self.config.reuse_flat_tiles and not self._is_sharded:
+            return self._flat_tiles.run(self._run, tiles, self.backbone.parameters())
+        return self._run(tiles)
+
+    def _run(self, tiles: Tensor) -> Tensor:
+        if self._share is None:
+            return self._run_backbone(self.backbone, tiles)
+        return self._share.run(self._run_backbone, self.backbone, tiles)
+
+    def _run_backbone(self, backbone: Any, tiles: Tensor) -> Tensor:
         side = tiles.shape[-1]
-        options = {}
-        if side != self.config.backbone_image_size and self._takes_other_sizes_by_flag:
-            options["interpolate_pos_encoding"] = True
-        features = self.backbone(tiles.to(self.backbone.dtype), **options).last_hidden_state
+        features = last_features(
+            backbone,
+            tiles.to(self.backbone.dtype),
+            self.config.num_used_blocks,
+            self.config.backbone_image_size,
+            self.config.backbone_stride,
+        )
+        if backbone._compiled_call_impl is not None:
+            features = features.clone()  # a CUDA graph's next call writes into its output
         if features.dim() == 4:
             return features.flatten(2).transpose(1, 2)
         grid = (side // self.config.backbone_stride) ** 2
@@ -129,31 +196,6 @@ class S2VisionModel(PreTrainedModel):
             )
         return features[:, features.shape[1] - grid :]
 
-    @property
-    def _takes_other_sizes_by_flag(self) -> bool:
-        return "interpolate_pos_encoding" in inspect.signature(self.backbone.forward).parameters
-
 
 def _keep_blocks(backbone: PreTrainedModel, config: S2VisionConfig) -> PreTrainedModel:
-    """Cut `backbone` in place so that its last_hidden_state is the wanted block's output.
-
-    The blocks are the first ModuleList as long as the config says (or as needed, in a backbone that was cut
-    before). What the backbone registers after them (final norm, pooler, head) works on the last block's
-    output, which the features must not have gone through.
-    """
-    lists = [(name, module) for name, module in backbone.named_modules() if isinstance(module, nn.ModuleList)]
-    for length in (config.num_blocks, config.num_used_blocks):
-        name, blocks = next(((name, blocks) for name, blocks in lists if len(blocks) == length), ("", None))
-        if blocks is not None:
-            break
-    else:
-        raise ValueError(f"{type(backbone).__name__} has no list of {config.num_blocks} blocks, as its config says")
-    del blocks[config.num_used_blocks :]
-    parent: nn.Module = backbone
-    for part in name.split("."):
-        children = list(parent._modules)
-        for later in children[children.index(part) + 1 :]:
-            if any(True for _ in parent.get_submodule(later).parameters()):
-                parent.set_submodule(later, nn.Identity())
-        parent = parent.get_submodule(part)
-    return backbone
+    return keep_blocks(backbone, config.num_blocks, config.num_used_blocks)

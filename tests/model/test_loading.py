@@ -310,3 +310,24 @@ def test_the_placeholder_is_never_the_answer(full):
     # Its share of the probability is below 1 / V, so no other token's log-probability falls by more than that.
     lost = torch.logsumexp(logits, -1) - torch.logsumexp(logits[:, :32000], -1)
     assert lost.max() < 1.01 / 32000
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("quantization", ["int8", "int8-all"])
+def test_int8_on_a_cpu(quantization, kind, golden):
+    base = VICUNA if kind == "lora" else None
+    model, processor = load_pretrained(
+        FULL if base is None else LORA, base, vision_tower=TOWER, dtype="float32", quantization=quantization
+    )
+    whole = {part for part in ("language_model", "vision_tower", "multi_modal_projector") if has_linear(model, part)}
+    assert whole == (set() if quantization == "int8-all" else {"vision_tower", "multi_modal_projector"})
+    assert type(model.lm_head) is torch.nn.Linear
+    for number, case in enumerate(golden["cases"]):
+        with torch.inference_mode():
+            logits = model(**encode(processor, case)).logits[0, -1, :32000]
+        wanted = torch.from_numpy(golden["expected"][f"logits_{kind}_{number}"])
+        assert (logits - wanted).norm() < 0.05 * wanted.norm()
+
+
+def has_linear(model, part):
+    return any(type(layer) is torch.nn.Linear for layer in getattr(model.model, part).modules())
