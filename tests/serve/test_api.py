@@ -492,7 +492,7 @@ def test_urls_where_they_are_allowed_reach_nothing_inside(serving):
 
 def test_a_fetched_picture_is_seen(serving, loaded):
     case = CASES[0]
-    url = serving(fetching=lambda address: (GOLDEN / address.rsplit("/", 1)[1]).read_bytes())
+    url = serving(fetching=lambda address: (GOLDEN / "images" / address.rsplit("/", 1)[1]).read_bytes())
     answer = client(url).chat.completions.create(
         model=NAME,
         messages=[
