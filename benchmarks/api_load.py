@@ -3,7 +3,7 @@
     python benchmarks/api_load.py --clients 64 --seconds 120 [-- serve's flags]
 
 Starts the server itself, on a free port of the loopback, and stops it. Each client asks one question after another,
-every second one streamed, about pictures that repeat now and then. The last line of stdout is one JSON object.
+half of them streamed, about pictures that repeat now and then. The last line of stdout is one JSON object.
 """
 
 import argparse

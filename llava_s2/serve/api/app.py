@@ -27,6 +27,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         401: "No valid key",
         403: "Asked by a name that is not this machine's",
         404: "No such model or path",
+        405: "No such method",
         408: "The body did not arrive in time",
         413: "The body is too large",
         415: "Not JSON",
@@ -77,21 +78,21 @@ def _routes(service: Service) -> FastAPI:
     async def chat(request: Request) -> Response:
         return await chats.answer(request)
 
-    @app.get("/v1/models", responses={key: _ERRORS[key] for key in (401, 403)})
+    @app.get("/v1/models", responses={key: _ERRORS[key] for key in (401, 403, 405)})
     async def models() -> schema.ModelList:
         return schema.ModelList(data=[schema.ModelCard(id=service.model, created=service.created)])
 
-    @app.get("/v1/models/{model:path}", responses={key: _ERRORS[key] for key in (401, 403, 404)})
+    @app.get("/v1/models/{model:path}", responses={key: _ERRORS[key] for key in (401, 403, 404, 405)})
     async def model(model: str) -> schema.ModelCard:
         service.check_model(model)
         return schema.ModelCard(id=service.model, created=service.created)
 
-    @app.get("/health", responses={503: {"model": schema.Health}, 403: _ERRORS[403]})
+    @app.get("/health", responses={503: {"model": schema.Health}, 403: _ERRORS[403], 405: _ERRORS[405]})
     async def health() -> Response:
         status = schema.Health(status="draining" if service.draining else "ok")
         return JSONResponse(status.model_dump(), 503 if service.draining else 200)
 
-    @app.get("/metrics", responses={key: _ERRORS[key] for key in (401, 403)}, response_class=Response)
+    @app.get("/metrics", responses={key: _ERRORS[key] for key in (401, 403, 405)}, response_class=Response)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 

@@ -254,6 +254,8 @@ def _path(location: tuple[int | str, ...]) -> str:
     for before, part in zip((None, *location), location, strict=False):
         if isinstance(part, int):
             path += f"[{part}]"
-        elif not ((isinstance(before, int) and part in _UNION_MEMBERS) or "[" in part or part == "str"):
+        elif not (
+            (isinstance(before, int) and part in _UNION_MEMBERS) or "[" in part or part in ("str", "constrained-str")
+        ):
             path += f".{part}" if path else part
     return path[:200]
