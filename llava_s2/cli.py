@@ -15,16 +15,27 @@ from llava_s2.errors import InputError
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; every subcommand sets ``run``, a function of the parsed arguments."""
     from llava_s2 import quickstart
+    from llava_s2.bench import commands as bench_commands
     from llava_s2.data import commands as data_commands
     from llava_s2.eval import commands as eval_commands
     from llava_s2.model import commands as model_commands
     from llava_s2.serve import commands as serve_commands
+    from llava_s2.serve.api import commands as api_commands
     from llava_s2.train import commands as train_commands
 
     parser = argparse.ArgumentParser(prog="llava-s2", description="LLaVA that sees fine detail: S2 multi-scale vision.")
     parser.add_argument("--version", action="version", version=f"llava-s2 {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for part in (quickstart, data_commands, train_commands, eval_commands, serve_commands, model_commands):
+    for part in (
+        quickstart,
+        data_commands,
+        train_commands,
+        eval_commands,
+        serve_commands,
+        api_commands,
+        model_commands,
+        bench_commands,
+    ):
         part.add_commands(subparsers)
     return parser
 

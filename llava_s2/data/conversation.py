@@ -10,6 +10,7 @@ from typing import Any
 from transformers import LlavaProcessor
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from llava_s2.data.faults import RecordFault
 from llava_s2.errors import InputError
 from llava_s2.model.processor import num_image_tokens
 from llava_s2.model.templates import TEMPLATES, end_of_turn
@@ -96,36 +97,43 @@ def to_messages(conversations: list[dict[str, str]], template: str) -> list[dict
         InputError: as `encode_conversation`.
     """
     if not isinstance(conversations, list) or not conversations:
-        raise InputError('"conversations" must be a list of turns, and it is empty or missing')
+        raise RecordFault("malformed", '"conversations" must be a list of turns, and it is empty or missing')
     messages: list[dict[str, str]] = []
     for number, turn in enumerate(conversations):
         role, value = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
         if role not in _ROLES:
-            raise InputError(f'turn {number}: unknown role {role!r}, "from" must be "human" or "gpt"')
+            raise RecordFault("roles", f'turn {number}: unknown role {role!r}, "from" must be "human" or "gpt"')
         if not isinstance(value, str):
-            raise InputError(f'turn {number}: "value" must be text, not {type(value).__name__}')
+            raise RecordFault("malformed", f'turn {number}: "value" must be text, not {type(value).__name__}')
         if number == 0 and role == "gpt":
             continue
         if role != ("gpt" if len(messages) % 2 else "human"):
-            raise InputError(f"turn {number}: human and gpt must take turns, here {role} speaks twice")
+            raise RecordFault("roles", f"turn {number}: human and gpt must take turns, here {role} speaks twice")
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise InputError(f"turn {number}: holds half of a surrogate pair, which is no text") from None
+            raise RecordFault("malformed", f"turn {number}: holds half of a surrogate pair, no text") from None
         if role == "human":
             value = _place_image(value)
         elif IMAGE_TOKEN in value:
-            raise InputError(f"turn {number}: {IMAGE_TOKEN} in an answer; images belong to human turns")
+            raise RecordFault(
+                "image_placeholders", f"turn {number}: {IMAGE_TOKEN} in an answer; images belong to human turns"
+            )
         messages.append({"role": _ROLES[role], "content": value})
     if len(messages) < 2:
-        raise InputError("no answer after a human turn, so no target to learn; add one or drop the record")
+        raise RecordFault(
+            "no_target", "no answer after a human turn, so no target to learn; add one or drop the record"
+        )
     if not any(message["content"].strip() for message in messages[1::2]):
-        raise InputError("the answer is empty, so there is nothing to learn; fill it or drop the record")
+        raise RecordFault("no_target", "the answer is empty, so there is nothing to learn; fill it or drop the record")
     if template == "plain":
         question = messages[0]
         question["content"] = IMAGE_TOKEN * question["content"].count(IMAGE_TOKEN)
         if len(messages) != 2 or not question["content"]:
-            raise InputError("the plain template needs one human turn with an image and one answer, its caption")
+            raise RecordFault(
+                "image_placeholders",
+                "the plain template needs one human turn with an image, and one answer",
+            )
     return messages
 
 

@@ -1,8 +1,5 @@
-"""LLaVA records as a torch dataset: what can be checked cheaply is checked before training, images open lazily."""
+"""LLaVA records as a torch dataset; images open lazily."""
 
-from array import array
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,113 +8,119 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import LlavaProcessor
 
-from llava_s2.data.conversation import IGNORE_INDEX, encode_conversation, to_messages
-from llava_s2.data.images import open_image
-from llava_s2.data.records import Records, image_names
+from llava_s2.data.bad_samples import BadSamples
+from llava_s2.data.conversation import IGNORE_INDEX, encode_conversation
+from llava_s2.data.faults import RecordFault
+from llava_s2.data.pixels import image_bytes
+from llava_s2.data.training_records import BadRecord, TrainingRecords
 from llava_s2.errors import InputError
 from llava_s2.model.processor import num_image_tokens
 from llava_s2.model.tokenizer import IMAGE_TOKEN
-
-_IMAGES_DECODED_AHEAD = 1000  # records; all of a small set, a sample of a large one
-_UNKNOWN = 1 << 40  # more than any length allowed, so that the record is looked at
-
-
-@dataclass
-class TrainingRecords:
-    """A data file that passed `check_records`, with what batching needs to know of each record."""
-
-    records: Records
-    image_folder: Path | None
-    lengths: np.ndarray  # int64 (N,): words; below zero for text alone, as LLaVA's modality lengths
-    images_before_answer: np.ndarray  # int64 (N,)
-    bytes_before_answer: np.ndarray  # int64 (N,): UTF-8 bytes of the first question; huge if its answer is empty
-
-
-def check_records(data_path: str | Path, image_folder: str | Path | None, template: str) -> TrainingRecords:
-    """Reads a training file once and checks every record, without a model: about 20 s for 665k records.
-
-    Checked are the turns, that each ``<image>`` has its image and the file is there, and, for up to 1,000 records
-    spread over the file, that the images decode.
-
-    Raises:
-        InputError: naming the first record at fault and how many there are.
-    """
-    folder = Path(image_folder) if image_folder is not None else None
-    if folder is not None and not folder.is_dir():
-        raise InputError(f"{folder}: no such image folder")
-    lengths, images, size = array("q"), array("q"), array("q")
-    faults: list[tuple[int, str]] = []
-
-    def visit(index: int, record: dict[str, Any]) -> None:
-        try:
-            messages = to_messages(record.get("conversations", []), template)
-            names = image_names(record)
-            tags = sum(message["content"].count(IMAGE_TOKEN) for message in messages)
-            if tags != len(names):
-                raise InputError(f'{tags} {IMAGE_TOKEN} in its turns, but {len(names)} in "image"')
-            for name in names:
-                if not _image_path(folder, name).exists():
-                    raise InputError(f"{_image_path(folder, name)}: no such image file")
-        except InputError as error:
-            faults.append((index, str(error)))
-            return
-        words = sum(len(message["content"].split()) for message in messages)
-        lengths.append(words if names else -words)
-        images.append(messages[0]["content"].count(IMAGE_TOKEN))
-        size.append(len(messages[0]["content"].encode()) if messages[1]["content"].strip() else _UNKNOWN)
-
-    records = Records(data_path, visit)
-    if faults:
-        index, message = faults[0]
-        more = f" ({len(faults)} records of {len(records)} are at fault)" if len(faults) > 1 else ""
-        raise InputError(f"{records.where(index)}: {message}{more}")
-    sample = np.linspace(0, len(records) - 1, min(len(records), _IMAGES_DECODED_AHEAD)).astype(int)
-    for index in tqdm(sample.tolist(), desc="checking images", delay=2):
-        _open_images(records, index, folder)
-    counts = (np.frombuffer(values, np.int64) for values in (lengths, images, size))
-    return TrainingRecords(records, folder, *counts)
 
 
 class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
     """Examples for the language model's loss.
 
     An item holds ``input_ids`` and ``labels`` (int64, (L,)) and, where the record has images, ``pixel_values``
-    (float32, (images, 3, S, S)). An example longer than ``max_length`` loses its end, and with it the images there.
+    (uint8, (images, 3, S, S), see `llava_s2.data.pixels`). An example longer than ``max_length`` loses its end, and
+    with it the images there.
 
     Args:
         checked: what `check_records` returned.
         processor: the model's.
         template: the conversation template's name, see `encode_conversation`.
         max_length: the most tokens of an example, image tokens included.
+        bad_samples: to have another record in the place of one that cannot be used, rather than an error.
 
     Raises:
         InputError: a record has no target within ``max_length`` tokens; found here, not in the middle of training.
+
+    Attributes:
+        features: by record number, what an item holds as ``pixel_values`` in place of its pictures.
     """
 
-    def __init__(self, checked: TrainingRecords, processor: LlavaProcessor, template: str, max_length: int) -> None:
-        self.records, self.image_folder = checked.records, checked.image_folder
+    def __init__(
+        self,
+        checked: TrainingRecords,
+        processor: LlavaProcessor,
+        template: str,
+        max_length: int,
+        bad_samples: BadSamples | None = None,
+    ) -> None:
+        self.records, self.bad_samples = checked.records, bad_samples
         self.processor, self.template, self.max_length = processor, template, max_length
+        self.features: Any = {}
         # A tokenizer makes at most one token of a byte, beside the template's own; only records that this bound does
         # not clear are tokenized here.
         shortest = [{"from": "human", "value": f"{IMAGE_TOKEN}\na"}, {"from": "gpt", "value": "a"}]
         frame = len(encode_conversation(shortest, processor, template)["input_ids"])
+        self._checked, self._frame = checked, frame
         bound = frame + checked.bytes_before_answer + checked.images_before_answer * num_image_tokens(processor)
-        for index in tqdm(np.flatnonzero(bound > max_length).tolist(), desc="checking long records", delay=2):
-            self._encode(index, self.records[index])
+        doubtful = np.flatnonzero(bound > max_length).tolist() if bad_samples is None else []
+        for index in tqdm(doubtful, desc="checking long records", delay=2):
+            try:
+                self._encode(self.records[index])
+            except RecordFault as fault:
+                raise InputError(f"{self.records.where(index)}: {fault}") from None
+
+    def too_long(self) -> str | None:
+        """Says how many records lose their end, or None. Of more than 1,000 that may be, 1,000 are tokenized."""
+        checked, run = self._checked, num_image_tokens(self.processor)
+        doubtful = np.flatnonzero(checked.bytes + checked.images * run > self.max_length - self._frame)
+        looked_at = doubtful[np.linspace(0, len(doubtful) - 1, min(len(doubtful), 1000)).astype(int)].tolist()
+        long = []
+        for index in tqdm(looked_at, desc="counting long records", delay=2):
+            turns = self.records[index]["conversations"]
+            length = len(encode_conversation(turns, self.processor, self.template)["input_ids"])
+            if length > self.max_length:
+                long.append((index, length))
+        if not long:
+            return None
+        index, length = long[0]
+        count = round(len(long) / len(looked_at) * len(doubtful))
+        about = "" if len(doubtful) == len(looked_at) else "about "
+        return (
+            f"{self.records.where(index)}: {length} tokens, {length - self.max_length} more than --model_max_length, "
+            f"which it loses at its end; so do {about}{count:,} of {len(self.records):,} records"
+        )
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        try:
+            return self._item(index)
+        except RecordFault as fault:
+            where = self.records.where(index)
+            if self.bad_samples is None:
+                raise InputError(f"{where}: {fault}") from None
+            error = str(fault)
+        for other in self.bad_samples.substitutes(index):
+            try:
+                item = self._item(other)
+            except RecordFault:
+                continue
+            bad = BadRecord(self.records.position(index), where, error, self.records.where(other))
+            self.bad_samples.add(bad)
+            return item
+        raise InputError(f"{where}: {error} (and so with all the records tried in its place: are the images there?)")
+
+    def _item(self, index: int) -> dict[str, torch.Tensor]:
         record = self.records[index]
-        encoded, images_kept = self._encode(index, record)
+        encoded, images_kept = self._encode(record)
         item = {name: torch.tensor(values) for name, values in encoded.items()}
         if images_kept:
-            images = _open_images(self.records, index, self.image_folder)[:images_kept]
-            item["pixel_values"] = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+            pixels = self.features[index] if index in self.features else self.pixels(index)
+            assert pixels is not None
+            item["pixel_values"] = pixels[:images_kept]
         return item
 
-    def _encode(self, index: int, record: dict[str, Any]) -> tuple[dict[str, list[int]], int]:
+    def pixels(self, index: int) -> torch.Tensor | None:
+        """The images of a record, uint8 (images, 3, S, S), or None of a record without any."""
+        images = self.records.open_images(index)
+        return image_bytes(self.processor.image_processor, images) if images else None
+
+    def _encode(self, record: dict[str, Any]) -> tuple[dict[str, list[int]], int]:
         """Returns ids and labels cut to the length allowed, and the number of images they still hold."""
         encoded = encode_conversation(record["conversations"], self.processor, self.template)
         input_ids, run = encoded["input_ids"], num_image_tokens(self.processor)
@@ -126,9 +129,10 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         if images % run:  # the cut falls into an image: leave out the whole image
             end = _position(input_ids, self.processor.image_token_id, images // run * run)
         if all(label == IGNORE_INDEX for label in encoded["labels"][:end]):
-            raise InputError(
-                f"{self.records.where(index)}: no target within --model_max_length {self.max_length} of its "
-                f"{len(input_ids)} tokens; raise it or shorten the record"
+            raise RecordFault(
+                "no_target",
+                f"no target within --model_max_length {self.max_length} of its {len(input_ids)} tokens; raise it or "
+                "shorten the record",
             )
         return {name: values[:end] for name, values in encoded.items()}, images // run
 
@@ -136,14 +140,3 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
 def _position(values: list[int], wanted: int, count: int) -> int:
     """Returns the index of the occurrence of ``wanted`` that has ``count`` others before it."""
     return [index for index, value in enumerate(values) if value == wanted][count]
-
-
-def _image_path(folder: Path | None, name: str) -> Path:
-    return Path(name) if folder is None else folder / name
-
-
-def _open_images(records: Records, index: int, folder: Path | None) -> list[Any]:
-    try:
-        return [open_image(_image_path(folder, name)) for name in image_names(records[index])]
-    except InputError as error:
-        raise InputError(f"{records.where(index)}: {error}") from None

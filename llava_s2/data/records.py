@@ -6,6 +6,7 @@ carries is two integers a record.
 """
 
 import json
+import re
 from array import array
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +16,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from llava_s2.data.faults import RecordFault
+from llava_s2.data.images import Embedded
 from llava_s2.errors import InputError
 
 _WINDOW = 1 << 22  # characters decoded ahead
+_LONGEST = 1 << 26  # characters of a record, so that one bracket left open does not take in the rest of the file
 _BLANK = " \t\r\n"
+_OBJECT = re.compile(r'\{\s*"')
+_OTHER_BYTES = re.compile("[\udc80-\udcff]")
+_decode = json.JSONDecoder().raw_decode
 
 
 class Records(Sequence[dict[str, Any]]):
@@ -27,27 +34,38 @@ class Records(Sequence[dict[str, Any]]):
     Args:
         path: the file.
         visit: called with the index and the value of every record, in order, during the one pass over the file.
+        tolerant: to go on behind what is no record, which then is a number of ``broken`` and raises where it is read.
+
+    Attributes:
+        broken: index of what is no record -> what is wrong with it.
+        misplaced: what is wrong between records, commas and brackets: (byte, message).
 
     Raises:
         InputError: no such file, not JSON, not UTF-8, cut off, without any record, or a record is no JSON object.
     """
 
-    def __init__(self, path: str | Path, visit: Callable[[int, dict[str, Any]], None] | None = None) -> None:
+    def __init__(
+        self, path: str | Path, visit: Callable[[int, dict[str, Any]], None] | None = None, tolerant: bool = False
+    ) -> None:
         self.path = Path(path)
+        self.broken: dict[int, str] = {}
+        self.misplaced: list[tuple[int, str]] = []
         starts, ends = array("q"), array("q")
         if not self.path.is_file():
             raise InputError(f"{self.path}: no such data file")
-        for start, end, record in _scan(self.path):
+        for start, end, record in _scan(self.path, self.misplaced.append if tolerant else None):
+            index = len(starts)
             starts.append(start)
             ends.append(end)
-            if not isinstance(record, dict):
-                line = _line(self.path, start)
-                raise InputError(
-                    f"{self.path}: record {len(starts) - 1} (line {line}): "
-                    f"not a JSON object but {type(record).__name__}"
-                )
-            if visit is not None:
-                visit(len(starts) - 1, record)
+            if isinstance(record, _Broken):
+                self.broken[index] = str(record)
+            elif not isinstance(record, dict):
+                message = f"not a JSON object but {type(record).__name__}"
+                if not tolerant:
+                    raise InputError(f"{self.path}: record {index} (line {_line(self.path, start)}): {message}")
+                self.broken[index] = message
+            elif visit is not None:
+                visit(index, record)
         if not starts:
             raise InputError(f"{self.path}: holds no records")
         self._starts, self._ends = np.frombuffer(starts, np.int64), np.frombuffer(ends, np.int64)
@@ -57,81 +75,154 @@ class Records(Sequence[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]  # no slices
         index = range(len(self))[index]
+        if index in self.broken:
+            raise RecordFault("malformed", self.broken[index])
+        try:
+            return json.loads(self.raw(index))
+        except ValueError as error:
+            raise InputError(f"{self.path}: changed while it was in use (record {index}: {error})") from None
+
+    def misplaced_lines(self) -> list[tuple[int, str]]:
+        """What is wrong between records: line and message."""
+        return [(_line(self.path, byte), message) for byte, message in self.misplaced]
+
+    @property
+    def is_array(self) -> bool:
+        """Whether the file is one JSON array; else it is JSON lines."""
+        with self.path.open("rb") as file:
+            return file.read(_WINDOW).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+
+    def raw(self, index: int) -> bytes:
+        """The record's JSON as it stands in the file."""
         start, end = int(self._starts[index]), int(self._ends[index])
         try:
             with self.path.open("rb") as file:
                 file.seek(start)
-                return json.loads(file.read(end - start))
-        except (OSError, ValueError) as error:
+                return file.read(end - start)
+        except OSError as error:
             raise InputError(f"{self.path}: changed while it was in use (record {index}: {error})") from None
 
     def where(self, index: int) -> str:
         """Names a record for a message: file, index from 0, id where it has one, and line from 1."""
-        record = self[index]
+        record = {} if index in self.broken else self[index]
         identity = f"id {record['id']!r}, " if "id" in record else ""
         return f"{self.path}: record {index} ({identity}line {_line(self.path, int(self._starts[index]))})"
 
+    def lines(self, indices: Sequence[int]) -> list[int]:
+        """The lines that records begin in, given in ascending order; one pass over the file for all of them."""
+        lines, line, byte = [], 1, 0
+        with self.path.open("rb") as file:
+            for index in indices:
+                start = int(self._starts[index])
+                while byte < start:
+                    data = file.read(min(start - byte, _WINDOW))
+                    line, byte = line + data.count(b"\n"), byte + len(data)
+                lines.append(line)
+        return lines
 
-def image_names(record: dict[str, Any]) -> list[str]:
-    """Returns the images a record names: ``"image"`` is a path, a list of paths, or absent for text alone.
+
+def images_of(record: dict[str, Any]) -> list[str | Embedded]:
+    """Returns a record's images: ``"image"`` is a path, a list of paths, or absent for text alone.
 
     Raises:
-        InputError: it is anything else.
+        RecordFault: it is anything else.
     """
     images = record.get("image")
     if images is None or images == "":
         return []
-    images = [images] if isinstance(images, str) else images
-    if not isinstance(images, list) or not all(isinstance(name, str) and name for name in images):
-        raise InputError(f'"image" must be a path or a list of paths, not {record["image"]!r}')
+    images = images if isinstance(images, list) else [images]
+    if not all(isinstance(image, Embedded) or (isinstance(image, str) and image) for image in images):
+        raise RecordFault("malformed", f'"image" must be a path or a list of paths, not {record["image"]!r}')
     return images
 
 
-def _scan(path: Path) -> Iterator[tuple[int, int, Any]]:
-    """Yields (first byte, byte after the last, value) of each record of the file."""
-    text = _Text(path)
-    decode = json.JSONDecoder().raw_decode
+class _Broken(Exception):
+    """What stands at the cursor is no JSON; ``at`` characters on it goes wrong."""
+
+    def __init__(self, message: str, at: int = 0) -> None:
+        super().__init__(message)
+        self.at = at
+
+
+def _scan(path: Path, misplaced: Callable[[tuple[int, str]], None] | None) -> Iterator[tuple[int, int, Any]]:
+    """Yields (first byte, byte after the last, value) of each record of the file.
+
+    With ``misplaced`` it goes on behind a fault: the value is then a `_Broken`, and what is wrong between records is
+    told to ``misplaced`` with its byte.
+    """
+    text = _Text(path, tolerant=misplaced is not None)
+
+    def wrong(message: str) -> None:
+        if misplaced is None:
+            raise text.error(message)
+        misplaced((text.byte, message))
+
     is_array = text.peek() == "["
     if is_array:
         text.skip(1)
-    count = 0
+    count, recovered = 0, False
     while (char := text.peek()) and not (is_array and char == "]"):
-        if is_array and count:
+        if is_array and count and not recovered:
             if char != ",":
-                raise text.error(f"a comma is missing after record {count - 1}")
-            text.skip(1)
+                wrong(f"a comma is missing after record {count - 1}")
+            else:
+                text.skip(1)
             if text.peek() == "]":
-                raise text.error(f"a comma stands after the last record ({count - 1})")
-        start, value = text.value(decode, count)
+                wrong(f"a comma stands after the last record ({count - 1})")
+                break
+        recovered = False
+        start: int = text.byte
+        try:
+            start, value = text.value()
+        except _Broken as broken:
+            if misplaced is None:
+                text.skip(broken.at)
+                raise text.error(f"record {count} is not JSON: {broken}") from None
+            start, value = text.byte, _Broken(f"not JSON: {broken}")
+            recovered = True
+            if is_array:
+                text.to_next_object()
+            else:
+                text.to_next_line()
         yield start, text.byte, value
         count += 1
-    if is_array:
-        if not char:
-            raise text.error(f"the file ends after record {count - 1} without its closing bracket: cut off?")
+    if is_array and not recovered:
+        if not text.peek():
+            wrong(f"the file ends after record {count - 1} without its closing bracket: cut off?")
+            return
         text.skip(1)
         if text.peek():
-            raise text.error("something stands after the closing bracket")
+            wrong("something stands after the closing bracket")
 
 
 class _Text:
     """The file's text through a window that moves forward, with the byte position of the cursor."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, tolerant: bool) -> None:
         self._path = path
         self._file = path.open("rb")
-        self._decoder = getincrementaldecoder("utf-8")()
+        # Bytes that are no UTF-8 become surrogates, and in a tolerant scan a fault of the record that holds them.
+        self._decoder = getincrementaldecoder("utf-8")("surrogateescape" if tolerant else "strict")
+        self._has_other_bytes = False
         self._bar = tqdm(total=path.stat().st_size, desc=f"reading {path.name}", unit="B", unit_scale=True, delay=2)
         self._window, self._at, self._ended = "", 0, False
-        self.byte = 3 if self._file.read(3) == b"\xef\xbb\xbf" else 0  # a byte order mark is no part of the text
+        first = self._file.read(3)
+        if first[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise InputError(f"{path}: not UTF-8 text but UTF-16 (Notepad's Unicode, PowerShell's >); save it as UTF-8")
+        self.byte = 3 if first == b"\xef\xbb\xbf" else 0  # a byte order mark is no part of the text
         self._file.seek(self.byte)
 
     def _more(self, size: int) -> None:
         try:
             data = self._file.read(size)
             self._ended = not data
-            self._window = self._window[self._at :] + self._decoder.decode(data, final=self._ended)
+            decoded = self._decoder.decode(data, final=self._ended)
         except UnicodeDecodeError:
-            raise InputError(f"{self._path}: not UTF-8 text (near byte {self._file.tell()})") from None
+            raise InputError(
+                f"{self._path}: not UTF-8 text (near byte {self._file.tell()}); save it as UTF-8"
+            ) from None
+        self._has_other_bytes = self._has_other_bytes or _OTHER_BYTES.search(decoded) is not None
+        self._window = self._window[self._at :] + decoded
         self._at = 0
         self._bar.update(len(data))
         if self._ended:
@@ -139,7 +230,7 @@ class _Text:
             self._bar.close()
 
     def skip(self, characters: int) -> None:
-        self.byte += len(self._window[self._at : self._at + characters].encode())
+        self.byte += len(self._window[self._at : self._at + characters].encode(errors="surrogateescape"))
         self._at += characters
 
     def peek(self) -> str:
@@ -155,32 +246,75 @@ class _Text:
                 return ""
             self._more(_WINDOW)
 
-    def value(self, decode: Callable[[str, int], tuple[Any, int]], index: int) -> tuple[int, Any]:
+    def value(self) -> tuple[int, Any]:
         """Decodes the JSON value that comes next and moves past it. Returns its first byte and the value."""
         self.peek()
         while True:
             try:
-                value, end = decode(self._window, self._at)
+                value, end = _decode(self._window, self._at)
                 # A number or word that ends with the window may go on behind it; an object does not.
                 if end == len(self._window) and not self._ended and not isinstance(value, dict | list):
                     self._more(_WINDOW)
                     continue
-                start = self.byte
+                start, passed = self.byte, self._window[self._at : end]
+                if self._has_other_bytes and _OTHER_BYTES.search(passed):
+                    raise _Broken("not UTF-8 text")
                 self.skip(end - self._at)
                 return start, value
             except json.JSONDecodeError as error:
                 unfinished = error.msg.startswith("Unterminated string") or error.pos >= len(self._window) - 16
-                if unfinished and not self._ended:
+                if unfinished and not self._ended and len(self._window) - self._at < _LONGEST:
                     self._more(max(_WINDOW, len(self._window)))
                     continue
-                self.skip(error.pos - self._at)
-                cut = " (is the file cut off?)" if unfinished else ""
-                raise self.error(f"record {index} is not JSON: {error.msg}{cut}") from None
+                hint = " (is the file cut off, or a quote or bracket not closed?)" if unfinished else _hint(error)
+                raise _Broken(f"{error.msg}{hint}", error.pos - self._at) from None
             except RecursionError:
-                raise self.error(f"record {index} is nested too deeply") from None
+                raise _Broken("nested too deeply") from None
+
+    def to_next_line(self) -> None:
+        """Moves behind the end of the line."""
+        while (end := self._window.find("\n", self._at)) < 0:
+            self.skip(len(self._window) - self._at)
+            if self._ended:
+                return
+            self._more(_WINDOW)
+        self.skip(end + 1 - self._at)
+
+    def to_next_object(self) -> None:
+        """Moves from a broken record of an array to the next object that looks like a record, or to the end."""
+        self.skip(1)
+        while True:
+            found = _OBJECT.search(self._window, self._at)
+            if found is None:
+                self.skip(max(0, len(self._window) - self._at - (0 if self._ended else 16)))
+                if self._ended:
+                    return
+                self._more(_WINDOW)
+                continue
+            self.skip(found.start() - self._at)
+            while not self._ended and len(self._window) - self._at < _WINDOW:
+                self._more(_WINDOW)
+            try:
+                value, _ = _decode(self._window, self._at)
+                if "conversations" in value:
+                    return
+            except (json.JSONDecodeError, RecursionError):
+                pass
+            self.skip(1)
 
     def error(self, message: str) -> InputError:
         return InputError(f"{self._path}: line {_line(self._path, self.byte)}: {message}")
+
+
+def _hint(error: json.JSONDecodeError) -> str:
+    """What people write who get this error."""
+    if error.msg.startswith("Invalid \\escape"):
+        return " (in JSON a backslash is written twice; paths are best written with /)"
+    if error.msg.startswith("Invalid control character"):
+        return " (a line break inside a text is written \\n)"
+    if error.msg.startswith("Expecting value") and error.doc[error.pos : error.pos + 1] not in ("", "]", "}", ","):
+        return ' (a data file is a JSON array of records, or one record {"image": …, "conversations": […]} a line)'
+    return ""
 
 
 def _line(path: Path, byte: int) -> int:

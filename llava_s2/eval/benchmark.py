@@ -2,26 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from llava_s2.data.images import Embedded
 from llava_s2.errors import InputError
 
 Scoring = Literal["likelihood", "generate"]
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """An image inside a data file, read only when it is its turn.
-
-    Attributes:
-        name: says where, in errors; no other image of the benchmark has it.
-        read: gives the image file's bytes.
-    """
-
-    name: str
-    read: Callable[[], bytes] = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -88,6 +76,11 @@ class Benchmark(ABC):
     guesses: ClassVar[bool] = False
     """Whether its official code guesses where an answer cannot be read."""
 
+    judge_runs: ClassVar[int] = 0
+    """Times that its official code asks a language model about each answer; 0 where it asks none."""
+    without_judge: ClassVar[str] = ""
+    """What its user should know where there is no such model."""
+
     def __init__(self, variant: str | None = None, seed: int | None = None) -> None:
         if variant is not None and variant not in self.variants:
             known = f"use {' or '.join(self.variants)}" if self.variants else "it has none"
@@ -126,6 +119,26 @@ class Benchmark(ABC):
         Returns:
             The grade, or None where the data has no answers, as a test set that only its server can score.
         """
+
+    def judge(
+        self, ask: Callable[..., str], sample: Sample, prediction: Mapping[str, Any], runs: int
+    ) -> dict[str, Any]:
+        """Asks a language model about one prediction; called for several at once.
+
+        Args:
+            ask: ``Judge.ask``.
+            sample: the question.
+            prediction: its prediction, of which ``prediction["text"]`` is the answer.
+            runs: times to ask.
+
+        Returns:
+            JSON fields that the prediction gains, for ``grade`` to read.
+        """
+        raise NotImplementedError(f"{self.name} has no judge")
+
+    def judged(self, predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What the report says of the judge's verdicts beyond the grades: JSON fields."""
+        return {}
 
     def write_submission(
         self, samples: Sequence[Sample], predictions: Mapping[str, Mapping[str, Any]], folder: Path

@@ -1,4 +1,4 @@
-"""``llava-s2 eval``, ``score`` and ``compare``."""
+"""``llava-s2 eval``, ``score``, ``compare`` and ``report``."""
 
 import argparse
 import json
@@ -7,10 +7,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava_s2.errors import InputError
 from llava_s2.model.arguments import ModelSource, add_model_arguments, positive
 
 if TYPE_CHECKING:
     from llava_s2.eval.benchmark import Benchmark
+    from llava_s2.eval.judge import JudgeSource
 
 TASKS = {
     "vstar": ("llava_s2.eval.vstar", "VStar"),
@@ -21,12 +23,13 @@ TASKS = {
     "mathvista": ("llava_s2.eval.mathvista", "MathVista"),
     "mmbench": ("llava_s2.eval.mmbench", "MMBench"),
     "seedbench": ("llava_s2.eval.seedbench", "SEEDBench"),
+    "mmvet": ("llava_s2.eval.mmvet", "MMVet"),
 }
 """Name of a task -> module and class of its benchmark."""
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
-    """Adds the three commands to the command line."""
+    """Adds the commands to the command line."""
     parser = subparsers.add_parser("eval", help="evaluate a model on a benchmark")
     parser.add_argument("task", choices=TASKS)
     add_model_arguments(parser)
@@ -39,11 +42,16 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         "--limit", type=positive, metavar="N", help="only N questions, spread evenly over the categories"
     )
     parser.add_argument(
-        "--batch-size", type=positive, default=1, metavar="B", help="questions generated at once (default: %(default)s)"
+        "--batch-size",
+        type=_batch_size,
+        default="auto",
+        metavar="B",
+        help="most questions at once, or auto: what the memory takes; too many are halved (default: %(default)s)",
     )
     parser.add_argument(
         "--text-only", action="store_true", help="leave the images out: what do the questions alone give away?"
     )
+    _add_judge_arguments(parser)
     parser.set_defaults(run=_eval)
 
     parser = subparsers.add_parser(
@@ -54,6 +62,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--predictions", required=True, type=Path, metavar="F.jsonl", help='lines of {"question_id": …, "text": "…"}'
     )
+    _add_judge_arguments(parser)
     parser.set_defaults(run=_score)
 
     parser = subparsers.add_parser(
@@ -62,6 +71,11 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("run_a", type=Path, metavar="RUN_A", help="output folder of llava-s2 eval, the baseline")
     parser.add_argument("run_b", type=Path, metavar="RUN_B", help="output folder of llava-s2 eval")
     parser.set_defaults(run=_compare)
+
+    parser = subparsers.add_parser("report", help="put any number of runs side by side: report.md and report.png")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="output folder of llava-s2 eval")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the two files")
+    parser.set_defaults(run=_report)
 
 
 def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,16 +90,74 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_judge_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("judge", "a language model that grades mmvet and reads mathvista's answers")
+    group.add_argument("--judge-url", metavar="URL", help="base of an OpenAI-compatible API, such as https://HOST/v1")
+    group.add_argument("--judge-model", metavar="NAME", help="its model; the published numbers are gpt-4-0613's")
+    group.add_argument(
+        "--judge-key-variable",
+        default="OPENAI_API_KEY",
+        metavar="VAR",
+        help="environment variable that holds the key (default: %(default)s)",
+    )
+    group.add_argument("--judge-runs", type=positive, metavar="N", help="times each answer is graded (default: 5)")
+    group.add_argument(
+        "--judge-concurrency", type=positive, default=8, metavar="N", help="requests at once (default: %(default)s)"
+    )
+    group.add_argument(
+        "--judge-timeout",
+        type=positive,
+        default=60,
+        metavar="S",
+        help="seconds until an answer is asked for again (default: %(default)s)",
+    )
+    group.add_argument(
+        "--judge-prices",
+        type=float,
+        nargs=2,
+        metavar=("IN", "OUT"),
+        help="US dollars a million prompt and completion tokens, for the cost line",
+    )
+
+
+def _judge_source(args: argparse.Namespace) -> "JudgeSource | None":
+    """The judge that the flags name, None if they name none."""
+    from llava_s2.eval.judge import JudgeSource
+
+    if args.judge_url is None and args.judge_model is None:
+        return None
+    if args.judge_url is None or args.judge_model is None:
+        raise InputError("a judge takes both --judge-url and --judge-model")
+    return JudgeSource(
+        url=args.judge_url,
+        model=args.judge_model,
+        key_variable=args.judge_key_variable,
+        runs=args.judge_runs,
+        concurrency=args.judge_concurrency,
+        timeout=args.judge_timeout,
+        prices=tuple(args.judge_prices) if args.judge_prices else None,
+    )
+
+
+def _batch_size(text: str) -> int | None:
+    return None if text == "auto" else positive(text)
+
+
 def _benchmark(args: argparse.Namespace) -> "Benchmark":
     module, name = TASKS[args.task]
     return getattr(import_module(module), name)(args.variant, args.seed)
 
 
 def _eval(args: argparse.Namespace) -> None:
+    from llava_s2.eval.document import write_document
+    from llava_s2.eval.judging import finish_run, format_judge
     from llava_s2.eval.report import format_report
     from llava_s2.eval.runner import evaluate
 
     benchmark = _benchmark(args)
+    judge = _judge_source(args)
+    if judge is not None and not benchmark.judge_runs:
+        raise InputError(f"{benchmark.name} is graded by rules; leave out --judge-url")
     report = evaluate(
         benchmark,
         ModelSource.from_arguments(args),
@@ -96,20 +168,33 @@ def _eval(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         text_only=args.text_only,
     )
+    if report is None:  # several processes have one report
+        return
+    if benchmark.judge_runs:
+        report = finish_run(benchmark, judge, args.data, args.output)
     print(format_report(benchmark, report))
+    if "judge" in report:
+        print(format_judge(report["judge"]))
+    elif benchmark.without_judge and report["results"]:
+        print(benchmark.without_judge)
+    for path in write_document([args.output], args.output):
+        print(path)
 
 
 def _score(args: argparse.Namespace) -> int:
+    from llava_s2.eval.judging import format_judge
     from llava_s2.eval.report import format_results
     from llava_s2.eval.score import score
 
     benchmark = _benchmark(args)
-    scored = score(benchmark, args.data, args.predictions)
+    scored = score(benchmark, args.data, args.predictions, _judge_source(args))
     faults = {kind: scored[kind] for kind in ("unknown", "missing", "double") if scored[kind]}
     for kind, ids in faults.items():
         listed = ", ".join(ids[:10]) + (", …" if len(ids) > 10 else "")
         print(f"llava-s2: error: {args.predictions}: {len(ids)} {kind} question id(s): {listed}", file=sys.stderr)
     print(format_results(benchmark, scored["results"]))
+    if scored.get("judge", {}).get("name"):
+        print(format_judge(scored["judge"]))
     print(json.dumps(scored))
     return 2 if faults else 0
 
@@ -120,3 +205,10 @@ def _compare(args: argparse.Namespace) -> None:
     comparison = compare(args.run_a, args.run_b)
     print(format_comparison(comparison))
     print(json.dumps(comparison))
+
+
+def _report(args: argparse.Namespace) -> None:
+    from llava_s2.eval.document import write_document
+
+    for path in write_document(args.runs, args.output):
+        print(path)

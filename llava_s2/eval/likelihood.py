@@ -1,28 +1,44 @@
-"""How likely a model finds each of several replies to one prompt.
+"""How likely a model finds each of several replies to a prompt.
 
-The prompt, with its images, goes through the model once; its key-value cache then serves all the replies as one batch.
+What replies have in common goes through the model once: the pictures and the text before them once for all questions
+about them, a question once for all its options, which then go through as one batch.
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, LlavaForConditionalGeneration, LlavaProcessor
 
 from llava_s2.data.conversation import IGNORE_INDEX, encode_messages
+from llava_s2.eval.loading import Pictures
+from llava_s2.eval.rounding import near_tie
 from llava_s2.model.inference import assistant_message, user_message
 
 
+@dataclass(frozen=True)
+class Ranking:
+    """What the model makes of one question's options.
+
+    Attributes:
+        losses: mean cross-entropy of each option as the reply, in nats a token.
+        near_tie: the two smallest are so close that half precision's rounding may have decided.
+    """
+
+    losses: list[float]
+    near_tie: bool
+
+
 @torch.inference_mode()
-def option_losses(
+def rank_options(
     model: LlavaForConditionalGeneration,
     processor: LlavaProcessor,
-    images: Sequence[Image.Image],
-    prompt: str,
-    options: Sequence[str],
-) -> list[float]:
+    pictures: Pictures,
+    questions: Sequence[tuple[str, Sequence[str]]],
+) -> list[Ranking]:
     """Mean cross-entropy of each option as the assistant's reply (V*'s way of choosing; Wu & Xie 2023).
 
     What counts are the tokens that training would take loss on: the option up to and with the end-of-turn token, as the
@@ -31,61 +47,100 @@ def option_losses(
     Args:
         model: in eval mode.
         processor: its processor, whose chat template is used.
-        images: RGB pictures, any size, shown before the prompt.
-        prompt: the user's words.
-        options: the replies, at least one.
+        pictures: shown before the prompt, the same for all questions.
+        questions: prompt and options of each, at least one option.
 
     Returns:
-        One loss an option, in nats a token.
+        One ranking a question.
 
     Raises:
         InputError: the chat template does not mark what a reply is.
     """
-    question = user_message(prompt, len(images))
-    encoded = [
-        encode_messages([question, assistant_message(option)], processor, str(processor.chat_template))
-        for option in options
-    ]
-    rows = [torch.tensor(row["input_ids"]) for row in encoded]
-    labels = [torch.tensor(row["labels"]) for row in encoded]
-    shared = _shared_length(rows, labels)
-    pixels = {}
-    if images:
-        pixels["pixel_values"] = processor.image_processor(list(images), return_tensors="pt")["pixel_values"].to(
-            model.device, model.dtype
-        )
-    prefix = rows[0][None, :shared].to(model.device)
-    first = model(
-        input_ids=prefix,
-        use_cache=True,
-        logits_to_keep=1,
-        past_key_values=DynamicCache(config=model.config.get_text_config()),
-        **pixels,
-    )
-    cache = first.past_key_values
-    cache.batch_repeat_interleave(len(options))
-
-    # Padding stands on the right, where causal attention lets no counted token see it: it needs no mask.
-    tails = pad_sequence([row[shared:] for row in rows], batch_first=True).to(model.device)
-    targets = pad_sequence([row[shared:] for row in labels], batch_first=True, padding_value=IGNORE_INDEX)
-    rest = model(input_ids=tails, past_key_values=cache, use_cache=True)
-    # The logits at a position predict the next one: those of the prefix's last position the tail's first token.
-    logits = torch.cat([first.logits[:, -1:].expand(len(options), -1, -1), rest.logits[:, :-1]], dim=1)
-    # No reply holds an image: its placeholder is no candidate, as it is none in LLaVA's own vocabulary.
-    logits = logits.float().index_fill(-1, torch.tensor([processor.image_token_id], device=logits.device), -torch.inf)
-    # Flat, because over a dimension that is not the last torch adds up the vocabulary with a visible error.
-    losses = cross_entropy(
-        logits.flatten(0, 1), targets.flatten().to(logits.device), ignore_index=IGNORE_INDEX, reduction="none"
-    ).view(targets.shape)
-    counts = (targets != IGNORE_INDEX).sum(dim=1)
-    return (losses.sum(dim=1).cpu() / counts).tolist()
+    replies = [_Replies.encode(processor, len(pictures), prompt, options) for prompt, options in questions]
+    pixels = {"pixel_values": torch.stack(pictures).to(model.device, model.dtype)} if pictures else {}
+    cache, start = DynamicCache(config=model.config.get_text_config()), 0
+    if len(questions) > 1:
+        start = _common([row for asked in replies for row in asked.rows], min(asked.shared for asked in replies) - 1)
+        if (replies[0].rows[0][start:] == processor.image_token_id).any():
+            start = 0  # half of a picture is nothing to share
+    if start:
+        ids = replies[0].rows[0][None, :start].to(model.device)
+        model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **pixels)
+        pixels = {}
+    image_token = processor.image_token_id
+    return [asked.rank(model, image_token, deepcopy(cache), start, pixels) for asked in replies]
 
 
-def _shared_length(rows: Sequence[torch.Tensor], labels: Sequence[torch.Tensor]) -> int:
-    """Length of the longest prefix that all rows share and that takes no loss in any.
+@dataclass(frozen=True)
+class _Replies:
+    """One question's conversations, one an option.
 
-    Found in the ids, not in the text: a tokenizer may draw the prompt's last characters into the reply's first token.
+    Attributes:
+        rows: ids of each.
+        labels: of each, -100 where no loss is taken.
+        shared: length of the longest prefix that all rows share and that takes no loss in any.
     """
-    limit = min(int((row != IGNORE_INDEX).nonzero()[0]) for row in labels)
+
+    rows: list[torch.Tensor]
+    labels: list[torch.Tensor]
+    shared: int
+
+    @classmethod
+    def encode(cls, processor: LlavaProcessor, images: int, prompt: str, options: Sequence[str]) -> "_Replies":
+        question = user_message(prompt, images)
+        encoded = [
+            encode_messages([question, assistant_message(option)], processor, str(processor.chat_template))
+            for option in options
+        ]
+        rows = [torch.tensor(row["input_ids"]) for row in encoded]
+        labels = [torch.tensor(row["labels"]) for row in encoded]
+        # Found in the ids, not in the text: a tokenizer may draw the prompt's last characters into the reply's first
+        # token.
+        limit = min(int((row != IGNORE_INDEX).nonzero()[0]) for row in labels)
+        return cls(rows, labels, _common(rows, limit))
+
+    def rank(
+        self,
+        model: LlavaForConditionalGeneration,
+        image_token: int,
+        cache: DynamicCache,
+        start: int,
+        pixels: dict[str, torch.Tensor],
+    ) -> Ranking:
+        """Losses, with ``cache`` holding the first ``start`` tokens; it is used up."""
+        question = self.rows[0][None, start : self.shared].to(model.device)
+        first = model(input_ids=question, past_key_values=cache, use_cache=True, logits_to_keep=1, **pixels)
+        cache.batch_repeat_interleave(len(self.rows))
+
+        # Padding stands on the right, where causal attention lets no counted token see it: it needs no mask.
+        tails = pad_sequence([row[self.shared :] for row in self.rows], batch_first=True).to(model.device)
+        targets = pad_sequence(
+            [row[self.shared :] for row in self.labels], batch_first=True, padding_value=IGNORE_INDEX
+        )
+        rest = model(input_ids=tails, past_key_values=cache, use_cache=True)
+        # The logits at a position predict the next one: those of the prefix's last position the tail's first token.
+        logits = torch.cat([first.logits[:, -1:].expand(len(tails), -1, -1), rest.logits[:, :-1]], dim=1).float()
+        # No reply holds an image: its placeholder is no candidate, as it is none in LLaVA's own vocabulary.
+        logits = logits.index_fill(-1, torch.tensor([image_token], device=logits.device), -torch.inf)
+        # Flat, because over a dimension that is not the last torch adds up the vocabulary with a visible error.
+        losses = cross_entropy(
+            logits.flatten(0, 1), targets.flatten().to(logits.device), ignore_index=IGNORE_INDEX, reduction="none"
+        ).view(targets.shape)
+        counts = (targets != IGNORE_INDEX).sum(dim=1)
+        means = losses.sum(dim=1).cpu() / counts
+        sizes = logits.amax(dim=-1).cpu().abs().masked_fill(targets == IGNORE_INDEX, 0).amax(dim=1)
+        return Ranking(means.tolist(), _is_near_tie(means, sizes / counts.sqrt(), model.dtype))
+
+
+def _common(rows: Sequence[torch.Tensor], limit: int) -> int:
+    """Length of the longest prefix that all rows share, at most ``limit``."""
     same = torch.stack([row[:limit] == rows[0][:limit] for row in rows]).all(dim=0)
     return limit if bool(same.all()) else int((~same).nonzero()[0])
+
+
+def _is_near_tie(losses: torch.Tensor, sizes: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether the two smallest losses are; ``sizes`` are those of the logits, of which a mean's errors are less."""
+    if len(losses) < 2:
+        return False
+    best = losses.topk(2, largest=False)
+    return bool(near_tie(best.values[1] - best.values[0], sizes[best.indices].max(), dtype))

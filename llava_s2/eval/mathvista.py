@@ -5,23 +5,27 @@ Layout of the official release (``AI4Math/MathVista`` on the hub)::
     testmini-00000-of-00001-….parquet      in the folder or in its data/
 
 with columns ``pid``, ``query`` (the official prompt), ``choices``, ``precision``, ``answer``, ``question_type``,
-``answer_type``, ``metadata`` (task, skills) and ``decoded_image``. Answers are extracted and graded by the rules of the
-official code, without the language model that it asks where its rules find nothing: such an answer is taken as it is.
+``answer_type``, ``metadata`` (task, skills, …) and ``decoded_image``. Answers are extracted and graded by the rules of
+the official code. Where its rules find nothing it asks a language model, as a judge does here; without one the answer
+is taken as it is.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from llava_s2.errors import InputError
 from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
-from llava_s2.eval.parquet import read_rows
+from llava_s2.eval.parquet import find_shards, read_rows
+from llava_s2.eval.predictions import write_json
 from llava_s2.eval.records import prompt_of, text_of, unique
 
 _COLUMNS = ("pid", "query", "choices", "precision", "answer", "question_type", "answer_type", "metadata")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _CHOICE = "multi_choice"
+_EXAMPLES = (Path(__file__).with_name("prompts") / "mathvista.txt").read_text(encoding="utf-8").strip()
+_TRIES = 3  # of a judge that says nothing
 
 
 class MathVista(Benchmark):
@@ -29,7 +33,7 @@ class MathVista(Benchmark):
 
     name: ClassVar[str] = "mathvista"
     protocols: ClassVar[Mapping[Scoring, str]] = {
-        "generate": "MathVista: greedy decoding of the official query, answers extracted by rules alone (no judge)"
+        "generate": "MathVista: greedy decoding of the official query, answers extracted by the official rules"
     }
     categories: ClassVar[Mapping[str, str]] = {
         name: name
@@ -49,10 +53,15 @@ class MathVista(Benchmark):
         )
     }
     max_new_tokens: ClassVar[int] = 1024
+    judge_runs: ClassVar[int] = 1
+    without_judge: ClassVar[str] = (
+        "no judge: answers are extracted by rules alone, so a wordy answer to an open question counts as wrong; the "
+        "official code has a language model read those, as --judge-url and --judge-model do"
+    )
 
     def load(self, data: Path, scoring: Scoring | None) -> list[Sample]:
         """Reads testmini; a question's category is its task, and it counts in each of its skills too."""
-        paths = sorted((*data.glob("testmini-*.parquet"), *data.glob("data/testmini-*.parquet")))
+        paths = find_shards(data, "testmini") or find_shards(data / "data", "testmini")
         if not paths:
             raise InputError(f"{data}: holds no testmini-*.parquet; docs/data.md says where it comes from")
         samples = []
@@ -63,10 +72,32 @@ class MathVista(Benchmark):
         return samples
 
     def grade(self, sample: Sample, prediction: Mapping[str, Any]) -> Grade:
-        """Right if the normalised answer is, as a text, the reference."""
-        extracted = extract(prediction["text"], sample.reference)
+        """Right if the normalised answer is, as a text, the reference; a judge's extraction goes before the rules'."""
+        extracted = prediction.get("extracted")
+        if not isinstance(extracted, str):
+            extracted = extract(prediction["text"], sample.reference)
         normalized = normalize(extracted, sample.reference)
         return Grade(normalized == sample.reference["answer"], parseable=bool(extracted) and normalized is not None)
+
+    def judge(
+        self, ask: Callable[..., str], sample: Sample, prediction: Mapping[str, Any], runs: int
+    ) -> dict[str, Any]:
+        """The answer, ``extracted`` by the official prompt unless it stands there alone already."""
+        text = prediction["text"]
+        found = text if text == "" else _bare(text, sample.reference)
+        if found is not None:
+            return {"extracted": found}
+        prompt = f"{_EXAMPLES}\n\n{sample.prompt}\n\n{text}\n\nExtracted answer: "
+        replies = (ask(prompt, temperature=0.0, max_tokens=256, run=run).strip() for run in range(_TRIES))
+        return {"extracted": next(filter(None, replies), "")}
+
+    def write_submission(
+        self, samples: Sequence[Sample], predictions: Mapping[str, Mapping[str, Any]], folder: Path
+    ) -> Path | None:
+        """``{pid: problem with "response"}``, of which the official code extracts and scores the answers."""
+        path = folder / "mathvista.json"
+        write_json(path, {s.id: {**s.reference["problem"], "response": predictions[s.id]["text"]} for s in samples})
+        return path
 
 
 def extract(text: str, question: Mapping[str, Any]) -> str:
@@ -76,6 +107,15 @@ def extract(text: str, question: Mapping[str, Any]) -> str:
         text: the model's words.
         question: ``choices`` (empty in free form) and ``answer_type``.
     """
+    bare = _bare(text, question)
+    if bare is not None:
+        return bare
+    quoted = re.search(r'The answer is "(.*)"\.', text)
+    return quoted[1] if quoted else text
+
+
+def _bare(text: str, question: Mapping[str, Any]) -> str | None:
+    """The text if it is nothing but an answer of the question's kind, else None."""
     if text in question["choices"]:
         return text
     for kind, number in (("integer", int), ("float", float)):
@@ -84,8 +124,7 @@ def extract(text: str, question: Mapping[str, Any]) -> str:
                 return str(number(text))
             except ValueError:
                 pass
-    quoted = re.search(r'The answer is "(.*)"\.', text)
-    return quoted[1] if quoted else text
+    return None
 
 
 def normalize(extracted: str, question: Mapping[str, Any]) -> str | None:
@@ -139,6 +178,8 @@ def _sample(row: Mapping[str, Any], where: str) -> Sample:
     metadata = row["metadata"]
     if not isinstance(metadata, dict) or not isinstance(metadata.get("skills"), Sequence):
         raise InputError(f"{where}: 'metadata' must hold a task and a list of skills")
+    if metadata.get("split", "testmini") != "testmini":
+        raise InputError(f"{where}: is of the split {metadata['split']}; only testmini has answers")
     if row["decoded_image"] is None:
         raise InputError(f"{where}: no decoded_image")
     return Sample(
@@ -152,6 +193,7 @@ def _sample(row: Mapping[str, Any], where: str) -> Sample:
             "answer_type": answer_type,
             "precision": row["precision"],
             "answer": answer,
+            "problem": {column: row[column] for column in _COLUMNS},
         },
         also=tuple(metadata["skills"]),
     )

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from llava_s2.errors import InputError
 from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
-from llava_s2.eval.parquet import read_rows
+from llava_s2.eval.parquet import find_shards, read_rows
 from llava_s2.eval.predictions import write_json
 from llava_s2.eval.records import prompt_of, text_of, unique
 from llava_s2.eval.vqa_accuracy import SHORT_ANSWER
@@ -93,13 +93,19 @@ class MMMU(Benchmark):
         missing = []
         for discipline, subjects in DISCIPLINES.items():
             for subject in subjects:
-                paths = sorted((data / subject).glob(f"{self.variant}-*.parquet"))
+                paths = find_shards(data / subject, self.variant)
                 if not paths:
                     missing.append(subject)
                 for path in paths:
                     columns = ("id", "question", "options", "answer", "question_type")
                     for number, row in enumerate(read_rows(path, columns, _IMAGES), start=1):
-                        samples.append(_sample(row, discipline, subject, f"{path}, row {number}"))
+                        sample = _sample(row, discipline, subject, f"{path}, row {number}")
+                        if not sample.id.startswith(f"{self.variant}_{subject}_"):
+                            raise InputError(
+                                f"{path}, row {number}: question {sample.id} is not of {self.variant}, {subject}; "
+                                "is the file another split's or subject's?"
+                            )
+                        samples.append(sample)
         if missing:
             raise InputError(
                 f"{data}: {len(missing)} of 30 subjects have no {self.variant}-*.parquet: {', '.join(missing)}"

@@ -1,5 +1,6 @@
 """Rows of Parquet files as the hub stores data sets, their images left in the file until they are needed."""
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -9,13 +10,28 @@ from llava_s2.errors import InputError
 from llava_s2.eval.benchmark import Embedded
 
 
+def find_shards(folder: Path, split: str) -> list[Path]:
+    """The files ``SPLIT-00000-of-00003….parquet`` of a folder, in order; none if it holds none.
+
+    Raises:
+        InputError: some of them are missing, so that questions would be.
+    """
+    paths = sorted(folder.glob(f"{split}-*.parquet"))
+    numbers = {m[1]: m[2] for path in paths if (m := re.match(rf"{re.escape(split)}-(\d+)-of-(\d+)", path.name))}
+    for total in numbers.values():
+        if int(total) != len(paths):
+            raise InputError(f"{folder}: {len(paths)} of the {int(total)} files {split}-*.parquet; download the others")
+    return paths
+
+
 def read_rows(path: Path, columns: Sequence[str], images: Sequence[str]) -> list[dict[str, Any]]:
     """The file's rows.
 
     Args:
         path: a Parquet file.
         columns: taken as they are.
-        images: columns that hold ``{"bytes": …, "path": …}`` or null; each becomes an ``Embedded`` or None.
+        images: columns that hold ``{"bytes": …, "path": …}`` or null; each becomes an ``Embedded`` or None. One that
+            holds texts is left as it is.
 
     Raises:
         InputError: the file cannot be read or lacks a column, or pyarrow is not installed.
@@ -29,7 +45,9 @@ def read_rows(path: Path, columns: Sequence[str], images: Sequence[str]) -> list
         with pq.ParquetFile(path) as file:
             if missing := {*columns, *images} - set(file.schema_arrow.names):
                 raise InputError(f"{path}: has no column {', '.join(sorted(missing))}")
-            table = file.read(columns=[*columns, *(f"{image}.path" for image in images)])
+            texts = [image for image in images if not pa.types.is_struct(file.schema_arrow.field(image).type)]
+            images = [image for image in images if image not in texts]
+            table = file.read(columns=[*columns, *texts, *(f"{image}.path" for image in images)])
             groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read as Parquet ({error})") from None

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from llava_s2.eval.records import read_value
 PREDICTIONS = "predictions.jsonl"
 RUN = "run.json"
 REPORT = "report.json"
+LOADED = "loaded"
 
 
 def read_predictions(path: Path) -> list[dict[str, Any]]:
@@ -60,47 +61,108 @@ class RunFolder:
 
     def __init__(self, path: Path, run: Mapping[str, Any]) -> None:
         self.path = path
+        self._run = run
         self._predictions = path / PREDICTIONS
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{path}: cannot be made a folder ({error.strerror}); choose another --output") from None
-        if not self._predictions.exists():
+        if not self._predictions.exists() and not any(path.glob(part_name("*"))):
             write_json(path / RUN, run)
             return
         if not (path / RUN).exists():
             raise InputError(f"{path}: holds {PREDICTIONS} without {RUN}; choose another --output")
-        before = read_json(path / RUN)
-        changed = [key for key in run if before.get(key) != run[key]]
+        self._refuse_changes(run)
+
+    def note(self, loaded: Mapping[str, Any]) -> None:
+        """Adds to ``run.json`` what only the loaded model tells; another process's or an earlier start's must agree."""
+        if LOADED in read_json(self.path / RUN):
+            self._refuse_changes({LOADED: loaded})
+        else:
+            write_json(self.path / RUN, {**self._run, LOADED: loaded})
+
+    def noted(self) -> dict[str, Any]:
+        """What ``note`` was given."""
+        return read_json(self.path / RUN).get(LOADED, {})
+
+    def _refuse_changes(self, now: Mapping[str, Any]) -> None:
+        before = read_json(self.path / RUN)
+        changed = [key for key in now if before.get(key) != now[key]]
         if changed:
-            changes = ", ".join(f"{key} was {before.get(key)!r}, is {run[key]!r}" for key in changed)
-            raise InputError(f"{path}: holds another run's predictions ({changes}); choose another --output")
+            changes = ", ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in changed)
+            raise InputError(f"{self.path}: holds another run's predictions ({changes}); choose another --output")
 
     def resume(self) -> dict[str, dict[str, Any]]:
-        """The predictions so far by ``question_id``; a last line that was cut off is removed from the file."""
-        if not self._predictions.exists():
-            return {}
-        raw = self._predictions.read_bytes()
-        whole = raw.rfind(b"\n") + 1
-        if whole < len(raw):
-            os.truncate(self._predictions, whole)
-        records = read_predictions(self._predictions)
-        if any(not isinstance(record.get("seconds"), float) for record in records):
-            raise InputError(f"{self._predictions}: was not written by llava-s2 eval; choose another --output")
-        return {record["question_id"]: record for record in records}
+        """The predictions so far by ``question_id``, with those that other processes left in files of their own.
 
-    def append(self, records: list[dict[str, Any]]) -> None:
-        """Adds whole lines and hands them to the operating system, so that a killed run keeps them."""
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        with self._predictions.open("ab") as file:
-            file.write(lines.encode())
+        Afterwards ``predictions.jsonl`` holds them all, and no half-written line.
+        """
+        if self._predictions.exists():
+            _cut_to_whole_lines(self._predictions)
+        parts = sorted(self.path.glob(part_name("*")))
+        for part in parts:
+            _cut_to_whole_lines(part)
+        found: dict[str, dict[str, Any]] = {}
+        for file in [self._predictions, *parts]:
+            for record in read_predictions(file) if file.exists() else ():
+                if not isinstance(record.get("seconds"), float):
+                    raise InputError(f"{file}: was not written by llava-s2 eval; choose another --output")
+                found.setdefault(record["question_id"], record)
+        if parts:
+            self._rewrite(found.values())
+            for part in parts:
+                part.unlink()
+        return found
+
+    def sort(self, predictions: Mapping[str, Mapping[str, Any]], order: Iterable[str]) -> None:
+        """Puts the lines in the order of the ids; a question that stands there twice stays once."""
+        ids = dict.fromkeys(identity for identity in order if identity in predictions)
+        lines = [predictions[identity] for identity in (*ids, *(predictions.keys() - ids))]
+        if self._predictions.read_bytes() != b"".join(map(_line, lines)):
+            self._rewrite(lines)
+
+    def _rewrite(self, records: Iterable[Mapping[str, Any]]) -> None:
+        write_records(self._predictions, records)
+
+
+def part_name(process: int | str) -> str:
+    """The file in a run's folder that a process other than the first writes its predictions to."""
+    return f"predictions.process-{process}.jsonl"
+
+
+def append_predictions(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Adds whole lines and hands them to the operating system, so that a killed run keeps them."""
+    with path.open("ab") as file:
+        file.write(b"".join(map(_line, records)))
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return (json.dumps(record, ensure_ascii=False) + "\n").encode()
+
+
+def _cut_to_whole_lines(path: Path) -> None:
+    raw = path.read_bytes()
+    whole = raw.rfind(b"\n") + 1
+    if whole < len(raw):
+        os.truncate(path, whole)
+
+
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Has ``write`` fill a file beside ``path``, then moves it there: whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    write(partial)
+    partial.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes the file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Writes JSON lines, the file whole or not at all."""
+    replace_file(path, lambda partial: partial.write_bytes(b"".join(map(_line, records))))
 
 
 def read_json(path: Path) -> dict[str, Any]:

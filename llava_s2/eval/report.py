@@ -8,6 +8,7 @@ from llava_s2.eval.benchmark import Benchmark, Grade, Sample
 from llava_s2.eval.statistics import bootstrap_interval, wilson_interval
 
 OVERALL = "overall"
+_HALF = ("float16", "bfloat16")
 
 
 def fold_groups(graded: Iterable[tuple[Sample, Grade]]) -> list[tuple[Sample, Grade]]:
@@ -99,12 +100,25 @@ def format_report(benchmark: Benchmark, report: Mapping[str, Any]) -> str:
     if report["results"]:
         lines += [format_results(benchmark, report["results"]), ""]
     else:
-        lines += ["no score: the data has no answers, only the benchmark's server does", ""]
+        lines += [benchmark.without_judge or "no score: the data has no answers, only the benchmark's server does", ""]
     lines.append(f"{report['seconds_per_image']:.2f} s an image")
     if report.get("submission"):
         lines.append(f"for the benchmark's server: {report['submission']}")
     if report["results"] and (unparseable := report["results"][OVERALL]["unparseable"]):
         lines.append(f"{unparseable} answer(s) name no option and count as wrong")
+    if note := near_ties(report):
+        lines.append(note)
     if report["questions_in_data"] > (answered := len(report["question_ids"])):
         lines.append(f"on {answered} of {report['questions_in_data']} questions (--limit)")
     return "\n".join(lines)
+
+
+def near_ties(report: Mapping[str, Any]) -> str:
+    """What to say of a half-precision run's near ties; nothing in float32, which has none."""
+    if report.get("dtype") not in _HALF:
+        return ""
+    count, asked = report.get("near_ties", 0), len(report["question_ids"])
+    return (
+        f"{count} of {asked} answers were decided by a margin within {report['dtype']}'s rounding; another batch size "
+        "or device may change them"
+    )

@@ -1,4 +1,4 @@
-"""Runs any benchmark on any model: resumable, with a report."""
+"""Runs any benchmark on any model: resumable, on any number of processes, with a report."""
 
 import hashlib
 import json
@@ -7,27 +7,37 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, is_dataclass, replace
+from functools import partial
 from importlib.metadata import version
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+import torch
 from tqdm import tqdm
 
 from llava_s2 import __version__
-from llava_s2.data.images import open_image
 from llava_s2.errors import InputError
-from llava_s2.eval.benchmark import Benchmark, Embedded, Sample, Scoring
-from llava_s2.eval.predictions import REPORT, RunFolder, write_json
+from llava_s2.eval.batching import Halving, automatic_size, batches
+from llava_s2.eval.benchmark import Benchmark, Sample, Scoring
+from llava_s2.eval.loading import Pictures, check_images, load_ahead
+from llava_s2.eval.predictions import (
+    PREDICTIONS,
+    REPORT,
+    RUN,
+    RunFolder,
+    append_predictions,
+    part_name,
+    write_json,
+)
+from llava_s2.eval.processes import Processes
 from llava_s2.eval.report import fold_groups, tally
 from llava_s2.model.arguments import ModelSource
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-_IMAGES_DECODED_AHEAD = 1000
-_PACKAGES = ("torch", "transformers", "peft", "pillow")
+_PACKAGES = ("torch", "transformers", "tokenizers", "peft", "accelerate", "numpy", "pillow")
+_SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def evaluate(
@@ -38,12 +48,13 @@ def evaluate(
     *,
     scoring: Scoring | None = None,
     limit: int | None = None,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     text_only: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Answers the benchmark's questions and writes ``predictions.jsonl`` and ``report.json`` into ``output``.
 
-    A run that was cut off continues where it stopped when it is started again with the same arguments.
+    A run that was cut off continues where it stopped when it is started again with the same arguments, on any number
+    of processes. Several processes (``torchrun``, ``accelerate launch``) need an ``output`` that all of them see.
 
     Args:
         benchmark: the task.
@@ -52,11 +63,12 @@ def evaluate(
         output: a folder of this run alone.
         scoring: one of the benchmark's protocols, by default its first.
         limit: number of questions, spread evenly over the categories; a larger limit continues a smaller one.
-        batch_size: questions generated at once; likelihood takes the options of one question at once.
+        batch_size: most questions at once, by default what the memory takes. Likelihood takes the options of a question
+            at once, and questions together only if they are about the same images.
         text_only: leaves the images out, to see what the questions alone give away.
 
     Returns:
-        The report, as written.
+        The report, as written; None in every process but the first.
 
     Raises:
         InputError: bad data or model, or ``output`` holds another run's predictions.
@@ -64,45 +76,209 @@ def evaluate(
     scoring = scoring or benchmark.default_scoring
     if scoring not in benchmark.protocols:
         raise InputError(f"{benchmark.name} has no scoring {scoring!r}; use {' or '.join(benchmark.protocols)}")
+    processes = Processes.from_environment()
+    if not processes.first:
+        _help(processes, benchmark, source, data, output, scoring, limit, text_only)
+        return None
     everything = benchmark.load(data, scoring)
     samples = _spread(everything, limit)
-    _check_images(everything, samples)
+    check_images(everything, samples)
+    run = _run(benchmark, source, everything, scoring, text_only)
+    folder = RunFolder(output, run)
+    done = folder.resume()
+    processes.share("start", lambda: {"run": _digest(run), "done": list(done)})
+    pending = [_shown(sample, text_only) for sample in samples if sample.id not in done]
+    if pending:
+        with tqdm(total=len(samples), initial=len(samples) - len(pending), desc=benchmark.name, unit="question") as bar:
+            work = _Work(processes, benchmark, source, scoring, pending, batch_size, folder)
+            for records in work.predictions():
+                append_predictions(output / PREDICTIONS, records)
+                done |= {record["question_id"]: record for record in records}
+                bar.update(bar.initial + processes.add("answered", len(records)) - bar.n)
+            while (answered := processes.add("answered", 0)) < len(pending):
+                bar.update(bar.initial + answered - bar.n)
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+        if processes.count > 1:
+            done = folder.resume()
+            if lost := [sample.id for sample in samples if sample.id not in done]:
+                raise InputError(
+                    f"{output}: {len(lost)} predictions of other processes are not here, such as {lost[0]}; do all "
+                    "processes see this folder? Start the same command again"
+                )
+    folder.sort(done, (sample.id for sample in everything))
+    report = _report(benchmark, run | folder.noted(), samples, done)
+    submission = benchmark.write_submission(everything, done, output) if len(samples) == len(everything) else None
+    report |= {
+        **({"submission": str(submission)} if submission else {}),
+        "questions_in_data": len(everything),
+        "batch_size": batch_size or "auto",
+        "processes": processes.count,
+    }
+    write_json(output / REPORT, report)
+    return report
+
+
+def _help(
+    processes: Processes,
+    benchmark: Benchmark,
+    source: ModelSource,
+    data: Path,
+    output: Path,
+    scoring: Scoring,
+    limit: int | None,
+    text_only: bool,
+) -> None:
+    """What a process other than the first does: answers into a file of its own."""
+    start = processes.share("start", dict)  # first, so that bad data is told once
+    everything = benchmark.load(data, scoring)
+    if _digest(_run(benchmark, source, everything, scoring, text_only)) != start["run"]:
+        raise InputError(f"process {processes.rank} has other data or arguments than the first")
+    if not (output / RUN).exists():
+        raise InputError(f"{output}: process {processes.rank} does not see this folder, which all must share")
+    done = set(start["done"])
+    pending = [_shown(sample, text_only) for sample in _spread(everything, limit) if sample.id not in done]
+    if not pending:
+        return
+    for records in _Work(processes, benchmark, source, scoring, pending).predictions():
+        append_predictions(output / part_name(processes.rank), records)
+        processes.add("answered", len(records))
+
+
+class _Work:
+    """The unanswered questions, and the model that answers this process's share of them."""
+
+    def __init__(
+        self,
+        processes: Processes,
+        benchmark: Benchmark,
+        source: ModelSource,
+        scoring: Scoring,
+        pending: Sequence[Sample],
+        batch_size: int | None = None,
+        folder: RunFolder | None = None,
+    ) -> None:
+        model, processor = source.load()
+        size = processes.share(
+            "batch size", lambda: batch_size or automatic_size(model, processor, pending, benchmark.max_new_tokens)
+        )
+        if folder is not None:
+            folder.note(_loaded(source, model, processor))
+        self._benchmark = benchmark
+        self._processor = processor
+        self._batches = batches(pending, size, scoring)
+        self._claims = processes.claim(len(self._batches))
+        predict = partial(_by_likelihood if scoring == "likelihood" else _by_generation, benchmark, model, processor)
+        self._predict = Halving(predict)
+
+    def predictions(self) -> Iterator[list[dict[str, Any]]]:
+        """The records of each batch that this process gets to answer."""
+        claimed = (self._batches[number] for number in self._claims)
+        start = time.perf_counter()
+        for batch, pictures in load_ahead(claimed, self._processor):
+            predictions = self._predict(list(zip(batch, pictures, strict=True)))
+            seconds = (time.perf_counter() - start) / len(batch)
+            yield [
+                {**_record(self._benchmark, sample, prediction), "seconds": round(seconds, 4)}
+                for sample, prediction in zip(batch, predictions, strict=True)
+            ]
+            start = time.perf_counter()
+
+
+def _record(benchmark: Benchmark, sample: Sample, prediction: dict[str, Any]) -> dict[str, Any]:
+    record = {"question_id": sample.id, "category": sample.category, **prediction, "options": list(sample.options)}
+    if sample.also:
+        record["also"] = list(sample.also)
+    if sample.group:
+        record["group"] = sample.group
+    if (grade := benchmark.grade(sample, record)) is not None:
+        record |= {"correct": grade.correct, "parseable": grade.parseable}
+    return record
+
+
+def _by_likelihood(
+    benchmark: Benchmark,
+    model: "LlavaForConditionalGeneration",
+    processor: "LlavaProcessor",
+    batch: Sequence[tuple[Sample, Pictures]],
+) -> list[dict[str, Any]]:
+    from llava_s2.eval.likelihood import rank_options
+
+    pictures = batch[0][1]  # of all: see batches()
+    rankings = rank_options(model, processor, pictures, [(sample.prompt, sample.options) for sample, _ in batch])
+    predictions: list[dict[str, Any]] = []
+    for (sample, _), ranking in zip(batch, rankings, strict=True):
+        losses = ranking.losses
+        if not all(map(math.isfinite, losses)):  # whichever compares smallest would pass for the answer
+            raise InputError(
+                f"question {sample.id}: the model's losses are {losses}, no numbers to compare; does its precision "
+                "overflow? Choose --dtype float32 or bfloat16"
+            )
+        chosen = sample.options[losses.index(min(losses))]
+        predictions.append({"text": chosen, "losses": losses, **({"near_tie": True} if ranking.near_tie else {})})
+    return predictions
+
+
+def _by_generation(
+    benchmark: Benchmark,
+    model: "LlavaForConditionalGeneration",
+    processor: "LlavaProcessor",
+    batch: Sequence[tuple[Sample, Pictures]],
+) -> list[dict[str, Any]]:
+    from llava_s2.eval.generation import answers
+
+    samples, pictures = zip(*batch, strict=True)
+    prompts = [sample.prompt for sample in samples]
+    predictions: list[dict[str, Any]] = []
+    for answer in answers(model, processor, pictures, prompts, benchmark.max_new_tokens):
+        text = benchmark.answer(answer.text)
+        raw = {} if text == answer.text else {"generated": answer.text}
+        predictions.append({"text": text, **raw, **({"near_tie": True} if answer.near_tie else {})})
+    return predictions
+
+
+def _run(
+    benchmark: Benchmark, source: ModelSource, everything: Sequence[Sample], scoring: Scoring, text_only: bool
+) -> dict[str, Any]:
+    """What the predictions depend on, as far as it is known before the model is loaded."""
     sizes = {i: i.stat().st_size if isinstance(i, Path) else None for s in everything for i in s.images}
-    questions = _digest([(s.id, s.category, [(i.name, sizes[i]) for i in s.images]) for s in everything])
-    run = {
+    return {
         "task": benchmark.name,
         "scoring": scoring,
         **({"variant": benchmark.variant} if benchmark.variant else {}),
         **({"seed": benchmark.seed} if benchmark.seed is not None else {}),
         "protocol": benchmark.protocols[scoring] + (", without the image" if text_only else ""),
         **source.fingerprint(),
-        "questions": questions,
+        "questions": _digest([(s.id, s.category, [(i.name, sizes[i]) for i in s.images]) for s in everything]),
         "prompts": _digest([(s.id, s.prompt, s.options, s.reference) for s in everything]),
     }
-    if text_only:
-        samples = [replace(sample, images=()) for sample in samples]
-    folder = RunFolder(output, run)
-    done = folder.resume()
-    pending = [sample for sample in samples if sample.id not in done]
-    if pending:
-        size = batch_size if scoring == "generate" else 1
-        batches = [pending[start : start + size] for start in range(0, len(pending), size)]
-        model, processor = source.load()
-        with tqdm(total=len(samples), initial=len(samples) - len(pending), desc=benchmark.name, unit="question") as bar:
-            for records in _predict(benchmark, model, processor, batches, scoring):
-                folder.append(records)
-                done |= {record["question_id"]: record for record in records}
-                bar.update(len(records))
+
+
+def _loaded(source: ModelSource, model: "LlavaForConditionalGeneration", processor: "LlavaProcessor") -> dict[str, Any]:
+    """What only the loaded model tells."""
+    from llava_s2.model.processor import aspect_ratio
+    from llava_s2.model.templates import TEMPLATES
+
+    chat_template = str(processor.chat_template)
+    own = f"the checkpoint's own ({_digest(chat_template)})"
+    return {
+        "template": next((name for name, text in TEMPLATES.items() if text == chat_template), own),
+        "image_mode": aspect_ratio(processor),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "revisions": source.revisions(),
+    }
+
+
+def _report(
+    benchmark: Benchmark, about: dict[str, Any], samples: Sequence[Sample], done: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
     grades = [(sample, benchmark.grade(sample, done[sample.id])) for sample in samples]
     graded = [(sample, grade) for sample, grade in grades if grade is not None]
-    submission = benchmark.write_submission(everything, done, output) if len(samples) == len(everything) else None
-    report = {
-        **run,
-        "batch_size": batch_size,
+    return {
+        **about,
         "results": tally(benchmark, fold_groups(graded)),
-        **({"submission": str(submission)} if submission else {}),
+        "near_ties": sum(bool(done[sample.id].get("near_tie")) for sample in samples),
         "seconds_per_image": sum(done[sample.id]["seconds"] for sample in samples) / len(samples),
-        "questions_in_data": len(everything),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
         "question_ids": [sample.id for sample in samples],
         "versions": {
             "llava-s2": __version__,
@@ -110,69 +286,10 @@ def evaluate(
             **{package: version(package) for package in _PACKAGES},
         },
     }
-    write_json(output / REPORT, report)
-    return report
 
 
-def _predict(
-    benchmark: Benchmark,
-    model: "LlavaForConditionalGeneration",
-    processor: "LlavaProcessor",
-    batches: Sequence[Sequence[Sample]],
-    scoring: Scoring,
-) -> Iterator[list[dict[str, Any]]]:
-    for batch in batches:
-        start = time.perf_counter()
-        images = [[_open(image) for image in sample.images] for sample in batch]
-        if scoring == "likelihood":
-            predictions = [_by_likelihood(model, processor, shown, s) for s, shown in zip(batch, images, strict=True)]
-        else:
-            predictions = _by_generation(benchmark, model, processor, images, batch)
-        seconds = (time.perf_counter() - start) / len(batch)
-        records = []
-        for sample, prediction in zip(batch, predictions, strict=True):
-            record = {
-                "question_id": sample.id,
-                "category": sample.category,
-                **prediction,
-                "options": list(sample.options),
-            }
-            if sample.also:
-                record["also"] = list(sample.also)
-            if sample.group:
-                record["group"] = sample.group
-            if (grade := benchmark.grade(sample, record)) is not None:
-                record |= {"correct": grade.correct, "parseable": grade.parseable}
-            records.append({**record, "seconds": round(seconds, 4)})
-        yield records
-
-
-def _by_likelihood(
-    model: "LlavaForConditionalGeneration", processor: "LlavaProcessor", images: list[Image.Image], sample: Sample
-) -> dict[str, Any]:
-    from llava_s2.eval.likelihood import option_losses
-
-    losses = option_losses(model, processor, images, sample.prompt, sample.options)
-    if not all(map(math.isfinite, losses)):  # whichever compares smallest would pass for the answer
-        raise InputError(
-            f"question {sample.id}: the model's losses are {losses}, no numbers to compare; does its precision "
-            "overflow? Choose --dtype float32 or bfloat16"
-        )
-    return {"text": sample.options[losses.index(min(losses))], "losses": losses}
-
-
-def _by_generation(
-    benchmark: Benchmark,
-    model: "LlavaForConditionalGeneration",
-    processor: "LlavaProcessor",
-    images: list[list[Image.Image]],
-    batch: Sequence[Sample],
-) -> list[dict[str, Any]]:
-    from llava_s2.eval.generation import answers
-
-    generated = answers(model, processor, images, [sample.prompt for sample in batch], benchmark.max_new_tokens)
-    answered = [(benchmark.answer(text), text) for text in generated]
-    return [{"text": text} if text == raw else {"text": text, "generated": raw} for text, raw in answered]
+def _shown(sample: Sample, text_only: bool) -> Sample:
+    return replace(sample, images=()) if text_only else sample
 
 
 def _spread(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
@@ -189,27 +306,6 @@ def _spread(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
     ranked = [((rank + 0.5) / len(group), forms) for group in places.values() for rank, forms in enumerate(group)]
     chosen = sorted(ranked, key=lambda pair: pair[0])[:limit]
     return [sample for _, forms in chosen for sample in forms]
-
-
-def _check_images(everything: Sequence[Sample], samples: Sequence[Sample]) -> None:
-    """That all images are there, counting those that are not; and decodes up to 1,000 of ``samples``.
-
-    So a damaged one shows before a model is loaded and not hours later.
-    """
-    wanted = dict.fromkeys(image for sample in everything for image in sample.images if isinstance(image, Path))
-    if missing := [path for path in wanted if not path.is_file()]:
-        raise InputError(f"{missing[0]}: no such image file (so for {len(missing)} of {len(wanted)} images)")
-    shown = list(dict.fromkeys(image for sample in samples for image in sample.images))
-    for image in tqdm(shown[:_IMAGES_DECODED_AHEAD], desc="checking images", delay=2):
-        _open(image)
-
-
-def _open(image: Path | Embedded) -> Image.Image:
-    if isinstance(image, Path):
-        return open_image(image)
-    file = BytesIO(image.read())
-    file.name = image.name  # what errors call it
-    return open_image(file)
 
 
 def _digest(value: Any) -> str:

@@ -50,6 +50,10 @@ class TextVQA(Benchmark):
                 raise InputError(f"{where}: 'answers' must be a list of texts; is this the test split?")
             if len(answers) != _PEOPLE:
                 raise InputError(f"{where}: {len(answers)} answers; M4C accuracy takes {_PEOPLE}")
+            if record.get("set_name", "val") != "val":
+                raise InputError(
+                    f"{where}: is of the split {record['set_name']!r}, not val; take {_QUESTIONS} as released"
+                )
             image, lines = text_of(record, "image_id", where), [prompt_of(record, "question", where)]
             if self.variant == "ocr":
                 if image not in tokens:

@@ -5,6 +5,7 @@ Layout of the official release (``craigwu/vstar_bench`` on the hub)::
     direct_attributes/NAME.jpg + NAME.json     115 questions, attribute of an object
     relative_position/NAME.jpg + NAME.json      76 questions, spatial relation of two
     test_questions.jsonl                       the same questions with lettered options
+    default/test/0000.parquet                  what the hub makes of that file; other copies have the images inside
 
 ``NAME.json`` has ``question``, ``options`` (sentences, the first is correct), ``target_object`` and ``bbox``; a line of
 ``test_questions.jsonl`` has ``question_id``, ``image``, ``category``, ``text`` (question, lettered options and the
@@ -22,7 +23,8 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from llava_s2.errors import InputError
-from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
+from llava_s2.eval.benchmark import Benchmark, Embedded, Grade, Sample, Scoring
+from llava_s2.eval.parquet import read_rows
 from llava_s2.eval.records import prompt_of
 
 LETTER_SENTENCE = "Answer with the option's letter from the given choices directly."
@@ -35,6 +37,7 @@ _NAMED_LETTER = re.compile(
     r"|\b(?:[Aa]nswer|[Oo]ption)(?: is)?:? ([A-Z])\b"
 )
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_TABLES = ("*.parquet", "data/*.parquet", "test/*.parquet", "default/test/*.parquet")
 
 
 @dataclass(frozen=True)
@@ -68,26 +71,30 @@ class VStar(Benchmark):
 
         Letters are those of ``test_questions.jsonl`` where that file exists; likelihood, which shows none, reads it
         only where there is nothing else. Without it ``generate`` shuffles the options, seeded with the question's id,
-        so that A is not always right.
+        so that A is not always right. A Parquet file stands for ``test_questions.jsonl``, and with its images inside
+        for the folders too.
         """
         folders = " and ".join(f"{category}/" for category in self.categories)
         if not data.is_dir():
             raise InputError(f"{data}: no such folder; --data names the V* folder that holds {folders}")
-        images = _find_images(data, self.categories)
-        if not images:
-            raise InputError(f"{data}: no question; expected NAME.jpg with NAME.json in {folders}")
+        images: dict[str, Path | Embedded] = dict(_find_images(data, self.categories))
         annotations = {
             key: _read_annotation(image.with_suffix(".json"))
             for key, image in images.items()
-            if image.with_suffix(".json").exists()
+            if isinstance(image, Path) and image.with_suffix(".json").exists()
         }
-        official = data / "test_questions.jsonl"
+        official = _find_lettered(data)
         lines: dict[str, _Line] = {}
-        if official.exists() and (scoring != "likelihood" or not annotations):
-            lines = _read_lines(official, images)
+        if official is not None and (scoring != "likelihood" or not annotations):
+            records = _jsonl_records(official) if official.suffix == ".jsonl" else _table_records(official)
+            if not images:
+                images = _embedded_images(records, self.categories)
+            lines = _read_lines(official, records, images)
             _refuse_missing(images, lines, f"no line in {official}")
         else:
             _refuse_missing(images, annotations, "no NAME.json beside it; the V* release has one for each image")
+        if not images:
+            raise InputError(f"{data}: no question; expected NAME.jpg with NAME.json in {folders}")
         return [_sample(key, image, annotations.get(key), lines.get(key), scoring) for key, image in images.items()]
 
     def grade(self, sample: Sample, prediction: Mapping[str, Any]) -> Grade:
@@ -158,7 +165,7 @@ class _Line:
 
 
 def _sample(
-    key: str, image: Path, annotation: _Annotation | None, line: _Line | None, scoring: Scoring | None
+    key: str, image: Path | Embedded, annotation: _Annotation | None, line: _Line | None, scoring: Scoring | None
 ) -> Sample:
     sentences = annotation.options if annotation else ()
     if line is not None:
@@ -179,7 +186,7 @@ def _sample(
         choices = (f"({letter}) {option}" for letter, option in zip(_LETTERS, answers.lettered, strict=False))
         prompt, options = "\n".join((annotation.question, *choices, LETTER_SENTENCE)), answers.lettered
     category = key.split("/")[0]
-    aliases = (f"{category}/{image.name}", image.name, image.stem)
+    aliases = (f"{category}/{image.name}", image.name, image.stem) if isinstance(image, Path) else ()
     return Sample(
         id=key,
         category=category,
@@ -210,10 +217,48 @@ def _find_images(data: Path, categories: Mapping[str, str]) -> dict[str, Path]:
     return images
 
 
-def _refuse_missing(images: Mapping[str, Path], found: Container[str], lacks: str) -> None:
+def _find_lettered(data: Path) -> Path | None:
+    """The file of the questions with lettered options, if there is one."""
+    tables = sorted(path for pattern in _TABLES for path in data.glob(pattern))
+    if (data / "test_questions.jsonl").exists():
+        return data / "test_questions.jsonl"
+    if len(tables) > 1:
+        raise InputError(f"{data}: several Parquet files, {tables[0].name} and {tables[1].name}; leave one")
+    return tables[0] if tables else None
+
+
+def _jsonl_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    lines = enumerate(_read(path).splitlines(), start=1)
+    places = [(f"{path}, line {number}", raw) for number, raw in lines if raw.strip()]
+    return [(where, _parse_object(raw, where)) for where, raw in places]
+
+
+def _table_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    rows = read_rows(path, ("question_id", "category", "text", "label"), ("image",))
+    return [(f"{path}, row {number}", row) for number, row in enumerate(rows, start=1)]
+
+
+def _embedded_images(
+    records: Sequence[tuple[str, dict[str, Any]]], categories: Container[str]
+) -> dict[str, Path | Embedded]:
+    """The images inside the records, each then named as a file in its category's folder would be."""
+    images: dict[str, Path | Embedded] = {}
+    for where, record in records:
+        image, category = record["image"], record["category"]
+        if not isinstance(image, Embedded):
+            raise InputError(f"{where}: names the image {image!r}, but the folders of images are not there")
+        if category not in categories:
+            raise InputError(f"{where}: 'category' is {category!r}, not one of V*'s")
+        record["image"] = f"{category}/{record['question_id']}"
+        images[record["image"]] = image
+    return images
+
+
+def _refuse_missing(images: Mapping[str, Path | Embedded], found: Container[str], lacks: str) -> None:
     missing = [image for key, image in images.items() if key not in found]
     if missing:
-        raise InputError(f"{missing[0]}: {lacks} (so for {len(missing)} of {len(images)} images)")
+        first = missing[0] if isinstance(missing[0], Path) else missing[0].name
+        raise InputError(f"{first}: {lacks} (so for {len(missing)} of {len(images)} images)")
 
 
 def _read_annotation(path: Path) -> _Annotation:
@@ -226,14 +271,12 @@ def _read_annotation(path: Path) -> _Annotation:
     return _Annotation(question, tuple(options))
 
 
-def _read_lines(path: Path, images: Mapping[str, Path]) -> dict[str, _Line]:
+def _read_lines(
+    path: Path, records: Sequence[tuple[str, dict[str, Any]]], images: Mapping[str, Path | Embedded]
+) -> dict[str, _Line]:
     lines: dict[str, _Line] = {}
     ids: set[str] = set()
-    for number, raw in enumerate(_read(path).splitlines(), start=1):
-        if not raw.strip():
-            continue
-        where = f"{path}, line {number}"
-        record = _parse_object(raw, where)
+    for where, record in records:
         key = str(Path(prompt_of(record, "image", where)).with_suffix(""))
         if key not in images:
             raise InputError(f"{where}: no image {record['image']} in {path.parent}")

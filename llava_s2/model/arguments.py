@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,13 +40,11 @@ class ModelSource:
         return cls(args.model, args.base, args.vision_tower, args.dtype, args.template, args.quantization)
 
     def load(self) -> "tuple[LlavaForConditionalGeneration, LlavaProcessor]":
-        """Loads the model, on the accelerators if there are any, and its processor.
+        """Loads the model and its processor, on accelerators where there are any, each process on its own.
 
         Raises:
             InputError: see ``load_pretrained`` and ``set_template``.
         """
-        import torch
-
         from llava_s2.errors import InputError
         from llava_s2.model.loading import load_pretrained
         from llava_s2.model.processor import set_template
@@ -58,7 +57,7 @@ class ModelSource:
             self.base,
             vision_tower=self.vision_tower,
             dtype=self._dtype(),
-            device_map="auto" if torch.cuda.is_available() else None,
+            device_map=_device_map(),
             quantization=self.quantization,
         )
         if self.template is not None:
@@ -74,10 +73,33 @@ class ModelSource:
         quantized = {} if self.quantization is None else {"quantization": self.quantization}
         return {**parts, "dtype": self._dtype(), "template": self.template, **quantized, **checksums}
 
+    def revisions(self) -> dict[str, str]:
+        """Of the parts that came from the hub, the commit that is in the local cache."""
+        from huggingface_hub import try_to_load_from_cache
+
+        found = {}
+        for key, part in (("model", self.model), ("base", self.base), ("vision_tower", self.vision_tower)):
+            if not part or Path(part).exists() or part.count("/") != 1:
+                continue
+            for file in ("config.json", "adapter_config.json"):
+                if isinstance(path := try_to_load_from_cache(part, file), str):
+                    found[key] = Path(path).parent.name  # …/snapshots/COMMIT/config.json
+                    break
+        return found
+
     def _dtype(self) -> str:
         import torch
 
         return "float32" if self.dtype == "auto" and not torch.cuda.is_available() else self.dtype
+
+
+def _device_map() -> str | dict[str, int] | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    own = os.environ.get("LOCAL_RANK")  # set by torchrun and accelerate
+    return "auto" if own is None else {"": int(own) % torch.cuda.device_count()}
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

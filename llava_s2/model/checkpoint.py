@@ -25,6 +25,7 @@ _WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )
+_HUB_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,11 @@ def identify(name: str | Path) -> Checkpoint:
     name = str(name)
     if name.endswith(("mm_projector.bin", "non_lora_trainables.bin")) and Path(name).is_file():
         name = str(Path(name).parent)
+    if not Path(name).exists():
+        ask_hub(name)
     config_file = find_file(name, "config.json")
     if config_file is None:
-        if not Path(name).exists() and name.count("/") > 1:
-            raise InputError(f"{name}: no such folder")
-        raise InputError(f"{name}: there is no config.json (is it a checkpoint folder, or a reachable hub id?)")
+        raise InputError(f"{name}: there is no config.json, so it is no checkpoint")
     config = read_json(config_file)
     if not isinstance(config.get("model_type"), str):
         raise InputError(f"{config_file}: names no model_type, so what it is the config of is not known")
@@ -82,6 +83,39 @@ def identify(name: str | Path) -> Checkpoint:
     if is_llava:
         return Checkpoint(name, "llava_full", config)
     return Checkpoint(name, "hf" if config.get("model_type") == "llava" else "llm", config)
+
+
+def ask_hub(name: str) -> None:
+    """Raises InputError, with the reason, where a name that is no folder is not to be had from the hub either."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+    cached = find_file(name, "config.json", download=False)
+    if constants.HF_HUB_OFFLINE:
+        if cached is None:
+            raise InputError(f"{name}: no such folder, and not in the hub's cache (HF_HUB_OFFLINE is set)")
+        return
+    try:
+        HfApi().model_info(name, timeout=_HUB_SECONDS)  # asks once, where look-ups of files would try for minutes
+    except HFValidationError:
+        raise InputError(f"{name}: no such folder") from None
+    except GatedRepoError:
+        raise InputError(f"{name}: the hub wants its terms accepted, on its page, and then `hf auth login`") from None
+    except RepositoryNotFoundError:
+        raise InputError(
+            f"{name}: no such folder, and the hub has no such model (a private one needs `hf auth login`)"
+        ) from None
+    except HfHubHTTPError:
+        return  # a mirror that has files alone
+    except Exception as error:  # of the network, whichever client is beneath
+        if cached is None:
+            raise InputError(
+                f"{name}: no such folder, and the hub cannot be reached ({first_line(error)}); check the connection, "
+                "or give the folder of a copy"
+            ) from None
+        raise InputError(
+            f"{name}: the hub cannot be reached ({first_line(error)}), but a copy is in its cache; set HF_HUB_OFFLINE=1"
+        ) from None
 
 
 def weight_files(name: str) -> list[str]:
@@ -135,9 +169,23 @@ def read_tensors(path: str | Path) -> "dict[str, Tensor]":
                 return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         except SafetensorError as error:
             raise InputError(f"{path}: not a whole safetensors file ({error}); fetch it again") from error
+    loaded = read_pickle(path)
+    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+        raise InputError(f"{path}: does not hold a dictionary of tensors")
+    return loaded
+
+
+def read_pickle(path: Path, plain: "tuple[type, ...]" = ()) -> Any:
+    """What ``torch.save`` wrote: tensors, memory-mapped, in containers; and objects of the classes ``plain``.
+
+    Raises:
+        InputError: the file is damaged, or holds more than that.
+    """
+    import torch
+
     try:
-        zipped = _is_zip(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with torch.serialization.safe_globals(list(plain)):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except UnpicklingError as error:
         raise InputError(
             f"{path}: refused, because reading it would run code that it contains; "
@@ -145,9 +193,6 @@ def read_tensors(path: str | Path) -> "dict[str, Tensor]":
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         raise InputError(f"{path}: not a whole PyTorch file; fetch it again") from error
-    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise InputError(f"{path}: does not hold a dictionary of tensors")
-    return loaded
 
 
 @dataclass(frozen=True)

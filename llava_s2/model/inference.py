@@ -6,6 +6,7 @@ from typing import Any
 from PIL import Image
 from transformers import BatchFeature, LlavaForConditionalGeneration, LlavaProcessor
 
+from llava_s2.model.processor import num_image_tokens
 from llava_s2.model.templates import end_of_turn
 
 Message = dict[str, Any]
@@ -36,19 +37,38 @@ def encode_prompts(
         ``input_ids`` and ``attention_mask`` (B, L), int64, padded on the left, and ``pixel_values`` (images, 3, S, S)
         if there are any.
     """
-    texts = [
-        processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        for messages in conversations
-    ]
-    bos = processor.tokenizer.bos_token
+    texts = _render(processor, conversations)
     return processor(
         text=texts,
         images=list(images) or None,
         padding=True,
         padding_side="left",
-        add_special_tokens=not (bos and texts[0].startswith(bos)),
+        add_special_tokens=_lacks_bos(processor, texts),
         return_tensors="pt",
     )
+
+
+def prompt_ids(processor: LlavaProcessor, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
+    """Ids of the same prompts without their images: not padded, each image a run of its placeholder.
+
+    Raises:
+        InputError: see ``num_image_tokens``.
+    """
+    run = processor.image_token * num_image_tokens(processor)
+    texts = [text.replace(processor.image_token, run) for text in _render(processor, conversations)]
+    return processor.tokenizer(texts, add_special_tokens=_lacks_bos(processor, texts))["input_ids"]
+
+
+def _render(processor: LlavaProcessor, conversations: Sequence[Sequence[Message]]) -> list[str]:
+    return [
+        processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        for messages in conversations
+    ]
+
+
+def _lacks_bos(processor: LlavaProcessor, texts: Sequence[str]) -> bool:
+    bos = processor.tokenizer.bos_token
+    return not (bos and texts[0].startswith(bos))
 
 
 def token_arguments(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from llava_s2.errors import InputError
 from llava_s2.model.checkpoint import (
     Checkpoint,
+    ask_hub,
     find_file,
     identify,
     list_names,
@@ -139,8 +140,9 @@ def inspect(path: str | Path, base: str | Path | None = None, *, vision_tower: s
 
 def _snapshot(name: str) -> str:
     """The local folder of a hub id, so that nothing large is fetched; a folder as it is."""
-    if Path(name).exists() or name.count("/") > 1:
+    if Path(name).exists():
         return name
+    ask_hub(name)
     found = [path for file in _SMALL_FILES if (path := find_file(name, file))]
     return str(Path(found[0]).parent) if found else name
 

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +77,7 @@ class Chat:
         """Shows a picture (RGB, any size) together with the next message."""
         self._unasked.append(image)
 
-    def ask(self, text: str) -> Iterator[str]:
+    def ask(self, text: str) -> Generator[str, None, None]:
         """Answers, piece by piece.
 
         Closing the iterator, or an exception such as KeyboardInterrupt while it waits, stops the answer. What was

@@ -1,15 +1,17 @@
-"""``llava-s2 chat``."""
+"""``llava-s2 chat`` and ``llava-s2 demo``."""
 
 import argparse
 import json
 from dataclasses import asdict, replace
 
 from llava_s2.errors import InputError
-from llava_s2.model.arguments import ModelSource, add_model_arguments, positive
+from llava_s2.model.arguments import ModelSource, add_model_arguments
+from llava_s2.serve.arguments import add_sampling_arguments
+from llava_s2.serve.demo.commands import add_demo
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
-    """Adds the command to the command line."""
+    """Adds the commands to the command line."""
     parser = subparsers.add_parser(
         "chat",
         help="talk with a model about pictures",
@@ -21,34 +23,9 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--prompt", metavar="P", help="ask this, print the answer and leave")
     parser.add_argument("--json", action="store_true", help="with --prompt: print the answer as one JSON object")
-    parser.add_argument(
-        "--temperature", type=_temperature, default=0.0, metavar="T", help="0 takes the likeliest token (default)"
-    )
-    parser.add_argument(
-        "--top-p",
-        type=_share,
-        default=1.0,
-        metavar="P",
-        help="draw from the likeliest tokens of this total probability",
-    )
-    parser.add_argument(
-        "--max-new-tokens", type=positive, default=512, metavar="N", help="bound on an answer (default: %(default)s)"
-    )
+    add_sampling_arguments(parser)
     parser.set_defaults(run=_chat)
-
-
-def _temperature(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
-    return value
+    add_demo(subparsers)
 
 
 def _chat(args: argparse.Namespace) -> None:

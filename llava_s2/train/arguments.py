@@ -36,6 +36,9 @@ RECIPE: dict[str, dict[str, str]] = {
 _RENAMED = {"version": "template", "warmup_ratio": "warmup_steps", "evaluation_strategy": "eval_strategy"}
 _LLAVA_TEMPLATES = {"v1": "vicuna_v1", "llava_llama_2": "llama_2"}
 
+# Flags of one value or several, separated by spaces.
+_SEVERAL = ("data_path", "data_weights", "image_folder")
+
 # Flags of LLaVA's scripts that choose what is the only choice here.
 _FIXED = {
     "mm_projector_type": "mlp2x_gelu",
@@ -61,13 +64,27 @@ class RecipeArguments:
         "in its place: a single-scale LLaVA, such as llava-hf/llava-1.5-7b-hf, to widen to --s2_scales; "
         "before the first step it answers as it did"
     )
-    data_path: str = _flag("training records, LLaVA's JSON or JSON lines", MISSING)
-    image_folder: str | None = _flag("folder that the records' images are in")
-    vision_tower: str | None = _flag("vision tower, a folder or hub id (a LLaVA brings its own)")
+    data_path: list[str] = _flag(  # noqa: RUF009  # a field()
+        "training records, one or several: LLaVA's JSON or JSON lines, datasets folder, Parquet or webdataset shards",
+        MISSING,
+    )
+    data_weights: list[float] | None = _flag(  # noqa: RUF009
+        "of several: how often an epoch has each one's records, such as 1 0.5 2"
+    )
+    image_folder: list[str] | None = _flag(  # noqa: RUF009
+        "folder or tar files that the records' images are in; one, or one for each"
+    )
+    on_bad_sample: str = _flag("a record that cannot be used: error, or skip, which takes another one for it", "error")
+    max_bad_share: float = _flag("with skip: stop when more than this share of the records is bad", 0.02)
+    vision_tower: str | None = _flag(
+        "vision tower, a folder or hub id, open_clip:ARCH/WEIGHTS, timm:ARCH[/FILE], mae:FILE (a LLaVA brings its own)"
+    )
     s2_scales: str | None = _flag(
         "image sides in pixels, the tower's own first: 336,672,1008 (widens a single-scale LLaVA)"
     )
-    mm_vision_select_layer: int = _flag("hidden state of the tower that is read", -2)
+    mm_vision_select_layer: int | None = _flag(
+        "hidden state of the tower that is read (default: -2 of a plain ViT, else the last stage)"
+    )
     gguf_file: str | None = _flag("the language model's GGUF file in its folder")
     base: str | None = _flag("what lies under the adapter to go on from, if not what it names")
     pretrain_mm_mlp_adapter: str | None = _flag("projector to start with: pretrain's output, or LLaVA's .bin file")
@@ -77,6 +94,8 @@ class RecipeArguments:
     )
     model_max_length: int = _flag("most tokens of an example, its images' included", 2048)
     group_by_modality_length: bool = _flag("batches of like length, those with images apart", False)
+    packing: bool = _flag("a batch's examples one behind the other in few rows, without attention between them", False)
+    attn_implementation: str | None = _flag("sdpa (default), flash_attention_2 (needs flash-attn), eager …")
     tune_mm_mlp_adapter: bool | None = _flag("train the projector alone (pretrain's default)")
     lora_enable: bool | None = _flag("LoRA on the language model (finetune's default); False trains all of it")
     freeze_mm_mlp_adapter: bool = _flag("keep the projector as it is", False)
@@ -87,12 +106,19 @@ class RecipeArguments:
     lora_r: int = _flag("rank of LoRA on the language model", 128)
     lora_alpha: int = _flag("scale of LoRA, times its rank", 256)
     lora_dropout: float = _flag("dropout before LoRA", 0.05)
+    cache_tower_features: str | None = _flag("folder to keep a frozen tower's features in, computed once")
+    cache_tower_features_gb: float = _flag("GB that this folder may take", 100.0)
+    peak_tflops: float | None = _flag("the device's dense 16-bit TFLOP/s, for MFU where it is not known")
     dry_run: bool = _flag("print what would be trained, steps and memory a GPU, and stop; reads no weights", False)
     eval_task: str | None = _flag("benchmark to score checkpoints on, such as vstar, every --eval_steps")
     eval_data: str | None = _flag("folder of that benchmark")
     eval_limit: int | None = _flag("score that many of its questions")
 
     def __post_init__(self) -> None:
+        if self.on_bad_sample not in ("error", "skip"):
+            raise InputError(f"--on_bad_sample {self.on_bad_sample}: must be error or skip")
+        if not 0 <= self.max_bad_share <= 1:
+            raise InputError(f"--max_bad_share {self.max_bad_share}: must be from 0 to 1")
         if self.bits not in (4, 8, 16):
             raise InputError(f"--bits {self.bits}: must be 4, 8 or 16")
         if (self.eval_task is None) != (self.eval_data is None):
@@ -182,6 +208,13 @@ def parse_flags(stage: str, flags: Sequence[str]) -> "tuple[RecipeArguments, Tra
             raise InputError(f"--{name} {getattr(others, name)}: only {value} is supported")
     if training.fsdp and training.parallel_mode is not ParallelMode.DISTRIBUTED:
         raise InputError("--fsdp shards a model over processes: start it with torchrun … -m llava_s2.train")
+    if training.n_gpu > 1 and not recipe.dry_run:  # Trainer would cut a batch's images up as if one belonged to a row
+        raise InputError(
+            f"this machine has {training.n_gpu} GPUs: start torchrun --nproc_per_node {training.n_gpu} -m "
+            f"llava_s2.train {stage} …, or show it one with CUDA_VISIBLE_DEVICES=0"
+        )
+    if recipe.attn_implementation == "flash_attention_2" and find_spec("flash_attn") is None:
+        raise InputError("--attn_implementation flash_attention_2: flash-attn is not installed: pip install flash-attn")
     for reporter in set(training.report_to) - set(get_available_reporting_integrations()):
         package = "'llava-s2[train]'" if reporter == "tensorboard" else reporter
         raise InputError(f"--report_to {reporter}: {reporter} is not installed: pip install {package}")
@@ -215,6 +248,9 @@ def _yaml_flags(path: Path) -> list[str]:
     flags = []
     for name, value in content.items():
         if value is None:
+            continue
+        if isinstance(value, list) and name in _SEVERAL:
+            flags += [f"--{name}", *map(str, value)]
             continue
         if isinstance(value, list):
             value = ",".join(map(str, value))

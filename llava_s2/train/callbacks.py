@@ -16,7 +16,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
+from llava_s2.data.bad_samples import count_bad
+from llava_s2.errors import InputError
+
 logger = logging.get_logger(__name__)
+
+_FEWEST_SEEN = 1000  # records, before the share of bad ones among them means anything
 
 # What torchrun, deepspeed and accelerate tell their processes, and a program that one of them starts must not hear.
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")
@@ -56,6 +61,35 @@ class StopOnSignal(TrainerCallback):
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
         logger.warning("SIGTERM: saving after this step, then stopping; the same command goes on from there")
+
+
+class StopOnBadSamples(TrainerCallback):
+    """Ends a run when too many of its records could not be used.
+
+    Args:
+        log: of `llava_s2.data.bad_samples`, to which all processes write.
+        share: of the records seen so far that may be bad; so far means 1,000 at least, or all of a smaller set.
+        records: how many there are.
+    """
+
+    def __init__(self, log: Path, share: float, records: int) -> None:
+        self._log, self._share, self._records = log, share, records
+        self._size = 0
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        size = self._log.stat().st_size if self._log.exists() else 0
+        if size != self._size:
+            self._size = size
+            seen = max(int((state.epoch or 0) * self._records), _FEWEST_SEEN)
+            check_share(count_bad(self._log), min(seen, self._records), self._share, self._log)
+
+
+def check_share(bad: int, seen: int, share: float, log: Path) -> None:
+    """Raises InputError where more than a share of the records seen is bad."""
+    if bad > share * seen:
+        raise InputError(
+            f"{bad} of the {seen:,} records seen so far were bad, more than --max_bad_share {share}; {log} names them"
+        )
 
 
 class ScoreCheckpoints(TrainerCallback):

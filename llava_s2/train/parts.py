@@ -12,6 +12,7 @@ from transformers import LlavaForConditionalGeneration
 
 from llava_s2.errors import InputError
 from llava_s2.train.arguments import RecipeArguments
+from llava_s2.train.features import StoredTower
 
 PROJECTOR, TOWER = "multi_modal_projector", "vision_tower"
 
@@ -134,6 +135,9 @@ def run_tower_on_every_batch(model: LlavaForConditionalGeneration) -> None:
     """
     llava: Any = model.model
     tower: Any = model.config.vision_config
+    shape: tuple[int, ...] = (tower.num_channels, tower.image_size, tower.image_size)
+    if isinstance(llava.vision_tower, StoredTower):
+        shape = (tower.num_image_tokens, tower.hidden_size)
     has_images = [False]
 
     def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -145,7 +149,7 @@ def run_tower_on_every_batch(model: LlavaForConditionalGeneration) -> None:
         if not module.training or has_images[0]:
             return args, kwargs
         embeddings: Tensor = kwargs["inputs_embeds"]
-        blank = embeddings.new_zeros(1, tower.num_channels, tower.image_size, tower.image_size)
+        blank = embeddings.new_zeros(1, *shape)
         features = llava.get_image_features(blank, return_dict=True).pooler_output[0]
         nothing = features[:0].to(embeddings.dtype)
         return args, {**kwargs, "inputs_embeds": torch.cat([embeddings.flatten(0, 1), nothing]).view_as(embeddings)}

@@ -16,24 +16,33 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, TrainingArguments, set_seed
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+from transformers.utils import logging
 
+from llava_s2.data.bad_samples import LOG, BadSamples, count_bad
 from llava_s2.data.collator import Collator
-from llava_s2.data.dataset import ConversationDataset, check_records
+from llava_s2.data.dataset import ConversationDataset
+from llava_s2.data.training_records import TrainingRecords, check_records
 from llava_s2.errors import InputError
-from llava_s2.model.assemble import assemble, load_vision_config, split_gguf
+from llava_s2.model.assemble import assemble, split_gguf, tower_config
 from llava_s2.model.checkpoint import identify, read_tensors, split_parts
 from llava_s2.model.embedded import NAME, resolve_language_model, resolve_vision_tower, shipped_model
+from llava_s2.model.lengths_only import processor_for_lengths
 from llava_s2.model.loading import load_pretrained, quantization_config, saved_template
 from llava_s2.model.processor import aspect_ratio, set_template
 from llava_s2.model.templates import TEMPLATES
+from llava_s2.model.towers import resolved
 from llava_s2.model.widen import widen
 from llava_s2.s2 import S2VisionConfig
 from llava_s2.train.arguments import RecipeArguments, parse_flags
-from llava_s2.train.callbacks import ScoreCheckpoints, StopOnSignal, plot_losses
+from llava_s2.train.callbacks import ScoreCheckpoints, StopOnBadSamples, StopOnSignal, check_share, plot_losses
 from llava_s2.train.checkpoints import WRITING, find_checkpoint
 from llava_s2.train.dry_run import describe_run
+from llava_s2.train.features import store_features
+from llava_s2.train.packing import packing_collator
 from llava_s2.train.parts import TrainedParts, choose_parts
 from llava_s2.train.trainer import LlavaTrainer
+
+logger = logging.get_logger(__name__)
 
 
 def train(stage: str, flags: Sequence[str]) -> Path | None:
@@ -58,18 +67,25 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
     parts = TrainedParts.of(stage, recipe)
     if recipe.bits != 16 and (training.fsdp or _is_zero3(training)):
         raise InputError(f"--bits {recipe.bits}: quantized weights cannot be sharded; use ZeRO-2 or plain torchrun")
+    if recipe.cache_tower_features is not None and parts.tower:
+        raise InputError("--cache_tower_features: the tower learns, so its features change; leave it out")
     resume_from = find_checkpoint(training)
     if recipe.template not in (None, *TEMPLATES):
         raise InputError(f"--template {recipe.template}: not known; use one of {', '.join(TEMPLATES)}")
     is_llm = _is_language_model(recipe)
     template = recipe.template or ("plain" if stage == "pretrain" else "vicuna_v1" if is_llm else _own_template(recipe))
     projector = None if recipe.pretrain_mm_mlp_adapter is None else _read_projector(recipe.pretrain_mm_mlp_adapter)
-    if is_llm:
-        _check_parts(recipe, projector)
-    checked = check_records(recipe.data_path, recipe.image_folder, template)
+    vision_config = _check_parts(recipe, projector) if is_llm else None
+    seed = training.seed if training.data_seed is None else training.data_seed
+    skips = recipe.on_bad_sample == "skip"
+    checked = check_records(
+        recipe.data_path, recipe.image_folder, template, weights=recipe.data_weights, seed=seed, skip_bad=skips
+    )
 
     if training.use_liger_kernel and not torch.cuda.is_available():
         raise InputError("--use_liger_kernel: Liger's kernels need a GPU, and torch sees none; leave it out")
+    for notice in checked.notices if training.process_index == 0 else []:
+        logger.warning(notice)
     if recipe.dry_run:
         with _no_sharding_at_load(training):
             told = describe_run(recipe, training, parts, checked, is_llm)
@@ -77,11 +93,31 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
             print(told)
         return None
 
+    log = Path(str(training.output_dir)) / LOG
+    bad_samples = _bad_samples(recipe, training, checked, log, resume_from is not None) if skips else None
+    dataset: ConversationDataset | None = None
+    if is_llm or identify(recipe.model_name_or_path).kind in ("hf", "adapter"):  # lengths, before any weight is loaded
+        early = processor_for_lengths(
+            recipe.model_name_or_path, vision_config=vision_config, gguf_file=recipe.gguf_file
+        )
+        dataset = ConversationDataset(checked, early, template, recipe.model_max_length, bad_samples)
+        if training.process_index == 0 and (told := dataset.too_long()):
+            logger.warning(told)
+
     set_seed(training.seed)
     with _no_sharding_at_load(training):
         model, processor = _load(recipe, training, is_llm, parts)
+    if recipe.attn_implementation is not None:
+        try:
+            model.set_attn_implementation(recipe.attn_implementation)
+        except (ValueError, ImportError) as error:
+            raise InputError(f"--attn_implementation: {' '.join(str(error).split())}") from None
+    tokenizer = processor.tokenizer
+    collate: Any = Collator(tokenizer.pad_token_id)
+    if recipe.packing:
+        collate = packing_collator(model, tokenizer, recipe.model_name_or_path)
     if recipe.vision_tower is not None:
-        model.config.mm_vision_tower = _where(recipe.vision_tower)  # so that load_pretrained finds it
+        model.config.mm_vision_tower = resolved(recipe.vision_tower)  # so that load_pretrained finds it
     if recipe.base is not None:
         model.config.mm_base = _where(recipe.base)
     elif hasattr(model.config, "mm_base"):  # of the adapter to go on from, which keeps it
@@ -91,7 +127,12 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
         first = model.model.multi_modal_projector.linear_1
         _check_projector(recipe, projector, first.in_features, first.out_features)
         model.model.multi_modal_projector.load_state_dict(projector)
-    dataset = ConversationDataset(checked, processor, template, recipe.model_max_length)
+    if dataset is None:
+        dataset = ConversationDataset(checked, processor, template, recipe.model_max_length, bad_samples)
+    dataset.processor = processor
+    if recipe.cache_tower_features is not None:
+        folder, limit = Path(recipe.cache_tower_features), recipe.cache_tower_features_gb * 1e9
+        dataset.features = store_features(model, dataset, folder, limit, training)
     chosen = choose_parts(model, parts, recipe)
     if isinstance(chosen, PeftModel):
         base = recipe.model_name_or_path
@@ -105,12 +146,13 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
         model=chosen,
         args=training,
         train_dataset=dataset,
-        data_collator=Collator(processor.tokenizer.pad_token_id),
+        data_collator=collate,
         processing_class=processor,
         projector_lr=recipe.mm_projector_lr,
         tower_lr=recipe.mm_vision_tower_lr,
+        peak=None if recipe.peak_tflops is None else recipe.peak_tflops * 1e12,
         lengths=checked.lengths.tolist() if recipe.group_by_modality_length else None,
-        callbacks=[stop, *score],
+        callbacks=[stop, *score, *([StopOnBadSamples(log, recipe.max_bad_share, len(dataset))] if skips else [])],
     )
     for callback in score:
         callback.trainer = trainer
@@ -126,7 +168,28 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
         shutil.rmtree(output_dir / WRITING, ignore_errors=True)
         plot_losses(trainer.state.log_history, output_dir / "loss.png")
     trainer.save_state()
+    if skips and (bad := count_bad(log)) and training.process_index == 0:
+        logger.warning(f"{bad} records were bad, and others stood in their place: {log}")
     return output_dir
+
+
+def _bad_samples(
+    recipe: RecipeArguments, training: TrainingArguments, checked: TrainingRecords, log: Path, goes_on: bool
+) -> BadSamples:
+    """Starts the log with what was found before training.
+
+    Raises:
+        InputError: that is more than ``--max_bad_share``.
+    """
+    found = BadSamples(log, checked.lengths)
+    if training.process_index == 0:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        if not goes_on:
+            log.unlink(missing_ok=True)
+        for bad in checked.bad:
+            found.add(bad)
+    check_share(len({bad.record for bad in checked.bad}), len(checked.records), recipe.max_bad_share, log)
+    return found
 
 
 def _is_zero3(training: TrainingArguments) -> bool:
@@ -233,23 +296,21 @@ def _own_template(recipe: RecipeArguments) -> str:
     )
 
 
-def _check_parts(recipe: RecipeArguments, projector: dict[str, Tensor] | None) -> None:
-    """What the configs of a language model and a tower tell of their fit, before their weights are loaded."""
+def _check_parts(recipe: RecipeArguments, projector: dict[str, Tensor] | None) -> S2VisionConfig:
+    """What the configs of a language model and a tower tell of their fit, before their weights are loaded.
+
+    Returns:
+        The S2 tower's config.
+    """
     assert recipe.vision_tower is not None
     vision_tower = resolve_vision_tower(recipe.vision_tower)
-    try:
-        vision_config = S2VisionConfig(
-            backbone_config=load_vision_config(vision_tower),
-            scales=recipe.scales,
-            feature_layer=recipe.mm_vision_select_layer,
-            keep_aspect=recipe.image_aspect_ratio == "keep",
-        )
-    except ValueError as error:
-        raise error if isinstance(error, InputError) else InputError(f"{vision_tower}: {error}") from error
+    keeps = recipe.image_aspect_ratio == "keep"
+    vision_config = tower_config(vision_tower, recipe.scales, recipe.mm_vision_select_layer, keep_aspect=keeps)
     llm, gguf_file = split_gguf(resolve_language_model(recipe.model_name_or_path), recipe.gguf_file)
     if projector is not None:
         text_size = None if gguf_file else identify(llm).config.get("hidden_size")
         _check_projector(recipe, projector, vision_config.hidden_size, text_size)
+    return vision_config
 
 
 def _read_projector(source: str) -> dict[str, Tensor]:

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from llava_s2.train.features import StoredTower
+
 # Dense bf16 FLOP/s from the makers' data sheets, by a part of the device's name; the first that matches.
 _PEAK = {
     "B200": 2250e12,
@@ -84,4 +86,6 @@ def step_flops(model: Any) -> tuple[float, float]:
     else:
         positions = tokens = (vision.image_size // vision.patch_size) ** 2
     through_tower = positions * (2 * tower.total + 4 * tower.learning)
+    if any(isinstance(module, StoredTower) for module in model.modules()):  # computed before training
+        through_tower = 0
     return a_token, through_tower + tokens * (2 * projector.total + 4 * projector.learning)

@@ -5,20 +5,24 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, RandomSampler, Sampler
 from transformers import Trainer
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from llava_s2.data.collator import keep_targets
+from llava_s2.data.conversation import IGNORE_INDEX
+from llava_s2.data.pixels import Normalizer
 from llava_s2.errors import InputError
 from llava_s2.train.checkpoints import WRITING, publish
 from llava_s2.train.parts import PROJECTOR, TOWER
+from llava_s2.train.sampler import FILLER, FilledSampler, ModalitySampler
 from llava_s2.train.speed import memory_used, peak_flops, step_flops
 
 
@@ -27,10 +31,12 @@ class LlavaTrainer(Trainer):
     Args:
         projector_lr: learning rate of the projector; None for the one of the rest.
         tower_lr: of the vision tower, where it learns.
+        peak: FLOP/s of the device, for MFU; None for what is known of it by its name.
         lengths: of the examples, below zero for those without an image, to batch like with like; None for any order.
         kwargs: ``Trainer``'s.
 
-    A loss that is not a number stops the run with the records of the batch that gave it.
+    A loss that is not a number stops the run with the records of the batch that gave it. Pictures come from the loader
+    as bytes and are normalised on the device. Logits are computed only where some example of the batch takes loss.
     """
 
     def __init__(
@@ -38,11 +44,16 @@ class LlavaTrainer(Trainer):
         *,
         projector_lr: float | None = None,
         tower_lr: float | None = None,
+        peak: float | None = None,
         lengths: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
         self._where: Callable[[int], str] = kwargs["train_dataset"].records.where
-        kwargs["data_collator"] = _NumberedCollator(kwargs["data_collator"])
+        self._normalize = Normalizer(kwargs["processing_class"].image_processor)
+        training = kwargs["args"]
+        # Liger never holds logits, and label smoothing is Trainer's own loss over all of them.
+        of_targets = not training.use_liger_kernel and not training.label_smoothing_factor
+        kwargs["data_collator"] = _NumberedCollator(kwargs["data_collator"], of_targets)
         super().__init__(**kwargs)
         if self.args.fsdp and not self.is_fsdp_enabled:
             raise InputError("--fsdp: accelerate shards with FSDP on GPUs alone, and this run has none; leave it out")
@@ -53,8 +64,9 @@ class LlavaTrainer(Trainer):
             self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(layers)
         self._rates = {PROJECTOR: projector_lr, TOWER: tower_lr}
         self._lengths = lengths
+        self._peak = peak_flops(self.args.device) if peak is None else peak
         self._flops_a_token, self._flops_an_image = step_flops(self.model)
-        self._tokens = self._images = 0  # of this process since the last log
+        self._tokens = self._places = self._images = 0  # of this process since the last log; places: padding too
         self._rates_used: dict[str, float] = {}
         self._logged_at = time.monotonic()
 
@@ -91,18 +103,25 @@ class LlavaTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         records = inputs.pop("records")
         self._images += len(inputs["pixel_values"]) if "pixel_values" in inputs else 0
-        padding = "attention_mask" in inputs
-        self._tokens += int(inputs["attention_mask"].sum()) if padding else inputs["input_ids"].numel()
+        self._tokens += inputs.pop("real_tokens")
+        self._places += inputs["input_ids"].numel()
         groups = [] if self.optimizer is None else self.optimizer.param_groups
         self._rates_used = {f"lr/{group['part']}": group["lr"] for group in groups}
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not math.isfinite(loss.item()):
-            names = "; ".join(self._where(index) for index in records.tolist())
+            names = "; ".join(self._where(index) for index in records if index != FILLER)
             raise InputError(
                 f"loss is {loss.item()} at step {self.state.global_step + 1}, on these records: {names}; look at them, "
                 "or lower --learning_rate"
             )
         return loss
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        pixels = inputs.get("pixel_values")
+        if pixels is None or pixels.dtype != torch.uint8:  # none, or a tower's features
+            return inputs
+        return {**inputs, "pixel_values": self._normalize(pixels)}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -111,25 +130,35 @@ class LlavaTrainer(Trainer):
         super().log(logs, start_time)
 
     def _speed(self) -> dict[str, float]:
-        """Real tokens a second over all processes, share of the device's peak FLOPs, most memory of this process."""
+        """Real tokens a second over all processes, their share of the places that a batch has for tokens, share of the
+        device's peak FLOPs, most memory of this process."""
         now = time.monotonic()
         seconds, self._logged_at = now - self._logged_at, now
-        counts = torch.tensor([self._tokens, self._images], device=self.args.device)
-        tokens, images = self.accelerator.reduce(counts, "sum").tolist()
-        self._tokens = self._images = 0
+        counts = torch.tensor([self._tokens, self._places, self._images], device=self.args.device)
+        tokens, places, images = self.accelerator.reduce(counts, "sum").tolist()
+        self._tokens = self._places = self._images = 0
         speed = {"tokens_per_second": tokens / seconds, "images_per_second": images / seconds}
-        peak = peak_flops(self.args.device)
-        if peak is not None:
+        speed["real_token_share"] = tokens / max(1, places)
+        if self._peak is not None:
             flops = tokens * self._flops_a_token + images * self._flops_an_image
-            speed["mfu"] = flops / seconds / peak / self.args.world_size
+            speed["mfu"] = flops / seconds / self._peak / self.args.world_size
         return speed | {"memory_gb": memory_used(self.args.device) / 1e9}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        if self._lengths is None:
-            return super()._get_train_sampler(train_dataset)
-        per_step = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return ModalitySampler(self._lengths, per_step, seed)
+        """One order for all processes, filled up so that the last batch of an epoch is the same examples on any number
+        of them."""
+        args = self.args
+        seed = args.seed if args.data_seed is None else args.data_seed
+        if self._lengths is not None:
+            per_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+            sampler: Any = ModalitySampler(self._lengths, per_step, seed)
+        else:
+            sampler = super()._get_train_sampler(train_dataset)
+        if args.world_size == 1 or args.dataloader_drop_last:
+            return sampler
+        if isinstance(sampler, RandomSampler):  # accelerate would put this in its place, were it not wrapped
+            sampler = SeedableRandomSampler(sampler.data_source, data_seed=seed)
+        return FilledSampler(sampler, args.train_batch_size * args.world_size)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Gathers shards on one process, of an adapter only what learns.
@@ -194,7 +223,7 @@ class LlavaTrainer(Trainer):
 
 
 class _Numbered(Dataset[dict[str, Any]]):
-    """A dataset whose items know their number."""
+    """A dataset whose items know their number; number `FILLER` is a token without loss."""
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
@@ -203,53 +232,27 @@ class _Numbered(Dataset[dict[str, Any]]):
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self._dataset[index], "record": index}
+        if index == FILLER:
+            item = {"input_ids": torch.zeros(1, dtype=torch.int64), "labels": torch.tensor([IGNORE_INDEX])}
+        else:
+            item = self._dataset[index]
+        return {**item, "record": index}
 
 
 class _NumberedCollator:
-    """Keeps the numbers of a batch's items as ``records`` (int64, (B,))."""
+    """Keeps the numbers of a batch's items as ``records`` and counts their tokens as ``real_tokens``, both no tensors.
 
-    def __init__(self, collate: Any) -> None:
-        self._collate = collate
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        records = torch.tensor([example.pop("record") for example in examples])
-        return {**self._collate(examples), "records": records}
-
-
-class ModalitySampler(Sampler[int]):
-    """A random order in which each optimizer step sees examples of like length, all with images or all without.
-
-    A step of text alone then skips the vision tower, and little of a batch is padding. The last steps mix what is left.
-    The order depends on seed and epoch alone, so that a resumed run sees what the uninterrupted one would.
-
-    Args:
-        lengths: of the examples, below zero for those without an image.
-        per_step: examples of one optimizer step, over all processes.
-        seed: of the order.
+    With ``of_targets`` the model is asked for logits only where there is loss.
     """
 
-    def __init__(self, lengths: Sequence[int], per_step: int, seed: int) -> None:
-        self._lengths, self._per_step, self._seed, self._epoch = lengths, per_step, seed, 0
+    def __init__(self, collate: Any, of_targets: bool) -> None:
+        self._collate, self._of_targets = collate, of_targets
 
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self._seed + self._epoch)
-        steps: list[list[int]] = []
-        rest: list[int] = []
-        for has_images in (True, False):
-            members = [index for index, length in enumerate(self._lengths) if (length >= 0) == has_images]
-            lengths = [abs(int(self._lengths[index])) for index in members]
-            grouped = get_length_grouped_indices(lengths, self._per_step, generator=generator) if members else []
-            order = [members[position] for position in grouped]
-            whole = len(order) // self._per_step * self._per_step
-            steps += [order[start : start + self._per_step] for start in range(0, whole, self._per_step)]
-            rest += order[whole:]
-        for step in torch.randperm(len(steps), generator=generator).tolist():
-            yield from steps[step]
-        yield from rest
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        records = [example.pop("record") for example in examples]
+        lengths = [len(example["input_ids"]) for example in examples]
+        batch = self._collate(examples)
+        if self._of_targets:
+            batch = keep_targets(batch)
+        real = sum(length for length, record in zip(lengths, records, strict=True) if record != FILLER)
+        return {**batch, "records": records, "real_tokens": real}

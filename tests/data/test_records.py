@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava_s2.data import records as records_module
-from llava_s2.data.records import Records, image_names
+from llava_s2.data.records import Records, images_of
 from llava_s2.errors import InputError
 
 values = st.recursive(
@@ -112,10 +112,10 @@ def test_a_missing_file_and_a_folder(tmp_path):
             Records(path)
 
 
-def test_image_names():
-    assert image_names({}) == image_names({"image": None}) == []
-    assert image_names({"image": "a.jpg"}) == ["a.jpg"]
-    assert image_names({"image": ["a.jpg", "b.jpg"]}) == ["a.jpg", "b.jpg"]
+def test_images_of():
+    assert images_of({}) == images_of({"image": None}) == []
+    assert images_of({"image": "a.jpg"}) == ["a.jpg"]
+    assert images_of({"image": ["a.jpg", "b.jpg"]}) == ["a.jpg", "b.jpg"]
     for wrong in (3, ["a", 3], {"a": 1}, [""]):
         with pytest.raises(InputError, match='"image" must be'):
-            image_names({"image": wrong})
+            images_of({"image": wrong})

@@ -74,7 +74,7 @@ def write_mathvista(folder: Path) -> Path:
             "answer": answer,
             "question_type": "multi_choice" if choices else "free_form",
             "answer_type": kind,
-            "metadata": {"task": task, "skills": skills, "grade": "high school"},
+            "metadata": {"task": task, "skills": skills, "grade": "high school", "split": "testmini"},
             "query": query,
         }
         for pid, (query, choices, kind, precision, answer, task, skills) in MATHVISTA.items()

@@ -1,6 +1,7 @@
 """MMMU, MathVista, SEED-Bench and MMBench: reading answers by the official rules, then runs and scores."""
 
 import json
+import shutil
 
 import pytest
 from choice_data import (
@@ -26,6 +27,7 @@ from llava_s2.eval.mmmu import MMMU, is_open_answer, parse_letter
 from llava_s2.eval.seedbench import SEEDBench
 
 WRITE = {"mmmu": write_mmmu, "mathvista": write_mathvista, "seedbench": write_seedbench, "mmbench": write_mmbench}
+MMMU_FILE = "{}/validation-00000-of-00001.parquet"
 LETTER = "Answer with the option's letter from the given choices directly."
 
 
@@ -264,6 +266,16 @@ def test_mmmu_test_split_writes_the_servers_file(tmp_path):
     [
         ("mmmu", lambda d: (d / "Art/validation-00000-of-00001.parquet").unlink(), "1 of 30 subjects"),
         ("mmmu", lambda d: (d / "Art/validation-00000-of-00001.parquet").write_text("x"), "cannot be read as Parquet"),
+        (
+            "mmmu",
+            lambda d: shutil.copy(d / MMMU_FILE.format("Art"), d / MMMU_FILE.format("Math")),
+            "not of validation, Math",
+        ),
+        (
+            "mmmu",
+            lambda d: (d / MMMU_FILE.format("Art")).rename(d / "Art/validation-0-of-2.parquet"),
+            "1 of the 2 files",
+        ),
         ("mathvista", lambda d: (d / "data").rename(d / "other"), "no testmini-*.parquet"),
         ("mmbench", lambda d: write_mmbench(d, "MMBench_DEV_EN.tsv"), "several TSV files of dev-en"),
         ("mmbench", lambda d: write_mmbench(d, "mmbench_dev_20230712.tsv", answers=False), "no 'answer'"),

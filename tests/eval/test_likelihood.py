@@ -12,7 +12,8 @@ from llava_s2.data.conversation import encode_messages
 from llava_s2.data.images import open_image
 from llava_s2.errors import InputError
 from llava_s2.eval.generation import answers
-from llava_s2.eval.likelihood import option_losses
+from llava_s2.eval.likelihood import rank_options
+from llava_s2.eval.loading import prepare
 from llava_s2.model.inference import token_arguments, user_message
 from llava_s2.model.loading import load_pretrained
 from llava_s2.model.templates import TEMPLATES
@@ -20,6 +21,20 @@ from llava_s2.model.templates import TEMPLATES
 GOLDEN = Path(__file__).parents[1] / "golden/llava_tiny"
 CASES = json.loads((GOLDEN / "cases.json").read_text())["cases"]
 TOWER = str(GOLDEN / "clip-tiny")
+
+
+def pictures_of(processor, images):
+    return tuple(prepare(processor, image) for image in images)
+
+
+def option_losses(model, processor, images, prompt, options):
+    (ranking,) = rank_options(model, processor, pictures_of(processor, images), [(prompt, options)])
+    return ranking.losses
+
+
+def texts(model, processor, images, prompts, max_new_tokens):
+    pictures = [pictures_of(processor, shown) for shown in images]
+    return [answer.text for answer in answers(model, processor, pictures, prompts, max_new_tokens)]
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +171,8 @@ def test_greedy_answers_are_the_original_codes_also_in_a_batch(full):
     images = [[open_image(GOLDEN / case["image"])] for case in CASES]
     prompts = [case["question"] for case in CASES]
     expected = [processor.decode(case["greedy_full"], skip_special_tokens=True).strip() for case in CASES]
-    together = answers(model, processor, images, prompts, max_new_tokens=8)
-    alone = [answers(model, processor, [shown], [prompt], 8)[0] for shown, prompt in zip(images, prompts, strict=True)]
+    together = texts(model, processor, images, prompts, max_new_tokens=8)
+    alone = [texts(model, processor, [shown], [prompt], 8)[0] for shown, prompt in zip(images, prompts, strict=True)]
     assert together == alone == expected
 
 
@@ -165,5 +180,5 @@ def test_a_batch_may_mix_questions_with_and_without_images(full):
     model, processor = full
     images = [[open_image(GOLDEN / CASES[0]["image"])], [], [open_image(GOLDEN / c["image"]) for c in CASES[1:3]]]
     prompts = ["What?", "Who wrote it, and when was it that they did so?", "Which?"]
-    alone = [answers(model, processor, [shown], [prompt], 8)[0] for shown, prompt in zip(images, prompts, strict=True)]
-    assert answers(model, processor, images, prompts, 8) == alone
+    alone = [texts(model, processor, [shown], [prompt], 8)[0] for shown, prompt in zip(images, prompts, strict=True)]
+    assert texts(model, processor, images, prompts, 8) == alone

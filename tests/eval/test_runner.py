@@ -1,23 +1,21 @@
 """Whole runs on the tiny reference model, through the command line."""
 
 import json
-from pathlib import Path
 
 import pytest
 from PIL import Image
+from tiny_model import GOLDEN, MODEL
 from vstar_data import ATTRIBUTES, POSITIONS, write_lettered, write_vstar
 
 from llava_s2 import cli
 from llava_s2.data.images import open_image
 from llava_s2.errors import InputError
-from llava_s2.eval import likelihood, runner
+from llava_s2.eval import likelihood, loading, runner
 from llava_s2.eval.benchmark import Benchmark, Grade, Sample
-from llava_s2.eval.likelihood import option_losses
+from llava_s2.eval.likelihood import Ranking, rank_options
+from llava_s2.eval.loading import prepare
 from llava_s2.model.arguments import ModelSource
-from llava_s2.model.loading import load_pretrained
 
-GOLDEN = Path(__file__).parents[1] / "golden/llava_tiny"
-MODEL = ["--model", str(GOLDEN / "llava-tiny-s2"), "--vision_tower", str(GOLDEN / "clip-tiny"), "--dtype", "float32"]
 QUESTIONS = {
     f"{c}/{n}": q
     for c, qs in (("direct_attributes", ATTRIBUTES), ("relative_position", POSITIONS))
@@ -25,17 +23,7 @@ QUESTIONS = {
 }
 
 
-@pytest.fixture(scope="module")
-def loaded():
-    return load_pretrained(str(GOLDEN / "llava-tiny-s2"), vision_tower=str(GOLDEN / "clip-tiny"), dtype="float32")
-
-
-@pytest.fixture(autouse=True)
-def loads(monkeypatch, loaded):
-    """Loads the weights once for the module; counts how often they are asked for."""
-    calls = []
-    monkeypatch.setattr(ModelSource, "load", lambda self: calls.append(self) or loaded)
-    return calls
+pytestmark = pytest.mark.usefixtures("loads")
 
 
 @pytest.fixture
@@ -51,8 +39,15 @@ def records(output):
     return [json.loads(line) for line in (output / "predictions.jsonl").read_text().splitlines()]
 
 
+def losses_of(loaded, question, options, *images):
+    model, processor = loaded
+    pictures = tuple(prepare(processor, open_image(image)) for image in images)
+    (ranking,) = rank_options(model, processor, pictures, [(question, options)])
+    return ranking.losses
+
+
 def untimed(output):
-    return sorted(({**r, "seconds": None} for r in records(output)), key=lambda r: r["question_id"])
+    return [{**r, "seconds": None} for r in records(output)]
 
 
 def test_likelihood_run(data, tmp_path, loaded, capsys):
@@ -63,7 +58,7 @@ def test_likelihood_run(data, tmp_path, loaded, capsys):
     assert found.keys() == QUESTIONS.keys()
     for identity, (question, options) in QUESTIONS.items():
         record = found[identity]
-        losses = option_losses(*loaded, [open_image(data / f"{identity}.jpg")], question, options)
+        losses = losses_of(loaded, question, options, data / f"{identity}.jpg")
         assert record["losses"] == pytest.approx(losses)
         assert record["text"] == options[losses.index(min(losses))]
         assert record["correct"] is (record["text"] == options[0])
@@ -141,16 +136,18 @@ def test_text_only_shows_no_image(data, tmp_path, loaded):
     assert evaluate(data, output, "--text-only") == 0
     for record in records(output):
         question, options = QUESTIONS[record["question_id"]]
-        assert record["losses"] == pytest.approx(option_losses(*loaded, [], question, options))
+        assert record["losses"] == pytest.approx(losses_of(loaded, question, options))
     assert "without the image" in json.loads((output / "report.json").read_text())["protocol"]
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_losses_that_are_no_numbers_are_no_answer(data, tmp_path, monkeypatch, capsys, loss):
-    monkeypatch.setattr(likelihood, "option_losses", lambda model, processor, images, prompt, options: [loss, 1.0, 0.5])
+    monkeypatch.setattr(likelihood, "rank_options", lambda *_: [Ranking([loss, 1.0, 0.5], near_tie=False)])
     assert evaluate(data, tmp_path / "run") == 2
     message = capsys.readouterr().err.splitlines()[-1]
-    assert "question direct_attributes/sa_1: " in message and "--dtype float32 or bfloat16" in message
+    assert (
+        any(f"question {identity}: " in message for identity in QUESTIONS) and "--dtype float32 or bfloat16" in message
+    )
     assert not (tmp_path / "run" / "predictions.jsonl").exists()
 
 
@@ -230,7 +227,7 @@ def test_bad_data_is_one_line_before_any_weight(data, tmp_path, capsys, loads, f
 
 
 def test_a_truncated_image_beyond_those_checked_keeps_what_was_answered(data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(runner, "_IMAGES_DECODED_AHEAD", 1)
+    monkeypatch.setattr(loading, "_IMAGES_DECODED_AHEAD", 1)
     _cut_off(data / "relative_position/sa_5.jpg")
     output = tmp_path / "run"
     assert evaluate(data, output) == 2

@@ -5,18 +5,18 @@ from pathlib import Path
 
 import pytest
 from choice_data import write_mathvista, write_mmbench, write_mmmu, write_seedbench
+from judge_server import JudgeServer
+from mmvet_data import MMVET, write_mmvet
+from tiny_model import MODEL
 from vqa_data import VQAV2, picture, write_textvqa, write_vizwiz, write_vqav2
 
 from llava_s2 import cli
 from llava_s2.eval.commands import TASKS
 from llava_s2.eval.mathvista import MathVista
 from llava_s2.eval.mmmu import MMMU
+from llava_s2.eval.mmvet import MMVet
 from llava_s2.eval.vqa_accuracy import normalize_m4c
-from llava_s2.model.arguments import ModelSource
-from llava_s2.model.loading import load_pretrained
 
-GOLDEN = Path(__file__).parents[1] / "golden/llava_tiny"
-MODEL = ["--model", str(GOLDEN / "llava-tiny-s2"), "--vision_tower", str(GOLDEN / "clip-tiny"), "--dtype", "float32"]
 WRITE = {
     "vqav2": write_vqav2,
     "textvqa": write_textvqa,
@@ -25,22 +25,15 @@ WRITE = {
     "mathvista": write_mathvista,
     "mmbench": write_mmbench,
     "seedbench": write_seedbench,
+    "mmvet": write_mmvet,
 }
 
 
-@pytest.fixture(scope="module")
-def loaded():
-    return load_pretrained(str(GOLDEN / "llava-tiny-s2"), vision_tower=str(GOLDEN / "clip-tiny"), dtype="float32")
-
-
 @pytest.fixture(autouse=True)
-def loads(monkeypatch, loaded):
-    """Loads the weights once for the module, counts how often they are asked for, and keeps answers short."""
-    calls = []
-    monkeypatch.setattr(ModelSource, "load", lambda self: calls.append(self) or loaded)
+def short_answers(monkeypatch, loads):
     monkeypatch.setattr(MMMU, "max_new_tokens", 4)
     monkeypatch.setattr(MathVista, "max_new_tokens", 4)
-    return calls
+    monkeypatch.setattr(MMVet, "max_new_tokens", 4)
 
 
 def evaluate(task, data, output, *more):
@@ -95,6 +88,51 @@ def test_a_test_split_writes_the_servers_file(task, split, tmp_path, capsys):
     predictions = str(output / "predictions.jsonl")
     assert cli.main(["score", task, "--data", str(data), "--predictions", predictions, "--variant", split]) == 2
     assert "no answers to score with" in capsys.readouterr().err
+
+
+def test_mmvet_without_and_with_a_judge(tmp_path, capsys, loads):
+    data, output, other = write_mmvet(tmp_path / "data"), tmp_path / "run", tmp_path / "other"
+    assert evaluate("mmvet", data, output) == 0
+    out = capsys.readouterr().out
+    assert "no score: MM-Vet's answers are graded by a language model" in out and "mm-vet.json" in out
+    records = [json.loads(line) for line in (output / "predictions.jsonl").read_text().splitlines()]
+    texts = {record["question_id"]: record["text"] for record in records}
+    assert json.loads((output / "mm-vet.json").read_text()) == texts and texts.keys() == MMVET.keys()
+    assert json.loads((output / "report.json").read_text())["results"] == {}
+    assert "graded by a language model" in (output / "report.md").read_text()
+    with JudgeServer(lambda body: "0.5").running() as server:
+        judge = ["--judge-url", server.url, "--judge-model", "gpt-4-0613", "--judge-runs", "2"]
+        assert evaluate("mmvet", data, output, *judge) == 0
+        assert len(loads) == 1  # the answers were there
+        out = capsys.readouterr().out
+        assert "judge: gpt-4-0613 at http" in out and "12 requests, 0 answers from the cache" in out
+        report = json.loads((output / "report.json").read_text())
+        assert report["results"]["overall"]["accuracy"] == 0.5 and report["judge"]["totals"] == [0.5, 0.5]
+        assert "judged by gpt-4-0613 at http" in (output / "report.md").read_text()
+        assert report["results"]["ocr"]["count"] == 5 and report["results"]["rec alone"]["count"] == 1
+        assert evaluate("mmvet", data, output) == 0 and len(server.requests) == 12  # the verdicts stay
+        again = json.loads((output / "report.json").read_text())
+        assert again["results"] == report["results"] and again["judge"]["name"] == report["judge"]["name"]
+        assert evaluate("mmvet", data, other, "--limit", "3", *judge) == 0
+        assert len(server.requests) == 18
+    capsys.readouterr()
+    assert evaluate("mmvet", data, other) == 2  # three more answers, which nobody has judged
+    assert "3 of 6 predictions have been judged, by gpt-4-0613" in capsys.readouterr().err
+    assert cli.main(["compare", str(output), str(output)]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["results"]["overall"]["correct_a"] == 3
+
+
+def test_mathvista_writes_what_the_official_code_extracts_from(tmp_path, capsys):
+    data, output = write_mathvista(tmp_path / "data"), tmp_path / "run"
+    assert evaluate("mathvista", data, output) == 0
+    assert "no judge: answers are extracted by rules alone" in capsys.readouterr().out
+    problems = json.loads((output / "mathvista.json").read_text())
+    records = [json.loads(line) for line in (output / "predictions.jsonl").read_text().splitlines()]
+    assert {pid: problem["response"] for pid, problem in problems.items()} == {
+        record["question_id"]: record["text"] for record in records
+    }
+    wanted = {"pid", "query", "question_type", "answer_type", "choices", "precision", "answer", "metadata"}
+    assert all(wanted <= problem.keys() for problem in problems.values())
 
 
 def test_a_question_of_several_forms_is_asked_whole_and_counts_once(tmp_path, capsys):

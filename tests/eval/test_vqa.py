@@ -175,6 +175,11 @@ QUESTIONS, ANNOTATIONS = "v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoc
         ("textvqa", lambda d: edit(d / "TextVQA_0.5.1_val.json", lambda v: v["data"][1]["answers"].pop()), "9 answers"),
         ("textvqa", lambda d: edit(d / "TextVQA_0.5.1_val.json", lambda v: v["data"][1].pop("answers")), "record 2"),
         ("textvqa", lambda d: (d / "TextVQA_0.5.1_val.json").write_text("{"), "not valid JSON"),
+        (
+            "textvqa",
+            lambda d: edit(d / "TextVQA_0.5.1_val.json", lambda v: v["data"][0].update(set_name="train")),
+            "record 1: is of the split 'train'",
+        ),
         ("vizwiz", lambda d: (d / "test.json").replace(d / "val.json"), "another split's"),
         ("vizwiz", lambda d: edit(d / "val.json", lambda v: v.append(v[0])), "1 double question id(s)"),
     ],

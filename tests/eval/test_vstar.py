@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from vstar_data import ATTRIBUTES, POSITIONS, SENTENCE, write_lettered, write_vstar
+from vstar_data import ATTRIBUTES, POSITIONS, SENTENCE, write_lettered, write_table, write_vstar
 
 from llava_s2.errors import InputError
 from llava_s2.eval.vstar import VStar, parse_answer
@@ -36,6 +36,43 @@ def test_letters_are_those_of_the_official_file(folder):
         assert sample.prompt == line["text"]
         graded = {letter: VStar().grade(sample, {"text": letter}) for letter in "ABC"[: len(sample.options)]}
         assert [letter for letter, grade in graded.items() if grade.correct] == [line["label"]]
+
+
+@pytest.mark.parametrize("scoring", ["generate", "likelihood", None])
+@pytest.mark.parametrize("place", ["default/test/0000.parquet", "test-00000-of-00001.parquet"])
+def test_the_hubs_table_stands_for_the_official_file(folder, scoring, place):
+    write_lettered(folder)
+    expected = VStar().load(folder, scoring)
+    write_table(folder, folder / place, images=False)
+    (folder / "test_questions.jsonl").unlink()
+    assert VStar().load(folder, scoring) == expected
+
+
+@pytest.mark.parametrize("scoring", ["generate", "likelihood"])
+def test_a_table_with_images_is_enough(folder, tmp_path, scoring):
+    write_lettered(folder)
+    for annotation in folder.glob("*/*.json"):
+        annotation.unlink()
+    expected = VStar().load(folder, scoring)
+    write_table(folder, tmp_path / "table/data/test-00000-of-00001.parquet", images=True)
+    samples = VStar().load(tmp_path / "table", scoring)
+    assert [s.id for s in samples] == [f"{s.category}/{n}" for n, s in enumerate(expected)]
+    for sample, other in zip(samples, expected, strict=True):
+        assert (sample.prompt, sample.options, sample.reference) == (other.prompt, other.options, other.reference)
+        assert sample.images[0].read() == other.images[0].read_bytes() and other.aliases[0] in sample.aliases
+
+
+def test_a_table_that_names_images_needs_them(folder, tmp_path):
+    write_lettered(folder)
+    write_table(folder, tmp_path / "table/0000.parquet", images=False)
+    with pytest.raises(InputError, match=r"row 1: names the image 'direct_attributes/sa_1.jpg', but the folders"):
+        VStar().load(tmp_path / "table", "generate")
+    write_table(folder, folder / "0000.parquet", images=False)
+    (folder / "direct_attributes/sa_1.jpg").unlink()
+    (folder / "direct_attributes/sa_1.json").unlink()
+    (folder / "test_questions.jsonl").unlink()
+    with pytest.raises(InputError, match=r"row 1: no image direct_attributes/sa_1.jpg"):
+        VStar().load(folder, "generate")
 
 
 def test_a_missing_letter_sentence_is_added(folder):

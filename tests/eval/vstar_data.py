@@ -57,3 +57,16 @@ def write_lettered(folder: Path, first: int = 1) -> Path:
             )
     (folder / "test_questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
+
+
+def write_table(folder: Path, path: Path, *, images: bool) -> None:
+    """test_questions.jsonl as the hub's Parquet file, which names images, or as a copy that has them inside."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [json.loads(line) for line in (folder / "test_questions.jsonl").read_text().splitlines()]
+    if images:
+        for row in rows:
+            row["image"] = {"bytes": (folder / row["image"]).read_bytes(), "path": Path(row["image"]).name}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)

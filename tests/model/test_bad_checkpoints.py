@@ -4,8 +4,11 @@ import json
 import shutil
 import sys
 
+import httpx2
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.utils._http import default_client_factory
 from llava_reference import FULL, LORA, PROJECTOR, TOWER, VICUNA, change_config, copy_checkpoint, shard
 from safetensors.torch import load_file, save_file
 
@@ -35,6 +38,27 @@ def merge_refused(capsys, *arguments):
 
 def test_no_such_folder(tmp_path, capsys):
     assert "nowhere" in merge_refused(capsys, tmp_path / "nowhere", tmp_path / "out")
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["merge", "--base", "x"]])
+def test_a_hub_that_cannot_be_reached_is_told_at_once(command, tmp_path, capsys, monkeypatch):
+    asked = []
+
+    class Away(httpx2.BaseTransport):
+        def handle_request(self, request):
+            asked.append(request.url.path)
+            raise httpx2.ConnectError("nothing there", request=request)
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    huggingface_hub.set_client_factory(lambda: httpx2.Client(transport=Away()))
+    try:
+        more = [str(tmp_path / "out")] if command[0] == "merge" else []
+        assert main([command[0], "someone/a-model", *more, *command[1:]]) == 2
+    finally:
+        huggingface_hub.set_client_factory(default_client_factory)
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "someone/a-model" in line and "cannot be reached" in line and "nothing there" in line
+    assert [path for path in asked if "a-model" in path] == ["/api/models/someone/a-model"]
 
 
 def test_a_folder_without_config_or_weights(tmp_path, capsys):

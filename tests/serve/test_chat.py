@@ -16,18 +16,12 @@ from llava_s2.data.images import open_image
 from llava_s2.errors import InputError
 from llava_s2.model.arguments import ModelSource
 from llava_s2.model.inference import assistant_message, encode_prompts, user_message
-from llava_s2.model.loading import load_pretrained
 from llava_s2.serve.chat import Chat, Sampling, neutralize
 
 GOLDEN = Path(__file__).parents[1] / "golden/llava_tiny"
 CASES = json.loads((GOLDEN / "cases.json").read_text())["cases"]
 MODEL = ["--model", str(GOLDEN / "llava-tiny-s2"), "--vision_tower", str(GOLDEN / "clip-tiny"), "--dtype", "float32"]
 GREEDY = Sampling(max_new_tokens=8)
-
-
-@pytest.fixture(scope="module")
-def loaded():
-    return load_pretrained(str(GOLDEN / "llava-tiny-s2"), vision_tower=str(GOLDEN / "clip-tiny"), dtype="float32")
 
 
 @pytest.fixture

@@ -66,7 +66,8 @@ def kill_in_run(flags, folder, after, in_write):
 def run(folder, kills, seed):
     draw = random.Random(seed)
     flags = [*write_records(folder, lambda number: number % 3), "--max_steps", STEPS, "--save_steps", 3]
-    flags += ["--per_device_train_batch_size", 4, "--group_by_modality_length", "True", "--save_total_limit", 2]
+    flags += ["--per_device_train_batch_size", 4, "--packing", "True", "--group_by_modality_length", "True"]
+    flags += ["--save_total_limit", 2]
     assert wait(fork([*flags, "--output_dir", folder / "whole"], folder / "whole.txt"), 300) == 0
     flags += ["--output_dir", folder / "killed"]
     landed = []

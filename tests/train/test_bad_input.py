@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from llava_s2.cli import main
-from llava_s2.data import dataset
+from llava_s2.data import training_records
 from llava_s2.model import assemble
 from llava_s2.train import recipe
 
@@ -179,7 +179,7 @@ def test_a_projector_of_another_shape(folder, capsys, monkeypatch):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_found_bad_in_training(folder, capsys, monkeypatch, workers):
-    monkeypatch.setattr(dataset, "_IMAGES_DECODED_AHEAD", 1)  # the first record alone
+    monkeypatch.setattr(training_records, "_IMAGES_DECODED_AHEAD", 1)  # the first record alone
     data = folder / "data.json"
     data.write_text(json.dumps([GOOD, {"image": "cut.png", "conversations": talk()}]))
     flags = ["--data_path", data, "--image_folder", folder, "--output_dir", folder / "out", "--s2_scales", "56,112"]
@@ -204,3 +204,28 @@ def test_python_m_is_the_same_program(monkeypatch, capsys):
     text = capsys.readouterr().out
     assert text.startswith("usage: llava-s2 train finetune")
     assert "--pretrain_mm_mlp_adapter" in text
+
+
+def test_a_file_with_every_fault_is_refused_with_how_many_there_are_of_each(folder, capsys, monkeypatch):
+    sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
+    from faulty_data import RECORDS, write_images
+
+    write_images(folder)
+    data = folder / "data.jsonl"
+    data.write_text("\n".join(json.dumps(record) for record in RECORDS if record is not None))
+    flags = ["--data_path", data, "--image_folder", folder, "--output_dir", folder / "out", "--s2_scales", "56,112"]
+    error = fails_early(capsys, monkeypatch, "finetune", *START, *flags)
+    assert error.startswith(
+        f"{data}: record 1 (id 'gone', line 2): {folder / 'none.jpg'}: no such image file (6 records"
+    )
+    kinds = ["1 missing_image", "1 image_placeholders", "1 roles", "2 no_target", "1 malformed"]
+    assert all(kind in error for kind in kinds)
+    assert f"llava-s2 data check {data} --images {folder} lists them all" in error
+
+
+def test_no_target_within_the_length_is_found_before_weights(folder, capsys, monkeypatch):
+    data = folder / "data.json"
+    data.write_text(json.dumps([GOOD, {"id": "bad", "conversations": talk("word " * 90)}]))
+    flags = ["--data_path", data, "--image_folder", folder, "--output_dir", folder / "out", "--s2_scales", "56,112"]
+    error = fails_early(capsys, monkeypatch, "finetune", *START, *flags, "--model_max_length", 60)
+    assert error.startswith(f"{data}: record 1 (id 'bad', line 1): no target within --model_max_length 60 of its ")

@@ -44,6 +44,26 @@ def test_two_processes_train_as_one(mixed, backend):
 
 
 @pytest.fixture(scope="module")
+def epoch(mixed):
+    """One process's run over an epoch of 80 records in batches of 6, the last of 2: padded."""
+    folder, flags = mixed
+    flags = [*flags, "--max_steps", -1, "--num_train_epochs", 1]
+    run_here([*flags, "--per_device_train_batch_size", 6, "--output_dir", folder / "epoch"])
+    return folder, flags
+
+
+@pytest.mark.parametrize("backend", ["ddp", "zero3"])
+def test_an_epoch_packed_on_two_processes_is_one_padded_on_one(epoch, backend):
+    """The second process has none of the last batch, and still takes part in its step."""
+    folder, flags = epoch
+    flags = [*flags, "--per_device_train_batch_size", 3, "--packing", "True", *BACKENDS[backend]]
+    run([*flags, "--output_dir", folder / f"epoch-{backend}"], processes=2)
+    one = losses(folder / "epoch")
+    assert len(one) == 14
+    assert losses(folder / f"epoch-{backend}") == pytest.approx(one, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
 def apart(tmp_path_factory):
     """In order: two records with images for the first process, two without for the second, and so on."""
     folder = tmp_path_factory.mktemp("apart")

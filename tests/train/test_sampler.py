@@ -2,8 +2,9 @@
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import SequentialSampler
 
-from llava_s2.train.trainer import ModalitySampler
+from llava_s2.train.sampler import FILLER, FilledSampler, ModalitySampler
 
 lengths = st.lists(st.integers(-50, 50).filter(bool), min_size=1, max_size=60)
 
@@ -37,3 +38,20 @@ def test_seed_and_epoch_decide_the_order():
 
     assert order(1, 2) == order(1, 2)
     assert len({tuple(order(1, 0)), tuple(order(1, 1)), tuple(order(5, 0))}) == 3
+
+
+@given(examples=st.integers(0, 40), multiple=st.integers(1, 9))
+def test_filled_up_to_whole_batches(examples, multiple):
+    sampler = FilledSampler(SequentialSampler(range(examples)), multiple)
+    order = list(sampler)
+    assert len(order) == len(sampler)
+    assert len(order) % multiple == 0 and len(order) - examples < multiple
+    assert order[:examples] == list(range(examples))
+    assert set(order[examples:]) <= {FILLER}
+
+
+def test_a_filled_order_changes_with_the_epoch():
+    sampler = FilledSampler(ModalitySampler(list(range(1, 40)), 4, 0), 8)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    assert first != list(sampler) and sorted(first) == sorted(sampler)

@@ -113,8 +113,9 @@ def test_the_first_loss_is_that_of_an_untrained_model(pretrained):
     first = next(iter(trainer.get_train_dataloader()))
     recipe.set_seed(trainer.args.seed)
     model, _ = assemble(LLM, TOWER, [56, 112, 168])
+    inputs = trainer._prepare_inputs({name: first[name] for name in ("input_ids", "attention_mask", "pixel_values")})
     with torch.no_grad():
-        logits = model(**{name: value for name, value in first.items() if name != "labels"}).logits
+        logits = model(**inputs).logits
     expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), first["labels"][:, 1:].flatten())
     assert losses(pretrained[0])[0] == pytest.approx(expected.item(), abs=0.3)  # another batch of the same captions
 
@@ -194,9 +195,12 @@ def test_the_tower_stays_in_eval_mode_and_without_a_graph(finetuned):
     assert torch.is_grad_enabled()
 
 
+def batch_of(trainer, *indices):
+    return trainer._prepare_inputs(Collator(0)([trainer.train_dataset[index] for index in indices]))
+
+
 def logits(model, trainer):
-    dataset = trainer.train_dataset
-    batch = Collator(0)([dataset[index] for index in (0, 10, 14)])
+    batch = batch_of(trainer, 0, 10, 14)
     with torch.no_grad():
         return model.eval()(**batch).logits[batch["attention_mask"].bool()]
 
@@ -340,7 +344,7 @@ def test_lora_over_four_bits(data, tmp_path, monkeypatch):
     assert len(quantized) == 14 and all("language_model.layers" in name for name in quantized)
     assert losses(tmp_path)[-1] < losses(tmp_path)[0] - 0.5
     again, _ = load_pretrained(tmp_path, dtype="float32")
-    batch = Collator(0)([trainer.train_dataset[index] for index in (0, 10, 14)])
+    batch = batch_of(trainer, 0, 10, 14)
     # In train mode: bitsandbytes packs weights for inference on a CPU, which so small ones are not made for.
     trained = trainer.model.train()(**batch).logits.detach()[batch["attention_mask"].bool()]
     close = torch.nn.functional.cosine_similarity(logits(again, trainer), trained, dim=-1)
@@ -387,14 +391,97 @@ def test_what_is_logged(finetuned):
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert all(entry["tokens_per_second"] > 0 and entry["memory_gb"] > 0 for entry in steps)
     assert {name for name in steps[0] if name.startswith("lr/")} == {"lr/multi_modal_projector", "lr/language_model"}
+    assert all(0 < entry["real_token_share"] <= 1 for entry in steps)
     assert Image.open(out / "loss.png").width > 400
+
+
+def test_packed_batches_train_as_padded_ones(data, pretrained, tmp_path):
+    """The same flags and --packing: the same steps, losses and weights, with less padding."""
+    runs = {}
+    for name, more in (("padded", []), ("packed", ["--packing", "True"])):
+        flags = finetune_flags(data, pretrained[0], tmp_path / name)
+        more = [*more, "--group_by_modality_length", "False", "--lora_dropout", 0, "--save_strategy", "no"]
+        runs[name] = run([], *flags, *more)
+    (padded, shares), (packed, packed_shares) = (
+        [[entry[key] for entry in trainer.state.log_history if "loss" in entry] for key in ("loss", "real_token_share")]
+        for trainer in runs.values()
+    )
+    assert len(padded) == 9
+    assert packed == pytest.approx(padded, abs=1e-5)
+    assert sum(packed_shares) > sum(shares)
+    files = [load_file(tmp_path / name / "adapter_model.safetensors") for name in runs]
+    assert all(torch.allclose(files[0][name], files[1][name], atol=1e-4) for name in files[0])
+
+
+def test_the_share_of_real_tokens(data, tmp_path):
+    """As counted by hand over the examples of the one batch."""
+    flags = ["--data_path", data / "mix.jsonl", "--image_folder", data, "--output_dir", tmp_path, "--max_steps", 1]
+    trainer = run([], "finetune", *START, *flags, "--per_device_train_batch_size", 15)
+    lengths = [len(trainer.train_dataset[index]["input_ids"]) for index in range(15)]
+    (share,) = [entry["real_token_share"] for entry in trainer.state.log_history if "loss" in entry]
+    assert share == pytest.approx(sum(lengths) / (15 * max(lengths)))
+
+
+def test_a_language_model_that_mixes_packed_examples_is_refused(data, tmp_path, capsys, monkeypatch):
+    """Here one whose position ids get lost on the way."""
+
+    def forget(module, args, kwargs):
+        return args, {**kwargs, "position_ids": None}
+
+    load = recipe.assemble
+
+    def assembled(*args, **kwargs):
+        model, processor = load(*args, **kwargs)
+        model.model.language_model.register_forward_pre_hook(forget, with_kwargs=True)
+        return model, processor
+
+    monkeypatch.setattr(recipe, "assemble", assembled)
+    flags = ["--data_path", data / "mix.jsonl", "--image_folder", data, "--output_dir", tmp_path, "--packing", "True"]
+    assert main(["train", "finetune", *map(str, [*START, *flags])]) == 2
+    assert "does not keep packed examples apart" in capsys.readouterr().err
+
+
+def test_stored_features_train_as_pictures_do(data, pretrained, tmp_path, monkeypatch):
+    """Equal losses; the tower runs once an image; a second run computes nothing, one with other pixels anew."""
+    store = tmp_path / "features"
+    flags = [*FINETUNE, "--pretrain_mm_mlp_adapter", pretrained[0], "--lora_dropout", 0, "--save_strategy", "no"]
+    flags = ["finetune", *START, *flags, "--data_path", data / "mix.jsonl", "--image_folder", data, "--output_dir"]
+    with_pictures = run([], *flags, tmp_path / "pictures")
+    cached = run([], *flags, tmp_path / "cached", "--cache_tower_features", store)
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "pictures"), abs=1e-5)
+    files = sorted(store.rglob("*"))
+    names = [file.name for file in files if file.is_file()]
+    assert len(names) == 10 and all(name.endswith(".safetensors") for name in names)  # two records share an image
+    assert logits(load_pretrained(tmp_path / "cached", dtype="float32")[0], with_pictures).allclose(
+        logits(with_pictures.model, with_pictures), atol=1e-4
+    )
+    times = [file.stat().st_mtime_ns for file in files]
+    item = cached.train_dataset[14]
+    assert item["pixel_values"].shape == (2, 16, 96)
+    run([], *flags, tmp_path / "again", "--cache_tower_features", store, "--packing", "True")
+    assert losses(tmp_path / "again") == pytest.approx(losses(tmp_path / "pictures"), abs=1e-5)
+    assert [file.stat().st_mtime_ns for file in sorted(store.rglob("*"))] == times
+    more = ["--image_aspect_ratio", "resize", "--max_steps", 1]
+    run([], *flags, tmp_path / "stretched", "--cache_tower_features", store, *more)
+    assert len(list(store.rglob("*.safetensors"))) == 14  # stretched, all pictures of a colour are one
+
+
+def test_stored_features_have_a_limit(data, tmp_path, capsys):
+    flags = ["--data_path", data / "mix.jsonl", "--image_folder", data, "--output_dir", tmp_path / "out"]
+    flags += ["--cache_tower_features", tmp_path / "features"]
+    few = ["--cache_tower_features_gb", 20e-6]  # an image's features take 6 kB
+    assert main(["train", "finetune", *map(str, [*START, *flags, *few])]) == 2
+    assert "full at 0.0 GB" in capsys.readouterr().err
+    assert len(list((tmp_path / "features").rglob("*.safetensors"))) == 3
+    learns = ["--unfreeze_mm_vision_tower", "True"]
+    assert main(["train", "finetune", *map(str, [*START, *flags, *learns])]) == 2
+    assert "the tower learns" in capsys.readouterr().err
 
 
 def test_a_batch_of_text_alone_gives_the_same_gradients_and_a_projector_zeros(data, pretrained, tmp_path):
     flags = finetune_flags(data, pretrained[0], tmp_path)
     trainer = run([], *flags, "--max_steps", 1, "--lora_dropout", 0)
-    model, dataset = trainer.model, trainer.train_dataset
-    text = Collator(0)([dataset[index] for index in (10, 11)])
+    model, text = trainer.model, batch_of(trainer, 10, 11)
 
     def gradients(training):
         model.zero_grad()

@@ -1,0 +1,109 @@
+"""Start-up time and a DataLoader worker's memory on a generated set the size of LLaVA's 665k mix.
+
+    python benchmarks/training_data.py FOLDER [--records 665298] [--kind json|parquet]
+
+Writes the set to FOLDER once (0.8 GB), then reads it as training does. The last line printed is JSON: seconds until the
+data set is ready, and of one worker that has read 5,000 random records: resident memory, and the part that is its own.
+"""
+
+import argparse
+import json
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+WORDS = """the a picture shows red cup on table with man and dog near window what is in this image answer
+single""".split()  # noqa: SIM905
+IMAGES = 1000
+READ = 5000
+
+
+def write_set(folder: Path, count: int) -> Path:
+    """LLaVA-like: one record in ten without an image, one to eight questions, answers of a word to a paragraph."""
+    path = folder / f"mix{count}.json"
+    if path.exists():
+        return path
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    draw = random.Random(0)
+    for number in range(IMAGES):
+        Image.new("RGB", (64, 48), (number % 255, 0, 0)).save(folder / "images" / f"{number}.jpg")
+
+    def text(low: int, high: int) -> str:
+        return " ".join(draw.choices(WORDS, k=draw.randint(low, high)))
+
+    aside = path.with_suffix(".part")
+    with aside.open("w") as file:
+        for number in range(count):
+            turns = []
+            for turn in range(draw.choice([1, 1, 2, 3, 5, 8])):
+                tag = "<image>\n" if turn == 0 and number % 10 else ""
+                turns.append({"from": "human", "value": tag + text(6, 25)})
+                turns.append({"from": "gpt", "value": text(1, draw.choice([1, 2, 5, 20, 60, 120]))})
+            record: dict[str, Any] = {"id": f"{number:012d}", "conversations": turns}
+            if number % 10:
+                record["image"] = f"{draw.randrange(IMAGES)}.jpg"
+            file.write(("[" if number == 0 else ",\n") + json.dumps(record))
+        file.write("]")
+    aside.replace(path)
+    return path
+
+
+def as_parquet(path: Path) -> Path:
+    """The same records as a Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    out = path.with_suffix(".parquet")
+    if not out.exists():
+        records = json.loads(path.read_text())
+        columns = {name: [record.get(name) for record in records] for name in ("id", "image", "conversations")}
+        pq.write_table(pa.table(columns), out)
+    return out
+
+
+def memory() -> dict[str, float]:
+    """MB of this process: resident, and what no other process shares."""
+    rows = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+    sizes = {row.split(":")[0]: int(row.split()[1]) / 1e3 for row in rows}
+    return {"resident_mb": round(sizes["Rss"]), "own_mb": round(sizes["Private_Clean"] + sizes["Private_Dirty"])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--records", type=int, default=665298)
+    parser.add_argument("--kind", choices=("json", "parquet"), default="json")
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    path = write_set(args.folder, args.records)
+    path = as_parquet(path) if args.kind == "parquet" else path
+
+    from llava_s2.data.dataset import ConversationDataset
+    from llava_s2.data.training_records import check_records
+    from llava_s2.model.embedded import NAME
+    from llava_s2.model.lengths_only import processor_for_lengths
+
+    start = time.monotonic()
+    processor = processor_for_lengths(NAME)
+    dataset = ConversationDataset(check_records(path, args.folder / "images", "chatml"), processor, "chatml", 2048)
+    ready = time.monotonic() - start
+    before = memory()
+
+    read, write = os.pipe()
+    if not os.fork():  # as DataLoader starts its workers
+        order = random.Random(1)
+        for _ in range(READ):
+            dataset[order.randrange(len(dataset))]
+        os.write(write, json.dumps(memory()).encode())
+        os._exit(0)
+    os.wait()
+    worker = json.loads(os.read(read, 1000))
+    print(json.dumps({"records": len(dataset), "ready_s": round(ready, 1), "main": before, "worker": worker}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""MM-Vet (Yu et al. 2023): open questions that take several capabilities at once, graded by a language model.
+
+Layout of the official release (``mm-vet.zip`` of yuweihao/MM-Vet)::
+
+    mm-vet.json          {"v1_0": {"imagename", "question", "answer", "capability": ["ocr", "math"], …}, …}
+    images/v1_0.png
+
+The grading is the official one: its few-shot prompt at temperature 0, three tokens, the first word a score from 0.0 to
+1.0; an unreadable reply is asked for again with a sentence more and a rising temperature, and counts as 0.0 in the end.
+"""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from llava_s2.errors import InputError
+from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
+from llava_s2.eval.predictions import read_json, write_json
+from llava_s2.eval.records import prompt_of, text_of
+
+CAPABILITIES = {
+    "rec": "recognition",
+    "ocr": "OCR",
+    "know": "knowledge",
+    "gen": "language generation",
+    "spat": "spatial awareness",
+    "math": "math",
+}
+
+_INSTRUCTIONS = (Path(__file__).with_name("prompts") / "mmvet.txt").read_text(encoding="utf-8")
+_ONCE_MORE = "\nPredict the correctness of the answer (digit): "
+_TEMPERATURES = (0.0, 0.0, 0.5, 1.0, 1.5)
+"""Of the first request and those after an unreadable reply."""
+
+
+class MMVet(Benchmark):
+    """MM-Vet by a judge."""
+
+    name: ClassVar[str] = "mmvet"
+    protocols: ClassVar[Mapping[Scoring, str]] = {
+        "generate": "MM-Vet: greedy decoding of the bare question, graded by a judge with the official prompt"
+    }
+    categories: ClassVar[Mapping[str, str]] = CAPABILITIES
+    max_new_tokens: ClassVar[int] = 1024
+    judge_runs: ClassVar[int] = 5
+    without_judge: ClassVar[str] = (
+        "no score: MM-Vet's answers are graded by a language model; name one with --judge-url and --judge-model, "
+        "or hand the file below to the official evaluator"
+    )
+
+    def load(self, data: Path, scoring: Scoring | None) -> list[Sample]:
+        """Reads the questions; a question counts in each of its capabilities and in their integration."""
+        path = data / "mm-vet.json"
+        samples = []
+        for identity, record in read_json(path).items():
+            where = f"{path}, {identity}"
+            if not isinstance(record, dict):
+                raise InputError(f"{where}: must be an object")
+            named = record.get("capability")
+            if not isinstance(named, list) or not named or not set(named) <= CAPABILITIES.keys():
+                raise InputError(f"{where}: 'capability' must be a list of {', '.join(CAPABILITIES)}")
+            capabilities = [name for name in CAPABILITIES if name in named]
+            question = prompt_of(record, "question", where)
+            samples.append(
+                Sample(
+                    id=identity,
+                    category=" + ".join(capabilities) if len(capabilities) > 1 else f"{capabilities[0]} alone",
+                    images=(data / "images" / text_of(record, "imagename", where),),
+                    prompt=question,
+                    options=(),
+                    reference={"question": question, "answer": text_of(record, "answer", where)},
+                    aliases=(identity.removeprefix("v1_"),),
+                    also=tuple(capabilities),
+                )
+            )
+        if not samples:
+            raise InputError(f"{path}: holds no question")
+        return samples
+
+    def judge(
+        self, ask: Callable[..., str], sample: Sample, prediction: Mapping[str, Any], runs: int
+    ) -> dict[str, Any]:
+        """The scores of each run, ``scores``, and how many replies were unreadable to the end, ``unread``."""
+        prompt = judge_prompt(sample.reference["question"], sample.reference["answer"], prediction["text"])
+        scores = []
+        for run in range(runs):
+            for attempt, temperature in enumerate(_TEMPERATURES):
+                words = prompt + _ONCE_MORE if attempt else prompt
+                score = parse_score(ask(words, temperature=temperature, max_tokens=3, run=run))
+                if score is not None:
+                    break
+            scores.append(score)
+        return {"scores": [0.0 if score is None else score for score in scores], "unread": scores.count(None)}
+
+    def grade(self, sample: Sample, prediction: Mapping[str, Any]) -> Grade | None:
+        """The mean of the judge's scores, None before there are any."""
+        scores = prediction.get("scores")
+        if not isinstance(scores, list) or not scores:
+            return None
+        if not all(isinstance(score, int | float) and 0 <= score <= 1 for score in scores):
+            raise InputError(f"question {sample.id}: 'scores' must be numbers from 0 to 1")
+        return Grade(float(statistics.fmean(scores)), parseable=not prediction.get("unread"))
+
+    def judged(self, predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The total of each run over all questions, and their standard deviation, as the official table has them."""
+        totals = [statistics.fmean(run) for run in zip(*(p["scores"] for p in predictions), strict=True)]
+        return {"totals": totals, "spread": statistics.pstdev(totals)}
+
+    def write_submission(
+        self, samples: Sequence[Sample], predictions: Mapping[str, Mapping[str, Any]], folder: Path
+    ) -> Path | None:
+        """``{"v1_0": answer, …}`` as the official evaluator takes it."""
+        path = folder / "mm-vet.json"
+        write_json(path, {sample.id: predictions[sample.id]["text"] for sample in samples})
+        return path
+
+
+def judge_prompt(question: str, answer: str, prediction: str) -> str:
+    """The official message: instructions, examples, and this question as the row to complete."""
+    answer = answer.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+    return _INSTRUCTIONS + "\n" + " | ".join((question, answer, prediction, ""))
+
+
+def parse_score(reply: str) -> float | None:
+    """The score that a reply begins with, or None."""
+    try:
+        score = float(reply.split(" ")[0].strip())
+    except ValueError:
+        return None
+    return score if 0.0 <= score <= 1.0 else None

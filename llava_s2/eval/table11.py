@@ -1,0 +1,156 @@
+"""Table 11 of the S2 paper with your models' columns beside its own.
+
+    python -m llava_s2.eval.table11 FOLDER … [vqav2=80.0 vizwiz=50.1 …]
+
+Reads every report.json below the folders, as ``llava-s2 eval`` and the scripts here write them; a column each model.
+TASK=PERCENT enters what a benchmark's server said of a submission, for the last model. The last line is a JSON object.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llava_s2.errors import InputError
+from llava_s2.eval.predictions import REPORT, read_json
+from llava_s2.eval.report import format_table
+
+PAPER = {  # Shi et al. 2024, table 11
+    "GPT-4V": (51.3, 60.5, 77.2, 78.0, None, 56.8, 49.9, 75.8, 71.6, 67.6),
+    "Gemini Pro": (40.9, 59.2, 71.2, 74.6, None, 47.9, 45.2, 73.6, 70.7, 64.3),
+    "LLaVA-1.5-7B": (43.5, 56.6, 78.5, 58.2, 50.0, 36.2, 25.2, 64.3, 65.7, 30.5),
+    "7B + S2": (51.3, 61.8, 80.0, 61.0, 50.1, 37.7, 25.3, 66.2, 67.9, 32.4),
+    "LLaVA-1.5-13B": (41.7, 55.3, 80.0, 61.3, 53.6, 36.4, 27.6, 67.8, 68.2, 35.4),
+    "13B + S2": (50.4, 63.2, 80.9, 63.1, 56.0, 37.4, 27.8, 67.9, 68.9, 36.4),
+}
+
+
+class Row(NamedTuple):
+    """One benchmark of the table: where its number stands in a report, and runs that differ from the paper's.
+
+    ``like`` is what a run as the paper's has in its report; ``note`` is said of other runs of the task.
+    """
+
+    title: str
+    task: str
+    category: str
+    like: dict[str, str]
+    note: str
+
+
+ROWS = (
+    Row(
+        "V* attribute", "vstar", "direct_attributes", {"scoring": "likelihood"}, "by letter; the paper's by likelihood"
+    ),
+    Row("V* spatial", "vstar", "relative_position", {"scoring": "likelihood"}, "by letter; the paper's by likelihood"),
+    Row("VQAv2", "vqav2", "overall", {"variant": "test-dev"}, "on val; the paper's is test-dev, by the server"),
+    Row("TextVQA", "textvqa", "overall", {"variant": "ocr"}, "without OCR tokens; LLaVA-1.5's has them"),
+    Row("VizWiz", "vizwiz", "overall", {"variant": "test"}, "on val; the paper's is test-dev, by the server"),
+    Row("MMMU", "mmmu", "overall", {"variant": "validation"}, "not on validation"),
+    Row("MathVista", "mathvista", "overall", {"judge": "yes"}, "answers extracted by rules; the paper's by a judge"),
+    Row("MMBench", "mmbench", "overall", {"variant": "dev-en"}, "not on dev-en"),
+    Row("SEED-Bench", "seedbench", "image", {"scoring": "generate"}, "by likelihood; the paper's by letter"),
+    Row("MM-Vet", "mmvet", "overall", {"judge": "yes"}, ""),
+)
+"""The paper's SEED-Bench numbers are those of its images: LLaVA-1.5-7B has 58.6 over all and 66.1 on images."""
+
+
+def read_reports(folders: list[Path]) -> dict[str, list[dict[str, Any]]]:
+    """Model -> its reports, in the order of the folders; a report with a judge says so in ``judge``."""
+    models: dict[str, list[dict[str, Any]]] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; name the --output folders of llava-s2 eval, or one above them")
+        for path in sorted(folder.rglob(REPORT)):
+            report = read_json(path)
+            missing = {"task", "model", "results", "scoring", "question_ids", "questions_in_data"} - report.keys()
+            if missing:
+                raise InputError(f"{path}: is no report of llava-s2 eval; it has no {', '.join(sorted(missing))}")
+            models.setdefault(report["model"], []).append(report)
+    if not models:
+        raise InputError(f"{', '.join(map(str, folders))}: no {REPORT}; run the scripts of scripts/eval first")
+    return models
+
+
+def find(row: Row, reports: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, str]:
+    """The row's numbers of one model, and what to note of them; a run like the paper's goes before others."""
+    found = [r for r in reports if r["task"] == row.task and row.category in r["results"]]
+    found = [r for r in found if "without the image" not in r["protocol"]]
+    if not found:
+        return None, ""
+    report = max(found, key=lambda r: (_alike(row, r), len(r["question_ids"])))
+    notes = [] if _alike(row, report) else [row.note]
+    if len(report["question_ids"]) < report["questions_in_data"]:
+        notes.append(f"{len(report['question_ids'])} of {report['questions_in_data']} questions")
+    return report["results"][row.category], "; ".join(filter(None, notes))
+
+
+def _alike(row: Row, report: dict[str, Any]) -> bool:
+    return all(
+        ("yes" if report.get(k) else "no") == v if k == "judge" else report.get(k) == v for k, v in row.like.items()
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the table. Returns the exit status: 0, or 2 for input that is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="table11", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="folders with runs; TASK=PERCENT of a server")
+    args = parser.parse_args(argv)
+    try:
+        servers = dict(_server(text) for text in args.folders if "=" in text)
+        models = read_reports([Path(text) for text in args.folders if "=" not in text])
+    except InputError as error:
+        print(f"table11: error: {error}", file=sys.stderr)
+        return 2
+    names = list(models)
+    labels = [f"yours ({number})" if len(names) > 1 else "yours" for number in range(1, len(names) + 1)]
+    lines = [("", *PAPER, *labels, "95 % interval")]
+    notes, values = [], []
+    for place, row in enumerate(ROWS):
+        cells = [f"{v:.1f}" if (v := numbers[place]) is not None else "-" for numbers in PAPER.values()]
+        interval = ""
+        for name, label in zip(names, labels, strict=True):
+            result, note = find(row, models[name])
+            server = servers.get(row.task) if name == names[-1] else None
+            value = server if server is not None else 100 * result["accuracy"] if result else None
+            if server is not None:
+                note, interval = "as its server said", ""
+            elif result:
+                interval = "{:.1f} to {:.1f}".format(*(100 * end for end in result["interval"]))
+            values.append({"model": name, "row": row.title, "percent": value, "note": note})
+            mark = ""
+            if note and value is not None:
+                notes.append(f"{label}, {row.title}: {note}")
+                mark = "*"
+            cells.append("-" if value is None else f"{value:.1f}{mark}")
+        lines.append((row.title, *cells, interval))
+    print(format_table(lines))
+    print()
+    for name, label in zip(names, labels, strict=True):
+        print(f"{label}: {name}")
+    print(
+        "per cent; the paper's SEED-Bench is of images alone"
+        + ("; the interval is the last column's" if len(names) > 1 else "")
+    )
+    for note in notes:
+        print(f"* {note}")
+    print(json.dumps(values))
+    return 0
+
+
+def _server(text: str) -> tuple[str, float]:
+    task, _, value = text.partition("=")
+    try:
+        if task in {row.task for row in ROWS}:
+            return task, float(value)
+    except ValueError:
+        pass
+    raise InputError(f"{text}: must be TASK=PERCENT with a task of the table, as vqav2=80.0")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

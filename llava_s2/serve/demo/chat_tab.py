@@ -1,0 +1,129 @@
+"""The tab with the conversation."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from llava_s2.errors import InputError
+from llava_s2.serve.chat import Sampling
+from llava_s2.serve.demo import show
+from llava_s2.serve.demo.events import MODEL, QUICK, html, tells, warn
+from llava_s2.serve.demo.pictures import add_picture, read_upload
+from llava_s2.serve.demo.pyramid import Sight
+from llava_s2.serve.demo.session import Model, Session
+
+
+@dataclass(frozen=True)
+class ChatTab:
+    """The components that other parts of the page set."""
+
+    question: gr.MultimodalTextbox
+    conversation: gr.Chatbot
+    timing: gr.Markdown
+    transcript: gr.Textbox
+
+
+def build_chat(
+    model: Model,
+    sight: Sight,
+    session: gr.State,
+    gallery: gr.Gallery,
+    sampling: list[gr.Slider],
+    folder: Path,
+) -> ChatTab:
+    """Lays the tab out and wires it. ``folder`` takes small copies of pictures pasted into the question."""
+    conversation = gr.Chatbot(
+        label="Conversation",
+        height=420,
+        render_markdown=False,
+        buttons=[],
+        feedback_options=None,
+        elem_id="conversation",
+        placeholder="Add a picture, or take an example, and ask about it.",
+    )
+    timing = html(elem_id="timing", elem_classes="s2-note")
+    question = gr.MultimodalTextbox(
+        label="Question",
+        show_label=False,
+        placeholder="Ask about the pictures. Enter sends, Shift+Enter starts a line; a picture can be pasted here.",
+        file_types=["image"],
+        file_count="multiple",
+        sources=["upload"],
+        elem_id="question",
+        autofocus=True,
+    )
+    with gr.Row(elem_classes="s2-buttons"):
+        stop = gr.Button("Stop", variant="stop", interactive=False, size="sm", min_width=80, elem_id="stop")
+        regenerate = gr.Button("Regenerate", interactive=False, size="sm", min_width=80, elem_id="regenerate")
+        edit = gr.Button("Edit last question", interactive=False, size="sm", min_width=80, elem_id="edit")
+        clear = gr.Button("New chat", size="sm", min_width=80, elem_id="clear")
+    with gr.Accordion("Transcript", open=False, elem_id="transcript"):
+        transcript = gr.Textbox(show_label=False, container=False, lines=4, max_lines=12, buttons=["copy"])
+        download = gr.DownloadButton("Download", size="sm", interactive=False, elem_id="download")
+
+    buttons = [stop, regenerate, edit, download]
+    view = [conversation, timing, transcript]
+
+    def seen(state: Session) -> tuple[Any, ...]:
+        last = state.turns[-1] if state.turns else None
+        return show.messages(state.turns), show.timing_line(last, sight) if last else "", show.transcript(state.turns)
+
+    def buttons_of(state: Session) -> list[Any]:
+        running, any_turn = any(not turn.ended for turn in state.turns), bool(state.turns)
+        file = None
+        if any_turn and not running:
+            file = folder / f"{id(state):x}" / "transcript.txt"
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(show.transcript(state.turns), encoding="utf-8")
+        return [
+            gr.Button(interactive=running),
+            gr.Button(interactive=any_turn and not running),
+            gr.Button(interactive=any_turn and not running),
+            gr.DownloadButton(value=file, interactive=file is not None),
+        ]
+
+    @tells
+    def ask(state: Session, box: dict[str, Any]) -> Any:
+        for path in box["files"]:
+            add_picture(state, read_upload(path), folder)
+        state.begin(box["text"])
+        thumbnails = [picture.thumbnail for picture in state.pictures]
+        return [{"text": "", "files": []}, thumbnails, *seen(state), *buttons_of(state)]
+
+    @tells
+    def ask_again(state: Session) -> Any:
+        state.again()
+        return [*seen(state), *buttons_of(state)]
+
+    @tells
+    def edit_last(state: Session) -> Any:
+        return [{"text": state.take_back().question, "files": []}, *seen(state), *buttons_of(state)]
+
+    def answer(state: Session, temperature: float, top_p: float, most: int) -> Iterator[Any]:
+        try:
+            for _ in state.answer(model, Sampling(temperature, top_p, int(most))):
+                yield seen(state)
+        except InputError as error:  # the question is taken back, and the page must show that
+            warn(error)
+            yield seen(state)
+
+    def begin_anew(state: Session) -> Any:
+        state.clear()
+        return [*seen(state), *buttons_of(state)]
+
+    def settle(state: Session) -> Any:
+        return [*seen(state), *buttons_of(state)]
+
+    for begun in (
+        question.submit(ask, [session, question], [question, gallery, *view, *buttons], **QUICK),
+        regenerate.click(ask_again, [session], [*view, *buttons], **QUICK),
+    ):
+        answered = begun.success(answer, [session, *sampling], view, **MODEL)
+        answered.then(settle, [session], [*view, *buttons], **QUICK)
+    stop.click(lambda state: state.stop(), [session], None, **QUICK)
+    edit.click(edit_last, [session], [question, *view, *buttons], **QUICK)
+    clear.click(begin_anew, [session], [*view, *buttons], **QUICK)
+    return ChatTab(question, conversation, timing, transcript)

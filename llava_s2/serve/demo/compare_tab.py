@@ -1,0 +1,72 @@
+"""The tab that puts one question to two models."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from llava_s2.errors import InputError
+from llava_s2.serve.chat import Sampling
+from llava_s2.serve.demo import show
+from llava_s2.serve.demo.events import MODEL, QUICK, html, tells
+from llava_s2.serve.demo.pyramid import Sight
+from llava_s2.serve.demo.session import Model, Picture, Session, Turn, answer_turn
+
+
+def build_compare(model: Model, baseline: Model | None, session: gr.State, sampling: list[gr.Slider]) -> gr.Textbox:
+    """Lays the tab out and wires it; returns the box with the question.
+
+    Without a baseline the same model answers from the picture shrunk to its first scale, so that nothing is in the
+    pixels that the larger scales could see.
+    """
+    sight = Sight.of(model.model, model.processor)
+    other = baseline or model
+    other_sight = Sight.of(other.model, other.processor)
+    shrunk = f"the same model, the picture shrunk to {sight.scales[0]} pixels"
+    question = gr.Textbox(label="Question", placeholder="One question, without the conversation", elem_id="compared")
+    with gr.Row(elem_classes="s2-buttons"):
+        both = gr.Button("Ask both", variant="primary", size="sm", min_width=80, elem_id="ask-both")
+        stop = gr.Button("Stop", variant="stop", size="sm", min_width=80)
+    with gr.Row():
+        with gr.Column(min_width=240):
+            first = gr.Textbox(label=show.sight_line("A", sight), lines=3, max_lines=12, elem_id="answer-a")
+            first_timing = html(elem_classes="s2-note")
+        with gr.Column(min_width=240):
+            label = show.sight_line("B", other_sight) if baseline else f"B: {shrunk}"
+            second = gr.Textbox(label=label, lines=3, max_lines=12, elem_id="answer-b")
+            second_timing = html(elem_classes="s2-note")
+    name = baseline.name if baseline else shrunk
+    html(show.note(f"A is {model.name}, B is {name}. Both see all pictures on the page."))
+
+    @tells
+    def ask(state: Session, text: str, temperature: float, top_p: float, most: int) -> Iterator[Any]:
+        if not text.strip():
+            raise InputError("type a question first")
+        small = [Picture(_shrink(picture.image, sight.scales[0]), picture.thumbnail) for picture in state.pictures]
+        turns = [Turn(text, list(state.pictures)), Turn(text, list(state.pictures) if baseline else small)]
+        state.compared = turns
+        for turn, asked in zip(turns, (model, other), strict=True):
+            for _ in answer_turn(turn, asked, Sampling(temperature, top_p, int(most)), []):
+                yield [
+                    turns[0].answer.strip(),
+                    show.timing_line(turns[0], sight),
+                    turns[1].answer.strip(),
+                    show.timing_line(turns[1], other_sight),
+                ]
+
+    gr.on(
+        [both.click, question.submit],
+        ask,
+        [session, question, *sampling],
+        [first, first_timing, second, second_timing],
+        **MODEL,
+    )
+    stop.click(lambda state: state.stop(), [session], None, **QUICK)
+    return question
+
+
+def _shrink(image: Image.Image, side: int) -> Image.Image:
+    small = image.copy()
+    small.thumbnail((side, side), Image.Resampling.BICUBIC)
+    return small

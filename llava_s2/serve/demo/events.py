@@ -1,0 +1,52 @@
+"""What every event of the page has in common."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from llava_s2.errors import InputError
+
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+"""Of events that answer at once."""
+QUICK: dict[str, Any] = {**QUIET, "queue": False}
+"""Of events that must not wait for an answer that is being made."""
+MODEL: dict[str, Any] = {**QUIET, "show_progress": "minimal", "concurrency_id": "model", "concurrency_limit": 1}
+"""Of events that run a model: one at a time, the others wait in the queue."""
+
+
+def tells(function: Callable) -> Callable:
+    """Has a handler's InputError shown on the page, as text: the page would take markup in it for markup."""
+
+    @functools.wraps(function)
+    def plain(*args: Any) -> Any:
+        try:
+            return function(*args)
+        except InputError as error:
+            raise _shown(error) from None
+
+    @functools.wraps(function)
+    def streaming(*args: Any) -> Iterator[Any]:
+        try:
+            yield from function(*args)
+        except InputError as error:
+            raise _shown(error) from None
+
+    return streaming if inspect.isgeneratorfunction(function) else plain
+
+
+def warn(error: InputError) -> None:
+    """Shows an error without ending the handler."""
+    gr.Warning(escape(str(error)))
+
+
+def _shown(error: InputError) -> gr.Error:
+    return gr.Error(escape(str(error)), print_exception=False)
+
+
+def html(text: str = "", **more: Any) -> gr.Markdown:
+    """A place for HTML of ``show``. Not ``gr.HTML``: that evaluates templates as JavaScript, which the page forbids."""
+    return gr.Markdown(text, latex_delimiters=[], **more)

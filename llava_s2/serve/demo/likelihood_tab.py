@@ -1,0 +1,36 @@
+"""The tab that weighs given answers."""
+
+from typing import Any
+
+import gradio as gr
+
+from llava_s2.errors import InputError
+from llava_s2.serve.demo import show
+from llava_s2.serve.demo.events import MODEL, html, tells
+from llava_s2.serve.demo.likelihood import MOST_OPTIONS, parse_options, weigh
+from llava_s2.serve.demo.session import Model, Session
+
+
+def build_likelihood(models: list[Model], session: gr.State) -> tuple[gr.Textbox, gr.Textbox]:
+    """Lays the tab out and wires it; returns the boxes with the question and with the options."""
+    question = gr.Textbox(label="Question", elem_id="weighed")
+    options = gr.Textbox(label=f"Options, one a line, two to {MOST_OPTIONS}", lines=4, elem_id="options")
+    button = gr.Button("Show probabilities", variant="primary", size="sm", elem_id="weigh")
+    table = html(elem_id="likelihoods")
+    html(
+        show.note(
+            "Probability: of the whole answer, given that it is one of these. Loss: mean over the answer's tokens, in "
+            "nats; the V* benchmark chooses the smallest."
+        )
+    )
+
+    @tells
+    def shares(state: Session, text: str, lines: str) -> Any:
+        choices = parse_options(lines)
+        if not state.pictures:
+            raise InputError("add a picture first")
+        images = [picture.image for picture in state.pictures]
+        return "".join(show.likelihood_table(model.name, weigh(model, images, text, choices)) for model in models)
+
+    button.click(shares, [session, question, options], [table], **MODEL)
+    return question, options

@@ -1,0 +1,55 @@
+"""The pictures on the page: uploads, examples and addresses, kept once whole and once small."""
+
+import uuid
+from pathlib import Path
+
+from PIL import Image
+
+from llava_s2.errors import InputError
+from llava_s2.serve.demo.session import Picture, Session
+from llava_s2.serve.pictures import read_picture
+
+MOST_PICTURES = 8
+_THUMBNAIL_SIDE = 640
+
+
+def add_picture(session: Session, image: Image.Image, folder: Path) -> None:
+    """Puts a picture (RGB) on the page; ``folder`` takes its small copy. Raises InputError beyond ``MOST_PICTURES``."""
+    if len(session.pictures) >= MOST_PICTURES:
+        raise InputError(f"there are {MOST_PICTURES} pictures on the page; remove one first")
+    small = image.copy()
+    small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+    path = folder / f"{uuid.uuid4().hex}.jpg"
+    small.save(path, quality=88)
+    session.pictures.append(Picture(image, str(path)))
+
+
+def read_upload(path: str) -> Image.Image:
+    """Decodes an uploaded file. Raises InputError for anything that is not a picture."""
+    return read_picture(Path(path).read_bytes(), Path(path).name)
+
+
+def read_address(url: str) -> Image.Image:
+    """Fetches and decodes a picture from the public internet. Raises InputError, see ``fetch`` and ``read_picture``."""
+    from llava_s2.serve.urls import fetch
+
+    try:
+        return read_picture(fetch(url.strip()), "the picture")
+    except InputError as error:
+        raise error if str(error).startswith("the picture") else InputError(f"the address {error}") from None
+
+
+def sync(session: Session, shown: list[str], folder: Path) -> list[InputError]:
+    """Brings the session in line with the files that the page's gallery shows: small copies of known pictures, in any
+    place on disk, and new uploads. Returns what was wrong with uploads; those are left out."""
+    known = {Path(picture.thumbnail).name: picture for picture in session.pictures}
+    names = [Path(path).name for path in shown]
+    session.pictures = [picture for name, picture in known.items() if name in names]
+    errors = []
+    for path, name in zip(shown, names, strict=True):
+        if name not in known:
+            try:
+                add_picture(session, read_upload(path), folder)
+            except InputError as error:
+                errors.append(error)
+    return errors

@@ -1,0 +1,92 @@
+"""The tab that shows what the model gets of a picture."""
+
+from typing import Any
+
+import gradio as gr
+
+from llava_s2.errors import InputError
+from llava_s2.serve.demo import show
+from llava_s2.serve.demo.events import QUIET, html, tells
+from llava_s2.serve.demo.pyramid import Sight, pyramid, spot, spot_of_original, with_borders
+from llava_s2.serve.demo.session import Model, Session
+
+_SHOWN_SIDE = 672
+_SPOT_SIDE = 320
+
+
+def build_sees(model: Model, session: gr.State, gallery: gr.Gallery, tab: gr.Tab) -> None:
+    """Lays the tab out and wires it."""
+    sight = Sight.of(model.model, model.processor)
+    html(show.sight_paragraph(sight), elem_id="sight")
+    timing = html(elem_classes="s2-note", elem_id="sees-timing")
+    with gr.Row(elem_classes="s2-levels"):
+        levels = [
+            gr.Image(
+                label=f"{side}² pixels, {tiles * tiles} tile{'s' * (tiles > 1)}",
+                interactive=False,
+                buttons=["fullscreen"],
+                format="png",
+                min_width=150,
+                elem_id=f"level-{side}",
+            )
+            for side, tiles in zip(sight.scales, sight.tiles, strict=True)
+        ]
+    html(show.note("Click a spot on a picture to see it at each scale's resolution, or choose it here:"))
+    with gr.Row():
+        across = gr.Slider(0, 100, 50, step=1, label="Across, %", min_width=130, elem_id="across")
+        down = gr.Slider(0, 100, 50, step=1, label="Down, %", min_width=130, elem_id="down")
+        share = gr.Slider(4, 40, 12, step=1, label="Side of the spot, %", min_width=130, elem_id="share")
+    with gr.Row(elem_classes="s2-levels"):
+        spots = [
+            gr.Image(
+                label=label,
+                interactive=False,
+                buttons=[],
+                format="png",
+                min_width=130,
+                elem_id=f"spot-{number}",
+            )
+            for number, label in enumerate([*(f"the spot at {side}²" for side in sight.scales), "in your picture"])
+        ]
+    chosen = gr.State(0)
+
+    def picture_of(state: Session, number: int) -> Any:
+        if not state.pictures:
+            raise InputError("add a picture first")
+        return state.pictures[min(number, len(state.pictures) - 1)].image
+
+    def spot_images(image: Any, scales: Any, x: float, y: float, percent: float) -> list[Any]:
+        at, part = (x / 100, y / 100), percent / 100
+        return [
+            *spot(scales, at, part, _SPOT_SIDE),
+            spot_of_original(image, model.processor, at, part, _SPOT_SIDE),
+        ]
+
+    def everything(state: Session, number: int, x: float, y: float, percent: float) -> list[Any]:
+        answered = [turn for turn in state.turns if turn.reply]
+        line = show.timing_line(answered[-1], sight) if answered else ""
+        if not state.pictures:
+            return [line, *[None] * (len(levels) + len(spots))]
+        image = picture_of(state, number)
+        scales = pyramid(image, sight, model.processor)
+        bordered = [with_borders(scale, _SHOWN_SIDE) for scale in scales]
+        return [f"Latest answer: {line}" if line else "", *bordered, *spot_images(image, scales, x, y, percent)]
+
+    @tells
+    def only_spots(state: Session, number: int, x: float, y: float, percent: float) -> list[Any]:
+        image = picture_of(state, number)
+        return spot_images(image, pyramid(image, sight, model.processor), x, y, percent)
+
+    def clicked(event: gr.SelectData) -> tuple[float, float]:
+        return round(100 * event.index[0] / _SHOWN_SIDE), round(100 * event.index[1] / _SHOWN_SIDE)
+
+    def pick(event: gr.SelectData) -> int:
+        return event.index
+
+    where = [session, chosen, across, down, share]
+    tab.select(everything, where, [timing, *levels, *spots], **QUIET)
+    gallery.select(pick, None, [chosen], **QUIET).then(everything, where, [timing, *levels, *spots], **QUIET)
+    for level in levels:
+        level.select(clicked, None, [across, down], **QUIET).then(only_spots, where, spots, **QUIET)
+    for slider in (across, down, share):
+        slider.release(only_spots, where, spots, **QUIET)

@@ -1,0 +1,45 @@
+"""From a page to a server."""
+
+import socket
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from llava_s2.serve.demo.guard import MAX_UPLOAD_BYTES, Guard
+from llava_s2.serve.demo.page import CSS
+
+
+def build_app(page: gr.Blocks, auth: list[tuple[str, str]] | None = None, *, local_names_only: bool = False) -> ASGIApp:
+    """The page as an application.
+
+    Args:
+        page: from ``build_page``.
+        auth: pairs of name and password; without any, everybody is let in.
+        local_names_only: see ``Guard``.
+    """
+    page.queue(default_concurrency_limit=4, max_size=64)
+    app = gr.mount_gradio_app(
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+        page,
+        path="/",
+        auth=auth,
+        # Fonts that every machine has: Gradio's own would be fetched from the net.
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        css=CSS,
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        show_error=False,
+        max_file_size=MAX_UPLOAD_BYTES,
+        mcp_server=False,
+        enable_monitoring=False,
+    )
+    return Guard(app, local_names_only=local_names_only)
+
+
+def serve(app: ASGIApp, listener: socket.socket) -> None:
+    """Runs until SIGINT or SIGTERM, which end open pages after a few seconds."""
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
+    uvicorn.Server(config).run(sockets=[listener])

@@ -1,0 +1,134 @@
+"""One visitor's pictures and conversation, apart from how the page shows them."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+
+from PIL import Image
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from llava_s2.errors import InputError
+from llava_s2.model.inference import assistant_message, user_message
+from llava_s2.serve.chat import Chat, Reply, Sampling, neutralize
+from llava_s2.serve.demo.timing import Timing, stopwatch
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model and what to call it."""
+
+    name: str
+    model: LlavaForConditionalGeneration
+    processor: LlavaProcessor
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture (RGB) and the file of its small copy that the page shows."""
+
+    image: Image.Image
+    thumbnail: str
+
+
+@dataclass(eq=False)
+class Turn:
+    """A question with the pictures shown along with it, and its answer as far as it has come.
+
+    Attributes:
+        stopped: set, from any thread, to end the answer.
+        reply, timing: once the answer has ended; ``reply`` stays None where it was stopped before it began.
+    """
+
+    question: str
+    pictures: list[Picture]
+    answer: str = ""
+    stopped: bool = False
+    ended: bool = False
+    reply: Reply | None = None
+    timing: Timing | None = None
+
+
+@dataclass
+class Session:
+    """What the page remembers of a visitor.
+
+    Attributes:
+        pictures: those on the page. turns: the conversation.
+        compared: the turns of the latest comparison.
+    """
+
+    pictures: list[Picture] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+    compared: list[Turn] = field(default_factory=list)
+
+    def begin(self, question: str) -> None:
+        """Adds a question, with the pictures that the conversation does not hold yet. Raises InputError if empty."""
+        if not question.strip():
+            raise InputError("type a question first")
+        held = [picture for turn in self.turns if not turn.ended or turn.answer for picture in turn.pictures]
+        self.turns.append(Turn(question, [picture for picture in self.pictures if picture not in held]))
+
+    def take_back(self) -> Turn:
+        """Removes the last question, stopping its answer. Raises InputError if there is none."""
+        if not self.turns:
+            raise InputError("there is no question yet")
+        self.turns[-1].stopped = True
+        return self.turns.pop()
+
+    def again(self) -> None:
+        """Puts the last question anew. Raises InputError if there is none."""
+        last = self.take_back()
+        self.turns.append(Turn(last.question, last.pictures))
+
+    def clear(self) -> None:
+        """Stops what goes on and forgets the conversation; the pictures stay on the page."""
+        self.stop()
+        self.turns = []
+
+    def stop(self) -> None:
+        """Has every answer that is being made end after its current word."""
+        for turn in [*self.turns, *self.compared]:
+            turn.stopped = True
+
+    def answer(self, model: Model, sampling: Sampling) -> Iterator[Turn]:
+        """Answers the oldest open question, yielding its turn after every piece; yields nothing where none is open.
+
+        Raises:
+            InputError: the conversation leaves no room for an answer; the question is then taken back.
+        """
+        turn = next((turn for turn in self.turns if not turn.ended), None)
+        if turn is None:
+            return
+        try:
+            yield from answer_turn(turn, model, sampling, self.turns[: self.turns.index(turn)])
+        except InputError:
+            if turn in self.turns:  # the visitor may have begun anew meanwhile
+                self.turns.remove(turn)
+            raise
+
+
+def answer_turn(turn: Turn, model: Model, sampling: Sampling, before: list[Turn]) -> Iterator[Turn]:
+    """Fills ``turn.answer``, yielding the turn after every piece and once more at the end; ``before`` came before it.
+
+    Raises:
+        InputError: see ``Chat.ask``.
+    """
+    chat = Chat(model.model, model.processor, sampling)
+    for earlier in before:
+        if earlier.answer:  # as in a Chat, a question without any answer leaves nothing
+            chat.messages += [
+                user_message(neutralize(earlier.question, model.processor), len(earlier.pictures)),
+                assistant_message(neutralize(earlier.answer.strip(), model.processor)),
+            ]
+            chat.images += [picture.image for picture in earlier.pictures]
+    for picture in turn.pictures:
+        chat.add_image(picture.image)
+    try:
+        with stopwatch(model.model) as timing, closing(chat.ask(turn.question)) as pieces:
+            while not turn.stopped and (piece := next(pieces, None)) is not None:
+                turn.answer += piece
+                yield turn
+        turn.reply, turn.timing = chat.reply, timing
+    finally:
+        turn.ended = True
+    yield turn

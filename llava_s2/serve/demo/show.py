@@ -1,0 +1,92 @@
+"""What the page says in words and HTML. All text that a visitor or a model wrote goes through ``html.escape`` here."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from llava_s2.serve.demo.likelihood import Weight
+from llava_s2.serve.demo.pyramid import Sight
+from llava_s2.serve.demo.session import Turn
+
+_FINISH = {"stop": "", "length": " · cut off at the limit of new tokens", "interrupted": " · stopped"}
+
+
+def messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    """The conversation as a Chatbot takes it."""
+    shown: list[dict[str, Any]] = []
+    for turn in turns:
+        shown += [
+            {"role": "user", "content": {"path": picture.thumbnail, "alt_text": "a picture of this question"}}
+            for picture in turn.pictures
+        ]
+        shown.append({"role": "user", "content": escape(turn.question)})
+        if turn.answer.strip():
+            shown.append({"role": "assistant", "content": escape(turn.answer.strip())})
+        elif turn.reply:
+            shown.append({"role": "assistant", "content": "(no answer)"})
+    return shown
+
+
+def transcript(turns: Sequence[Turn]) -> str:
+    """The conversation as plain text."""
+    parts = []
+    for turn in turns:
+        pictures = "".join(f"[picture {p.image.width} x {p.image.height}] " for p in turn.pictures)
+        parts.append(f"User: {pictures}{turn.question}\nAssistant: {turn.answer.strip()}\n")
+    return "\n".join(parts)
+
+
+def sight_line(name: str, sight: Sight) -> str:
+    """One line on a model: how it looks at a picture."""
+    scales = " + ".join(f"{side}²" for side in sight.scales)
+    return f"{name}: {scales} pixels, {sight.tokens} visual tokens a picture"
+
+
+def timing_line(turn: Turn, sight: Sight) -> str:
+    """Where an answer's time went, or an empty string while there is none."""
+    if turn.reply is None or turn.timing is None:
+        return ""
+    reply, timing = turn.reply, turn.timing
+    later = max(reply.new_tokens - 1, 0)
+    rate = f" ({later / timing.decode:.0f} a second)" if later and timing.decode else ""
+    return (
+        f"vision tower {timing.tower:.2f} s · prompt of {reply.prompt_tokens} tokens {timing.prefill:.2f} s · "
+        f"{reply.new_tokens} new tokens {timing.decode:.2f} s{rate}{_FINISH[reply.finish]}"
+    )
+
+
+def likelihood_table(name: str, weights: Sequence[Weight]) -> str:
+    """A table of weighed options with bars."""
+    least = min(weight.loss for weight in weights)
+    rows = [
+        f"<tr><th scope='row'>{escape(weight.option)}</th>"
+        f"<td><div class='s2-bar' style='width:{100 * weight.probability:.1f}%'></div></td>"
+        f"<td>{weight.probability:.1%}</td><td>{weight.loss:.3f}{' (V* choice)' * (weight.loss == least)}</td></tr>"
+        for weight in weights
+    ]
+    return (
+        f"<table class='s2-options'><caption>{escape(name)}</caption>"
+        "<thead><tr><th scope='col'>option</th><th scope='col'></th><th scope='col'>probability</th>"
+        f"<th scope='col'>loss a token</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    )
+
+
+def note(text: str) -> str:
+    """A line in small print."""
+    return f"<p class='s2-note'>{escape(text)}</p>"
+
+
+def headline(name: str, sight: Sight) -> str:
+    """The top of the page."""
+    return f"<h1 class='s2-title'>LLaVA-S²</h1><p class='s2-note'>{escape(sight_line(name, sight))}</p>"
+
+
+def sight_paragraph(sight: Sight) -> str:
+    """How many tiles, features and tokens a picture makes."""
+    grid = round(sight.tokens**0.5)
+    count = sum(tiles * tiles for tiles in sight.tiles)
+    return (
+        f"<p>{count} tile{'s' * (count > 1)} of {sight.scales[0]} by {sight.scales[0]} pixels go through the vision "
+        f"tower. Every scale's features are averaged to one {grid} by {grid} grid and stand side by side in it: "
+        f"<strong>{sight.tokens} visual tokens</strong> of {sight.channels} numbers, whatever the picture's size.</p>"
+    )

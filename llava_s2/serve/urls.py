@@ -1,0 +1,135 @@
+"""Fetching what a stranger's URL names, without reaching what only this machine can reach."""
+
+import ipaddress
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import httpcore
+
+from llava_s2.errors import InputError
+from llava_s2.serve.pictures import MAX_BYTES
+
+_REDIRECTS = 3
+_UNICAST = ipaddress.ip_network("2000::/3")  # all that is public of IPv6; what translates to IPv4 lies beside it
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address belongs to the public internet, and does not lead into another net by what it carries."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped is not None:
+            return is_public(str(ip.ipv4_mapped))
+        if ip not in _UNICAST or ip.sixtofour is not None or ip.teredo is not None:
+            return False
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+
+
+def fetch(
+    url: str, *, max_bytes: int = MAX_BYTES, seconds: float = 10.0, allowed: Callable[[str], bool] = is_public
+) -> bytes:
+    """Gets a file over http or https.
+
+    A name is looked up once, all its addresses must be allowed, and it is one of them that is connected to, so no
+    second look-up can lead elsewhere; each of at most three redirects goes the same way. No proxy, cookie or credential
+    is used.
+
+    Args:
+        url: http or https.
+        max_bytes: of the body; reading ends beyond it.
+        seconds: for everything together, but that looking up a name has the system's own limit.
+        allowed: whether an IP address may be connected to.
+
+    Raises:
+        InputError: another kind of URL, an address that is not allowed, no answer 200, too large, or too slow.
+    """
+    deadline = time.monotonic() + seconds
+    for _ in range(_REDIRECTS + 1):
+        target = _checked(url)
+        backend = _CheckedBackend(allowed, deadline)
+        try:
+            with httpcore.ConnectionPool(network_backend=backend) as pool:
+                body, location = _get(pool, target, max_bytes, deadline)
+        except (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
+            if time.monotonic() >= deadline or isinstance(error, httpcore.TimeoutException):
+                raise InputError(f"did not come within {seconds:g} seconds") from None
+            raise InputError(f"could not be fetched ({type(error).__name__})") from None
+        finally:
+            backend.done()
+        if body is not None:
+            return body
+        url = urljoin(target, location)
+    raise InputError(f"redirects more than {_REDIRECTS} times")
+
+
+def _checked(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        usual = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None
+        _ = parts.port  # parsed only now
+    except ValueError:
+        usual = False
+    if not usual or not url.isascii() or not url.isprintable() or " " in url:
+        raise InputError("is not an http or https URL of ASCII characters without a user's name")
+    return url
+
+
+def _get(pool: httpcore.ConnectionPool, url: str, max_bytes: int, deadline: float) -> tuple[bytes | None, str]:
+    """The body, or else where to look instead."""
+    left = max(deadline - time.monotonic(), 0.01)
+    timeouts = dict.fromkeys(("connect", "read", "write", "pool"), left)
+    headers = [("User-Agent", "llava-s2"), ("Accept", "image/*"), ("Accept-Encoding", "identity")]
+    with pool.stream("GET", url, headers=headers, extensions={"timeout": timeouts}) as response:
+        if response.status in (301, 302, 303, 307, 308):
+            locations = [value for name, value in response.headers if name.lower() == b"location"]
+            return None, locations[0].decode("latin-1") if locations else ""
+        if response.status != 200:
+            raise InputError(f"answered with status {response.status}")
+        body = bytearray()
+        for piece in response.iter_stream():
+            body += piece
+            if len(body) > max_bytes:
+                raise InputError(f"is larger than {max_bytes / (1 << 20):g} MB")
+        return bytes(body), ""
+
+
+class _CheckedBackend(httpcore.NetworkBackend):
+    """Connects to addresses that are allowed, and cuts the connection off when the time is over, whatever it is at."""
+
+    def __init__(self, allowed: Callable[[str], bool], deadline: float) -> None:
+        self._allowed, self._deadline = allowed, deadline
+        self._timers: list[threading.Timer] = []
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.NetworkStream:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        if not all(map(self._allowed, addresses)):
+            raise InputError("leads to an address that is not public")
+        for at, address in enumerate(addresses):
+            try:
+                stream = httpcore.SyncBackend().connect_tcp(address, port, timeout, local_address, socket_options)
+                break
+            except httpcore.ConnectError:
+                if at == len(addresses) - 1:
+                    raise
+        connected: socket.socket = stream.get_extra_info("socket")
+        timer = threading.Timer(max(self._deadline - time.monotonic(), 0), connected.shutdown, [socket.SHUT_RDWR])
+        timer.daemon = True
+        timer.start()
+        self._timers.append(timer)
+        return stream
+
+    def done(self) -> None:
+        """Calls the timers off."""
+        for timer in self._timers:
+            timer.cancel()

@@ -1,0 +1,16 @@
+import pytest
+from api_server import GOLDEN, Command
+
+from llava_s2.model.loading import load_pretrained
+
+
+@pytest.fixture(scope="session")
+def loaded():
+    return load_pretrained(str(GOLDEN / "llava-tiny-s2"), vision_tower=str(GOLDEN / "clip-tiny"), dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    command = Command(tmp_path_factory.mktemp("server"))
+    yield command
+    command.stop()

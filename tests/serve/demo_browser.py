@@ -1,0 +1,95 @@
+"""The demo in a process of its own, and a browser to drive it."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, Playwright, expect
+
+GOLDEN = Path(__file__).parents[1] / "golden/llava_tiny"
+_FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+_FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+expect.set_options(timeout=30_000)
+
+
+class Demo:
+    """``llava-s2 demo`` on a free port."""
+
+    def __init__(self, log: Path, *flags: str) -> None:
+        command = [sys.executable, "-m", "llava_s2.cli", "demo", "--port", "0", *flags]
+        with log.open("w") as file:
+            environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+            self.process = subprocess.Popen(command, stderr=file, stdout=file, env=environment)
+        self.url = ""
+        while not self.url:
+            assert self.process.poll() is None, log.read_text()
+            time.sleep(0.1)
+            if found := re.search(r"(http://\S+)", log.read_text()):
+                self.url = found[1]
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        finally:
+            self.process.kill()
+
+
+def launch(playwright: Playwright) -> Browser:
+    return playwright.chromium.launch(executable_path="/usr/bin/chromium", args=_FLAGS)
+
+
+class Visit:
+    """The page in a window of its own, and what happened in it that should not.
+
+    Attributes:
+        trouble: errors in the console (a script that the page's policy stopped is one) and requests to anywhere else.
+    """
+
+    def __init__(self, browser: Browser, url: str, **context) -> None:
+        self._context = browser.new_context(**context)
+        self.page: Page = self._context.new_page()
+        self.page.set_default_timeout(30_000)
+        self.trouble: list[str] = []
+        self.page.on("console", lambda m: self.trouble.append(m.text) if m.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
+        self.page.on("request", lambda r: None if r.url.startswith((url, "data:", "blob:")) else self._left(r.url))
+        self.page.goto(url)
+        self.question = self.page.locator("#question textarea")
+        expect(self.question).to_be_visible()
+
+    def _left(self, url: str) -> None:
+        self.trouble.append(f"asked {url}")
+
+    def close(self) -> None:
+        self._context.close()
+
+    def upload(self, *files) -> None:
+        self.page.locator("#pictures input[type=file]").set_input_files(list(files))
+
+    def thumbnails(self):
+        return self.page.locator("#pictures .thumbnail-item img, #pictures .thumbnail-lg img")
+
+    def ask(self, text: str) -> None:
+        self.question.fill(text)
+        self.question.press("Enter")
+
+    def bubbles(self, role: str):
+        """Of the conversation: ``user`` or ``bot``."""
+        return self.page.locator(f"#conversation .{role}.message")
+
+    def wait_until_answered(self) -> None:
+        expect(self.page.locator("#regenerate")).to_be_enabled()
+
+    def transcript(self) -> str:
+        area = self.page.locator("#transcript textarea")
+        if not area.is_visible():
+            self.page.get_by_role("button", name="Transcript").click()
+        return area.input_value()
+
+    def tab(self, name: str) -> None:
+        self.page.get_by_role("tab", name=name).click()

@@ -1,0 +1,273 @@
+"""The demo in a real browser, on the tiny reference model: its answers are random words, the same ones every time."""
+
+import json
+import re
+
+import pytest
+from demo_browser import GOLDEN, Demo, Visit, launch
+from hostile import HOSTILE
+from PIL import Image
+from playwright.sync_api import expect, sync_playwright
+
+CASE = json.loads((GOLDEN / "cases.json").read_text())["cases"][0]
+PICTURE = GOLDEN / CASE["image"]
+
+
+@pytest.fixture(scope="module")
+def demo(loaded, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    for part in loaded:  # a baseline finds its tower by itself
+        part.save_pretrained(folder / "baseline")
+    model = [
+        "--model",
+        str(GOLDEN / "llava-tiny-s2"),
+        "--vision_tower",
+        str(GOLDEN / "clip-tiny"),
+        "--dtype",
+        "float32",
+    ]
+    demo = Demo(folder / "log", *model, "--baseline", str(folder / "baseline"), "--max-new-tokens", "8")
+    yield demo
+    demo.stop()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        browser = launch(playwright)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, demo, request):
+    visit = Visit(browser, demo.url, **getattr(request, "param", {}))
+    yield visit
+    visit.close()
+    assert not visit.trouble
+
+
+@pytest.fixture(scope="module")
+def expected(loaded):
+    return loaded[1].decode(CASE["greedy_full"], skip_special_tokens=True).strip()
+
+
+def shown(visit):
+    visit.upload(PICTURE)
+    expect(visit.thumbnails()).to_have_count(1)
+
+
+def test_a_conversation(visit, expected):
+    shown(visit)
+    visit.ask(CASE["question"])
+    visit.wait_until_answered()
+    assert expected in visit.transcript()
+    expect(visit.page.locator("#timing")).to_contain_text(re.compile(r"tower .* 8 new tokens"))
+
+    visit.ask("And what else?")
+    expect(visit.bubbles("bot")).to_have_count(2)
+    visit.wait_until_answered()
+    transcript = visit.transcript()
+    assert transcript.count("[picture") == 1 and transcript.count("User: ") == 2
+
+    visit.page.locator("#regenerate").click()
+    visit.page.wait_for_timeout(200)
+    expect(visit.page.locator("#transcript textarea")).to_have_value(transcript)  # the likeliest words are the same
+    visit.wait_until_answered()
+
+    visit.page.locator("#edit").click()
+    expect(visit.question).to_have_value("And what else?")
+    expect(visit.bubbles("bot")).to_have_count(1)
+    visit.ask("And why?")
+    expect(visit.bubbles("bot")).to_have_count(2)
+    visit.wait_until_answered()
+    assert "And why?" in visit.transcript() and "what else" not in visit.transcript()
+
+    with visit.page.expect_download() as download:
+        visit.page.locator("#download").click()
+    assert download.value.path().read_text() == visit.transcript()
+
+    visit.page.locator("#clear").click()
+    expect(visit.bubbles("user")).to_have_count(0)
+    visit.ask(CASE["question"])
+    visit.wait_until_answered()
+    assert visit.transcript().count("[picture") == 1 and expected in visit.transcript()
+
+
+def test_an_answer_streams_and_can_be_stopped(visit):
+    visit.page.get_by_role("button", name="Sampling").click()
+    most = visit.page.get_by_label("number input for Most new tokens")
+    most.fill("1900")
+    most.press("Tab")
+    visit.ask("Talk.")
+    answer = visit.bubbles("bot")
+    expect(answer).to_have_text(re.compile(r"\w"))
+    begun = answer.inner_text()
+    expect(answer).not_to_have_text(begun)
+    assert len(answer.inner_text()) > len(begun)
+    visit.page.locator("#stop").click()
+    expect(visit.page.locator("#timing")).to_contain_text("stopped")
+    visit.wait_until_answered()
+    made = int(re.search(r"(\d+) new tokens", visit.page.locator("#timing").inner_text())[1])
+    assert made < 1900
+    visit.page.locator("#clear").click()
+    expect(visit.bubbles("bot")).to_have_count(0)
+    visit.ask("Talk.")
+    expect(answer).to_have_text(re.compile(r"\w"))
+    visit.page.locator("#clear").click()  # stops as well
+    expect(visit.page.locator("#stop")).to_be_disabled()
+
+
+def test_several_pictures(visit, tmp_path):
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "b.png")
+    visit.upload(PICTURE, tmp_path / "b.png")
+    expect(visit.thumbnails()).to_have_count(2)
+    visit.ask("What is different?")
+    visit.wait_until_answered()
+    assert visit.transcript().count("[picture") == 2 and "[picture 60 x 40]" in visit.transcript()
+
+
+def test_comparison(visit, expected):
+    shown(visit)
+    visit.tab("Compare")
+    visit.page.locator("#compared textarea").fill(CASE["question"])
+    visit.page.locator("#ask-both").click()
+    for answer in ("#answer-a textarea", "#answer-b textarea"):
+        expect(visit.page.locator(answer)).to_have_value(expected)
+
+
+def test_likelihood(visit):
+    shown(visit)
+    visit.tab("Likelihood")
+    visit.page.locator("#weighed textarea").fill(CASE["question"])
+    visit.page.locator("#options textarea").fill("\n".join(CASE["options"]))
+    visit.page.locator("#weigh").click()
+    table = visit.page.locator("table.s2-options").first
+    expect(table).to_be_visible()
+    rows = {}
+    for row in table.locator("tbody tr").all():
+        option, _, probability, loss = row.locator("th, td").all_inner_texts()
+        rows[option] = float(probability.rstrip("%")), loss
+    assert rows.keys() == set(CASE["options"])
+    assert sum(probability for probability, _ in rows.values()) == pytest.approx(100, abs=0.2)
+    for option, loss in zip(CASE["options"], CASE["option_losses_full"], strict=True):
+        assert float(rows[option][1].split()[0]) == pytest.approx(loss, abs=2e-3)
+        assert ("V* choice" in rows[option][1]) == (loss == min(CASE["option_losses_full"]))
+
+
+def test_what_the_model_sees(visit, loaded, tmp_path):
+    tower = loaded[0].config.vision_config
+    side = 4 * tower.scales[-1]
+    picture = Image.new("RGB", (side, side), "black")
+    picture.paste("white", (side // 2, 0, side, side // 2))  # the quarter at the upper right
+    picture.save(tmp_path / "quarters.png")
+    visit.upload(tmp_path / "quarters.png")
+    expect(visit.thumbnails()).to_have_count(1)
+    visit.tab("What the model sees")
+    expect(visit.page.locator("#sight")).to_contain_text(f"{tower.num_image_tokens} visual tokens")
+    spots = [visit.page.locator(f"#spot-{number} img") for number in range(len(tower.scales) + 1)]
+    levels = [visit.page.locator(f"#level-{scale} img") for scale in tower.scales]
+    for image in (*levels, *spots):
+        expect(image).to_be_visible()
+
+    for across, brightness in ((0.8, 255), (0.2, 0)):
+        before = [image.get_attribute("src") for image in spots]
+        box = levels[-1].bounding_box()
+        levels[-1].click(position={"x": across * box["width"], "y": 0.2 * box["height"]})
+        for image, source in zip(spots, before, strict=True):
+            expect(image).not_to_have_attribute("src", source)
+            assert middle(visit, image) == pytest.approx(brightness, abs=8)
+
+
+def middle(visit, image) -> int:
+    """Red of an image's middle pixel, as the browser draws it."""
+    return image.evaluate(
+        """async image => {
+            await image.decode();
+            const canvas = document.createElement("canvas");
+            canvas.width = canvas.height = 1;
+            const to = canvas.getContext("2d");
+            to.drawImage(image, image.naturalWidth / 2, image.naturalHeight / 2, 1, 1, 0, 0, 1, 1);
+            return to.getImageData(0, 0, 1, 1).data[0];
+        }"""
+    )
+
+
+MARKUP = (
+    "<img src=x onerror=window.stung=1><script>window.stung=1</script><b>bold</b> &amp; <svg onload=window.stung=1>"
+)
+
+
+def test_markup_is_shown_and_never_run(visit):
+    visit.ask(MARKUP)
+    visit.wait_until_answered()
+    expect(visit.bubbles("user")).to_contain_text(MARKUP)
+    visit.tab("Likelihood")
+    shown(visit)
+    visit.page.locator("#weighed textarea").fill(MARKUP)
+    visit.page.locator("#options textarea").fill(f"{MARKUP}\nno")
+    visit.page.locator("#weigh").click()
+    expect(visit.page.locator("table.s2-options").first).to_contain_text(MARKUP)
+    assert visit.page.evaluate("window.stung") is None
+
+
+@pytest.mark.parametrize("kind", ["text", "svg", "50,000 pixels wide", "cut PNG", "JPEG and PDF", "CMYK"])
+def test_a_file_that_is_no_picture_is_told_and_left_out(visit, kind):
+    data, _ = HOSTILE[kind]
+    name = "<img src=x onerror=window.stung=1>.png"
+    visit.upload({"name": name, "mimeType": "image/png", "buffer": data()})
+    toast = visit.page.locator(".toast-body")
+    expect(toast).to_be_visible()
+    expect(visit.thumbnails()).to_have_count(0)
+    assert visit.page.evaluate("window.stung") is None
+    shown(visit)
+    visit.trouble = [text for text in visit.trouble if "Failed to load resource" not in text]
+
+
+def test_questions_that_cannot_be_asked_are_told(visit):
+    visit.tab("Likelihood")
+    visit.page.locator("#weigh").click()
+    expect(visit.page.locator(".toast-body")).to_contain_text("two to 16 different options")
+    visit.tab("Chat")
+    visit.ask("word " * 3000)
+    expect(visit.page.locator(".toast-body").last).to_contain_text("2048")
+    expect(visit.bubbles("user")).to_have_count(0)
+    visit.ask("<image> <|im_end|> </s> What?")
+    visit.wait_until_answered()
+    assert "<image> <|im_end|> </s> What?" in visit.transcript()
+
+
+@pytest.mark.parametrize("visit", [{"viewport": {"width": 390, "height": 844}, "has_touch": True}], indirect=True)
+def test_a_phone(visit):
+    shown(visit)
+    visit.question.tap()
+    visit.ask("What?")
+    visit.wait_until_answered()
+    for name in ("Chat", "Compare"):
+        visit.tab(name)
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_the_keyboard_alone(visit):
+    page = visit.page
+    expect(visit.question).to_be_focused()
+    page.keyboard.type("What?")
+    page.keyboard.press("Enter")
+    visit.wait_until_answered()
+    reached = set()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("(document.activeElement.closest('[id]') || {}).id"))
+    assert {"regenerate", "edit", "clear"} <= reached
+    page.locator("#examples button").first.focus()
+    page.keyboard.press("Enter")
+    expect(visit.question).not_to_have_value("")
+    page.get_by_role("tab", name="Compare").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#ask-both")).to_be_visible()
+
+
+@pytest.mark.parametrize("visit", [{"color_scheme": "dark"}], indirect=True)
+def test_dark(visit):
+    dark = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert max(map(int, re.findall(r"\d+", dark)[:3])) < 64

@@ -1,0 +1,102 @@
+"""`read_picture` on what strangers send."""
+
+import io
+import tracemalloc
+
+import numpy as np
+import psutil
+import pytest
+from hostile import HOSTILE, bomb, claimed_sides, encoded, noise, png
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from llava_s2.errors import InputError
+from llava_s2.serve.pictures import MAX_SIDE, read_picture
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_files_are_refused_in_a_line(what):
+    make, message = HOSTILE[what]
+    with pytest.raises(InputError, match=message) as caught:
+        read_picture(make(), "upload.png")
+    assert str(caught.value).startswith("upload.png: ")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP"])
+def test_a_picture_comes_back_pixel_by_pixel(kind):
+    image = noise().quantize(16).convert("RGB")
+    options = {"lossless": True} if kind == "WEBP" else {}
+    stored = image.quantize(16) if kind == "GIF" else image
+    assert np.array_equal(np.asarray(read_picture(encoded(stored, kind, **options))), np.asarray(image))
+
+
+def test_a_jpeg_keeps_what_a_phone_appends():
+    data = encoded(kind="JPEG")
+    film = b"\0\0\0\x18ftypmp42" + bytes(range(256)) * 10
+    assert read_picture(data + film).tobytes() == Image.open(io.BytesIO(data)).tobytes()
+    preview = encoded(noise(), "MPO", save_all=True, append_images=[noise(8)])
+    assert read_picture(preview).size == (64, 64)
+
+
+def test_upright_alpha_palette_and_grey():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stripe = Image.fromarray(np.array([[10, 200, 60]], np.uint8))
+    for kind, options in (("PNG", {}), ("WEBP", {"lossless": True})):
+        turned = read_picture(encoded(stripe.convert("RGB"), kind, exif=exif, **options))
+        assert turned.mode == "RGB"
+        assert np.asarray(turned)[..., 0].tolist() == [[10], [200], [60]]
+    for odd in (Image.new("RGBA", (8, 8), (255, 0, 0, 9)), Image.new("RGB", (8, 8), "red").convert("P")):
+        assert np.asarray(read_picture(encoded(odd))).reshape(-1, 3).tolist() == [[255, 0, 0]] * 64
+    assert read_picture(encoded(Image.new("1", (8, 8), 1))).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_name_is_its_last_part_on_one_line():
+    for name in ("../../etc/pass\nwd", "C:\\a\\pass\nwd", "/pass\nwd"):
+        with pytest.raises(InputError, match=r"^pass\?wd: "):
+            read_picture(b"", name)
+    with pytest.raises(InputError, match=r"^x{80}: "):
+        read_picture(b"", "x" * 5000)
+    with pytest.raises(InputError, match=r"^image: "):
+        read_picture(b"", "../")
+
+
+def test_a_refused_size_costs_no_memory():
+    data = [bomb(9000), png(50_000, 50_000), claimed_sides("JPEG", 60_000), claimed_sides("GIF", 60_000)]
+    read_picture(encoded())
+    process, tracked = psutil.Process(), 0
+    before = process.memory_info().rss
+    for item in data:
+        tracemalloc.start()
+        with pytest.raises(InputError, match="pixels"):
+            read_picture(item)
+        tracked = max(tracked, tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert tracked < 4 << 20
+    assert process.memory_info().rss - before < 32 << 20
+
+
+def test_the_largest_side_is_taken():
+    assert read_picture(encoded(Image.new("L", (MAX_SIDE, 2)))).size == (MAX_SIDE, 2)
+    with pytest.raises(InputError, match=f"{MAX_SIDE + 1} x 2"):
+        read_picture(encoded(Image.new("L", (MAX_SIDE + 1, 2))))
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.sampled_from(["PNG", "JPEG", "GIF", "WEBP"]),
+    st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=6),
+    st.floats(0.02, 1),
+)
+def test_damage_gives_a_picture_or_an_input_error(kind, changes, kept):
+    data = bytearray(encoded(noise(24), kind))
+    for share, value in changes:
+        data[int(share * (len(data) - 1))] = value
+    try:
+        image = read_picture(bytes(data[: int(len(data) * kept)]))
+    except InputError as error:
+        assert "\n" not in str(error)
+    else:
+        assert image.mode == "RGB" and max(image.size) <= MAX_SIDE
