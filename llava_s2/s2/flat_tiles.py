@@ -40,7 +40,9 @@ class FlatTiles:
         flat = _is_flat(tiles)
         if not any(flat):
             return model(tiles)
-        state = (tuple(tiles.shape[1:]), tiles.dtype, tiles.device, _state(weights))
+        kind = tiles.device.type
+        cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        state = (tuple(tiles.shape[1:]), tiles.dtype, tiles.device, cast, _state(weights))
         if state != self._state:
             self._known, self._state = [], state
         run = [index for index, is_flat in enumerate(flat) if not is_flat]

@@ -117,6 +117,11 @@ class S2VisionModel(PreTrainedModel):
         learns = pixel_values.requires_grad or any(p.requires_grad for p in self.backbone.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
             if self.config.keep_aspect:
+                if self._is_sharded:
+                    raise ValueError(
+                        "keep_aspect calls the backbone as often as the pictures need, for which ZeRO-3 and FSDP wait "
+                        "in vain: train with DDP or ZeRO-2, or with pictures padded or stretched"
+                    )
                 features = torch.cat(
                     [self._multiscale(picture, sizes) for picture, sizes in self._pictures(pixel_values)]
                 )

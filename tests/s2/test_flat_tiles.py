@@ -125,6 +125,18 @@ def test_training_and_gradients_run_every_tile() -> None:
 
 
 @torch.no_grad()
+def test_autocast_has_its_own_features() -> None:
+    model = tower()
+    whole = model(padded()).last_hidden_state
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(padded()).last_hidden_state
+        model.config.reuse_flat_tiles = False
+        torch.testing.assert_close(half, model(padded()).last_hidden_state, rtol=0, atol=0.05)
+    assert whole.dtype == torch.float32
+    torch.testing.assert_close(half.float(), whole, rtol=0, atol=0.1)
+
+
+@torch.no_grad()
 def test_the_latest_colours_are_kept_and_no_more() -> None:
     model = tower()
     colours = [0.1 * number for number in range(12)]
