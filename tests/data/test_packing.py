@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from llava_s2.data.collator import Collator, PackingCollator, keep_targets, pack
-from llava_s2.data.dataset import ConversationDataset, check_records
+from llava_s2.data.dataset import ConversationDataset
 from llava_s2.data.pixels import Normalizer
+from llava_s2.data.training_records import check_records
 from llava_s2.model.assemble import assemble
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llava_tiny"
