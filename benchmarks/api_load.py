@@ -2,8 +2,8 @@
 
     python benchmarks/api_load.py --clients 64 --seconds 120 [-- serve's flags]
 
-Starts the server itself, on a free port of the loopback, and stops it. Each client asks one question after another, every
-second one streamed, about pictures that repeat now and then. The last line of stdout is one JSON object.
+Starts the server itself, on a free port of the loopback, and stops it. Each client asks one question after another,
+every second one streamed, about pictures that repeat now and then. The last line of stdout is one JSON object.
 """
 
 import argparse
@@ -116,9 +116,7 @@ async def _load(url: str, args: argparse.Namespace, process: psutil.Process) -> 
         await asyncio.gather(watch(), *map(visitor, range(args.clients)))
         took = time.monotonic() - begun
         metrics = dict(
-            line.rsplit(" ", 1)
-            for line in (await client.get("/metrics")).text.splitlines()
-            if not line.startswith("#")
+            line.rsplit(" ", 1) for line in (await client.get("/metrics")).text.splitlines() if not line.startswith("#")
         )
     number = {name: float(value) for name, value in metrics.items()}
     quarter = max(len(memory) // 4, 1)

@@ -15,6 +15,7 @@ from llava_s2.errors import InputError
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; every subcommand sets ``run``, a function of the parsed arguments."""
     from llava_s2 import quickstart
+    from llava_s2.bench import commands as bench_commands
     from llava_s2.data import commands as data_commands
     from llava_s2.eval import commands as eval_commands
     from llava_s2.model import commands as model_commands
@@ -33,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
         serve_commands,
         api_commands,
         model_commands,
+        bench_commands,
     ):
         part.add_commands(subparsers)
     return parser

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-COMMANDS = ["quickstart", "data", "train", "eval", "score", "compare", "chat", "merge"]
+COMMANDS = ["quickstart", "data", "train", "eval", "score", "compare", "chat", "merge", "bench"]
 
 
 def run_python(code: str, *argv: str) -> subprocess.CompletedProcess[str]:
@@ -26,7 +26,9 @@ print(json.dumps(heavy))
 """
 
 
-@pytest.mark.parametrize("words", [[], *([name] for name in COMMANDS), ["train", "finetune"], ["data", "scenes"]])
+@pytest.mark.parametrize(
+    "words", [[], *([name] for name in COMMANDS), ["train", "finetune"], ["data", "scenes"], ["bench", "sweep"]]
+)
 def test_help_answers_without_loading_torch(words: list[str]) -> None:
     result = run_python(HELP, *words, "--help")
     assert result.returncode == 0, result.stderr

@@ -1,7 +1,7 @@
 """Opening a picture the way training, evaluation and serving all need it: upright, 8-bit RGB, or a clear error."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -37,7 +37,7 @@ class Embedded:
         return open_image(source)
 
 
-def open_image(source: str | Path | BinaryIO, formats: Sequence[str] | None = None) -> Image.Image:
+def open_image(source: str | Path | BinaryIO, formats: list[str] | tuple[str, ...] | None = None) -> Image.Image:
     """Reads one still picture.
 
     Args:

@@ -1,7 +1,7 @@
 """What a benchmark is to the runner: samples from a data folder, and a grade for each answer."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal

@@ -112,7 +112,7 @@ class LlavaS2(lmms):
         arguments = dict(requests[0].args[1])
         until = arguments.get("until") or []
         sampled = bool(arguments.get("do_sample", (arguments.get("temperature") or 0) > 0))
-        output = self.model.generate(
+        output = self.model.generate(  # type: ignore[misc]
             **inputs,
             do_sample=sampled,
             temperature=arguments.get("temperature") if sampled else None,

@@ -258,11 +258,12 @@ def _loaded(source: ModelSource, model: "LlavaForConditionalGeneration", process
     from llava_s2.model.processor import aspect_ratio
     from llava_s2.model.templates import TEMPLATES
 
+    vision_config: Any = model.config.vision_config
     chat_template = str(processor.chat_template)
     own = f"the checkpoint's own ({_digest(chat_template)})"
     return {
         "template": next((name for name, text in TEMPLATES.items() if text == chat_template), own),
-        "image_mode": aspect_ratio(processor),
+        "image_mode": aspect_ratio(processor, vision_config),
         "dtype": str(model.dtype).removeprefix("torch."),
         "revisions": source.revisions(),
     }

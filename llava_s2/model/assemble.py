@@ -21,12 +21,14 @@ from transformers import (
 )
 
 from llava_s2.errors import InputError
-from llava_s2.model.checkpoint import find_file, first_line, list_names
+from llava_s2.model.checkpoint import find_file, first_line, list_names, read_json
 from llava_s2.model.embedded import resolve_language_model, resolve_vision_tower
-from llava_s2.model.processor import build_processor, num_image_tokens
+from llava_s2.model.processor import build_image_processor, build_processor, num_image_tokens
 from llava_s2.model.templates import end_of_turn
 from llava_s2.model.tokenizer import IMAGE_TOKEN, load_tokenizer
+from llava_s2.model.towers import NamedTower
 from llava_s2.s2 import S2VisionConfig, S2VisionModel
+from llava_s2.s2.backbones import default_feature_layer
 
 
 def assemble(
@@ -34,7 +36,7 @@ def assemble(
     vision_tower: str | Path,
     scales: list[int],
     *,
-    feature_layer: int = -2,
+    feature_layer: int | None = None,
     template: str = "vicuna_v1",
     image_aspect_ratio: str = "pad",
     dtype: str | torch.dtype = "float32",
@@ -45,10 +47,11 @@ def assemble(
 
     Args:
         llm: folder or hub id of a causal language model, or the path of a GGUF file; or ``embedded``.
-        vision_tower: folder or hub id of a transformers vision model with its ``preprocessor_config.json``; or
-            ``embedded``.
+        vision_tower: folder or hub id of a transformers vision model with its ``preprocessor_config.json``;
+            ``open_clip:…``, ``timm:…`` or ``mae:…`` (see ``NamedTower``); or ``embedded``.
         scales: image sides in pixels, ascending, the first one the tower's own; one scale is plain LLaVA.
-        feature_layer: which hidden state of the tower is read; -2 is LLaVA's.
+        feature_layer: which hidden state of the tower is read. Default: LLaVA's -2 of a plain ViT, the last stage of
+            a net in stages.
         template, image_aspect_ratio: see ``build_processor``.
         dtype: of all weights, a torch dtype or its name.
         gguf_file: the GGUF file's name in the folder ``llm``.
@@ -64,16 +67,8 @@ def assemble(
     dtype = torch_dtype(dtype)
     llm, gguf_file = split_gguf(resolve_language_model(llm), gguf_file)
     vision_tower = resolve_vision_tower(vision_tower)
-    backbone_config = load_vision_config(vision_tower)
-    try:  # before any weight is loaded
-        vision_config = S2VisionConfig(
-            backbone_config=backbone_config,
-            scales=scales,
-            feature_layer=feature_layer,
-            keep_aspect=image_aspect_ratio == "keep",
-        )
-    except ValueError as error:
-        raise InputError(f"{vision_tower}: {error}") from error
+    keeps = image_aspect_ratio == "keep"
+    vision_config = tower_config(vision_tower, scales, feature_layer, keep_aspect=keeps)  # before any weight is loaded
     image_mean, image_std = load_image_statistics(vision_tower)
     processor = build_processor(
         load_tokenizer(llm, gguf_file=gguf_file),
@@ -86,10 +81,10 @@ def assemble(
 
     language_model, text_config = load_language_model(llm, gguf_file=gguf_file, dtype=dtype)
     tower = S2VisionModel.wrap(
-        load_vision_backbone(vision_tower, backbone_config, dtype),
+        load_vision_backbone(vision_tower, vision_config.backbone_config, dtype),
         scales,
-        feature_layer=feature_layer,
-        keep_aspect=vision_config.keep_aspect,
+        feature_layer=vision_config.feature_layer,
+        keep_aspect=keeps,
     )
     projector = new_projector(tower.config.hidden_size, text_config.hidden_size)
     model = build(language_model, text_config, projector, tower, processor, llm, dtype=dtype, **load_options)
@@ -240,8 +235,28 @@ def load_language_model(
     return tensors, model.config
 
 
+def tower_config(
+    vision_tower: str | Path, scales: list[int], feature_layer: int | None = None, *, keep_aspect: bool = False
+) -> S2VisionConfig:
+    """The config of an S2 tower on a named backbone, told without its weights; arguments as of ``assemble``.
+
+    Raises:
+        InputError: no such tower, or scales or a layer that it does not have.
+    """
+    backbone_config = load_vision_config(vision_tower)
+    try:
+        layer = default_feature_layer(backbone_config) if feature_layer is None else feature_layer
+        return S2VisionConfig(
+            backbone_config=backbone_config, scales=scales, feature_layer=layer, keep_aspect=keep_aspect
+        )
+    except ValueError as error:
+        raise InputError(f"{vision_tower}: {error}") from error
+
+
 def load_vision_config(name: str | Path) -> PreTrainedConfig:
     """The config of a vision model, or of the vision part of a two-tower model."""
+    if (tower := NamedTower.parse(name)) is not None:
+        return tower.config()
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
@@ -256,6 +271,8 @@ def load_vision_backbone(
     name: str | Path, config: PreTrainedConfig, dtype: torch.dtype, tensors: dict[str, Tensor] | None = None
 ) -> PreTrainedModel:
     """A vision model with the weights in its folder, or with the tensors given."""
+    if not tensors and (tower := NamedTower.parse(name)) is not None:
+        return tower.load(dtype)
     options: dict[str, Any] = {"config": config, "dtype": dtype, "output_loading_info": True}
     try:
         if tensors:
@@ -270,8 +287,33 @@ def load_vision_backbone(
     return model.backbone if isinstance(model, S2VisionModel) else model
 
 
+def load_image_processor(
+    name: str | Path,
+    scales: list[int],
+    image_aspect_ratio: str = "pad",
+    *,
+    backend: Literal["pil", "torchvision"] = "pil",
+) -> Any:
+    """The image preparation that goes with a tower at given scales: its own normalisation, one resize to the largest.
+
+    Args:
+        name: of the tower, as ``assemble`` takes it. The others: see ``build_image_processor``.
+
+    Example:
+        >>> process = load_image_processor("open_clip:ViT-L-14/laion2b_s32b_b82k", [224, 448])
+        >>> process(pictures, return_tensors="pt")["pixel_values"]  # (n, 3, 448, 448)
+    """
+    mean, std = load_image_statistics(resolve_vision_tower(name))
+    return build_image_processor(scales[-1], mean, std, image_aspect_ratio, backend=backend)
+
+
 def load_image_statistics(name: str | Path) -> tuple[list[float], list[float]]:
     """Mean and standard deviation by which the tower's images are normalised, per channel, for values in 0 … 1."""
+    if (tower := NamedTower.parse(name)) is not None:
+        return tower.image_statistics()
+    config_file = find_file(name, "config.json")
+    if config_file is not None and "mean" in (timm := read_json(config_file).get("pretrained_cfg") or {}):
+        return [float(value) for value in timm["mean"]], [float(value) for value in timm["std"]]
     if not any(find_file(name, file) for file in ("preprocessor_config.json", "processor_config.json")):
         raise InputError(
             f"vision tower {name}: preprocessor_config.json is missing, which says how its images are normalised"

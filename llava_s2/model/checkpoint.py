@@ -169,9 +169,23 @@ def read_tensors(path: str | Path) -> "dict[str, Tensor]":
                 return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         except SafetensorError as error:
             raise InputError(f"{path}: not a whole safetensors file ({error}); fetch it again") from error
+    loaded = read_pickle(path)
+    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+        raise InputError(f"{path}: does not hold a dictionary of tensors")
+    return loaded
+
+
+def read_pickle(path: Path, plain: "tuple[type, ...]" = ()) -> Any:
+    """What ``torch.save`` wrote: tensors, memory-mapped, in containers; and objects of the classes ``plain``.
+
+    Raises:
+        InputError: the file is damaged, or holds more than that.
+    """
+    import torch
+
     try:
-        zipped = _is_zip(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with torch.serialization.safe_globals(list(plain)):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except UnpicklingError as error:
         raise InputError(
             f"{path}: refused, because reading it would run code that it contains; "
@@ -179,9 +193,6 @@ def read_tensors(path: str | Path) -> "dict[str, Tensor]":
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         raise InputError(f"{path}: not a whole PyTorch file; fetch it again") from error
-    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise InputError(f"{path}: does not hold a dictionary of tensors")
-    return loaded
 
 
 @dataclass(frozen=True)

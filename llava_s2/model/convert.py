@@ -50,11 +50,32 @@ from llava_s2.model.original import (
     tower_place,
     write_original_files,
 )
-from llava_s2.s2 import S2VisionConfig, aspect, configuration, flat_tiles, modeling, multiscale, remote
+from llava_s2.s2 import (
+    S2VisionConfig,
+    aspect,
+    backbones,
+    configuration,
+    flat_tiles,
+    foreign,
+    modeling,
+    multiscale,
+    open_clip_vision,
+    remote,
+)
 
 Form = Literal["native", "llava", "hf"]
 _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-_REMOTE_CODE = (aspect, configuration, flat_tiles, modeling, multiscale, remote)
+_REMOTE_CODE = (
+    aspect,
+    backbones,
+    configuration,
+    flat_tiles,
+    foreign,
+    modeling,
+    multiscale,
+    open_clip_vision,
+    remote,
+)
 
 
 @dataclass(frozen=True)

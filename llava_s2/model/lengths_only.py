@@ -40,4 +40,6 @@ def processor_for_lengths(
         if checkpoint.kind not in ("llm", "llava_full"):
             name = find_base(checkpoint, base)
     tokenizer = load_tokenizer(name, gguf_file=gguf_file)
-    return build_processor(tokenizer, vision_config or _LLAVA_TOWER, [0.5] * 3, [0.5] * 3)
+    tower: Any = vision_config or _LLAVA_TOWER
+    mode = "keep" if getattr(tower, "keep_aspect", False) else "pad"
+    return build_processor(tokenizer, tower, [0.5] * 3, [0.5] * 3, image_aspect_ratio=mode)

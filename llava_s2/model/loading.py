@@ -249,7 +249,7 @@ def _tower_like(wanted: Any, name: str, dtype: torch.dtype) -> PreTrainedModel:
     sizes = [
         S2VisionConfig(backbone_config=config, feature_layer=wanted.feature_layer).backbone_hidden_size
         if isinstance(wanted, S2VisionConfig)
-        else config.hidden_size
+        else getattr(config, "hidden_size", None)
         for config in (found, wanted.backbone_config if isinstance(wanted, S2VisionConfig) else wanted)
     ]
     if sizes[0] != sizes[1]:

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from transformers import (
     AutoProcessor,
+    LlavaImageProcessor,
     LlavaImageProcessorPil,
     LlavaProcessor,
     PreTrainedConfig,
@@ -51,29 +53,54 @@ def build_processor(
         InputError: unknown aspect ratio, or one that the tower is not made for; unknown template, or one whose tokens
             the tokenizer lacks.
     """
+    if image_aspect_ratio in ASPECT_RATIOS and (image_aspect_ratio == "keep") != getattr(
+        vision_config, "keep_aspect", False
+    ):
+        raise InputError("image_aspect_ratio 'keep' goes with an S2 tower of keep_aspect=True, and with no other")
+    chat_template = _chat_template(template, tokenizer)
+    return LlavaProcessor(
+        image_processor=build_image_processor(vision_config.image_size, image_mean, image_std, image_aspect_ratio),
+        tokenizer=tokenizer,
+        patch_size=vision_config.patch_size,
+        vision_feature_select_strategy=vision_feature_select_strategy,
+        num_additional_image_tokens=prefix_tokens,
+        chat_template=chat_template,
+    )
+
+
+def build_image_processor(
+    side: int,
+    image_mean: Sequence[float],
+    image_std: Sequence[float],
+    image_aspect_ratio: str = "pad",
+    *,
+    backend: Literal["pil", "torchvision"] = "pil",
+) -> LlavaImageProcessor | LlavaImageProcessorPil:
+    """LLaVA's image preparation for a tower: one resize, to the largest scale; arguments as of ``build_processor``.
+
+    Args:
+        side: the tower's ``image_size``. The smaller scales are made of these pixels, in the tower.
+        backend: "torchvision" runs where the pictures are, on a GPU too; its resize rounds otherwise: by two of 255
+            levels at most, in noise.
+
+    Raises:
+        InputError: unknown aspect ratio.
+
+    Example:
+        >>> build_image_processor(1008, mean, std)(pictures, return_tensors="pt")["pixel_values"]  # (n, 3, 1008, 1008)
+    """
     if image_aspect_ratio not in ASPECT_RATIOS:
         raise InputError(
             f"image_aspect_ratio {image_aspect_ratio!r} is not known; use one of {', '.join(ASPECT_RATIOS)}"
         )
-    if (image_aspect_ratio == "keep") != getattr(vision_config, "keep_aspect", False):
-        raise InputError("image_aspect_ratio 'keep' goes with an S2 tower of keep_aspect=True, and with no other")
-    chat_template = _chat_template(template, tokenizer)
-    side = vision_config.image_size
-    image_processor = LlavaImageProcessorPil(
+    processor_class = LlavaImageProcessor if backend == "torchvision" else LlavaImageProcessorPil
+    return processor_class(
         do_pad=image_aspect_ratio in ("pad", "keep"),
         size={"height": side, "width": side} if image_aspect_ratio == "resize" else {"shortest_edge": side},
         do_center_crop=image_aspect_ratio != "resize",
         crop_size={"height": side, "width": side},
         image_mean=list(image_mean),
         image_std=list(image_std),
-    )
-    return LlavaProcessor(
-        image_processor=image_processor,
-        tokenizer=tokenizer,
-        patch_size=vision_config.patch_size,
-        vision_feature_select_strategy=vision_feature_select_strategy,
-        num_additional_image_tokens=prefix_tokens,
-        chat_template=chat_template,
     )
 
 

@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from .backbones import Geometry, geometry
+
 
 class S2VisionConfig(PreTrainedConfig):
     """A vision backbone run on several image scales (arXiv:2403.13043, section 3.1).
@@ -13,9 +15,10 @@ class S2VisionConfig(PreTrainedConfig):
 
     Args:
         backbone_config: config (or its dict, with `model_type`) of any transformers vision model that gives a
-            grid of tokens or one feature map: CLIP, SigLIP, DINOv2 (with or without registers), ViT,
-            ConvNeXt. The config of a whole CLIP or SigLIP stands for its vision part. Default: CLIP-L/14-336,
-            the tower of LLaVA-1.5.
+            grid of tokens or one feature map: CLIP, SigLIP, DINOv2 (with or without registers), DINOv3, ViT,
+            ViT-MAE, ConvNeXt, Swin; timm's models are `TimmWrapperConfig`, open_clip's `OpenClipVisionConfig`. The
+            config of a whole CLIP or SigLIP stands for its vision part. Default: CLIP-L/14-336, the tower of
+            LLaVA-1.5.
         scales: image sides in pixels, ascending; the first is the backbone's own image size and the others
             are whole multiples of it. Default: that first scale alone.
         feature_layer: which of the backbone's hidden states, counted as transformers does: 0 is the
@@ -74,23 +77,19 @@ class S2VisionConfig(PreTrainedConfig):
         self._check()
 
     @property
+    def geometry(self) -> Geometry:
+        """The backbone's hidden states: how many, how wide, how fine."""
+        return geometry(self.backbone_config)
+
+    @property
     def backbone_image_size(self) -> int:
         """Side in pixels of the images the backbone was trained on."""
-        size = getattr(self.backbone_config, "image_size", None)
-        if isinstance(size, (list, tuple)) and len(size) == 2 and size[0] == size[1]:
-            size = size[0]
-        if not isinstance(size, int):
-            raise ValueError(
-                f"{self.backbone_config.model_type!r} has image_size {size!r}: S2 needs a "
-                "backbone whose config has one side in pixels as image_size"
-            )
-        return size
+        return self.geometry.image_size
 
     @property
     def num_blocks(self) -> int:
-        """Blocks (ConvNeXt: stages) of the whole backbone."""
-        depths = getattr(self.backbone_config, "depths", None)
-        return self.backbone_config.num_hidden_layers if depths is None else len(depths)
+        """Blocks (ConvNeXt, Swin: stages) of the whole backbone."""
+        return self.geometry.blocks
 
     @property
     def num_used_blocks(self) -> int:
@@ -100,19 +99,12 @@ class S2VisionConfig(PreTrainedConfig):
     @property
     def backbone_hidden_size(self) -> int:
         """Channels of one scale's features."""
-        sizes = getattr(self.backbone_config, "hidden_sizes", None)
-        return self.backbone_config.hidden_size if sizes is None else sizes[max(self.num_used_blocks - 1, 0)]
+        return self.geometry.widths[self.num_used_blocks]
 
     @property
     def backbone_stride(self) -> int:
         """Pixels of a tile that one of its features covers, along one side."""
-        patch_size = self.backbone_config.patch_size
-        if isinstance(patch_size, (list, tuple)):
-            patch_size = patch_size[0]
-        if getattr(self.backbone_config, "hidden_sizes", None) is None:
-            return patch_size
-        # Every stage after the first halves the map.
-        return patch_size * 2 ** max(self.num_used_blocks - 1, 0)
+        return self.geometry.strides[self.num_used_blocks]
 
     @property
     def tile_sizes(self) -> list[int]:
@@ -154,13 +146,6 @@ class S2VisionConfig(PreTrainedConfig):
     def _check(self) -> None:
         """Raise ValueError, with the way out, for what cannot be run."""
         kind = self.backbone_config.model_type
-        channels = "hidden_sizes" if hasattr(self.backbone_config, "depths") else "hidden_size"
-        missing = [n for n in ("patch_size", channels) if getattr(self.backbone_config, n, None) is None]
-        if missing:
-            raise ValueError(
-                f"a {kind!r} config has no {' and no '.join(missing)}: use a backbone with one feature grid, "
-                "such as clip_vision_model, siglip_vision_model, dinov2, vit or convnext"
-            )
         base = self.backbone_image_size
         fitting = [base * factor for factor in (1, 2, 3)]
         if not self.scales or not all(type(side) is int for side in self.scales):
@@ -186,11 +171,18 @@ class S2VisionConfig(PreTrainedConfig):
                     f"{self.backbone_stride} pixels (max_split_size={self.max_split_size}): leave "
                     "max_split_size unset"
                 )
+        if not self.geometry.other_sizes and set(self.tile_sizes) != {base}:
+            raise ValueError(
+                f"the backbone ({kind}) runs on tiles of {base} pixels alone, not of {self.tile_sizes}: leave split "
+                "and max_split_size unset (a timm model can be made with dynamic_img_size=True)"
+            )
         if not -self.num_blocks - 1 <= self.feature_layer <= self.num_blocks:
             raise ValueError(
                 f"feature_layer {self.feature_layer} does not exist: the backbone ({kind}) has {self.num_blocks} "
                 f"blocks, so 0 (embeddings) to {self.num_blocks}, or -1 (last) to {-self.num_blocks - 1}"
             )
+        if self.num_used_blocks < self.geometry.first:
+            raise ValueError(f"feature_layer {self.feature_layer}: a {kind} backbone does not hand out its embeddings")
         if not -len(self.scales) <= self.resize_output_to_idx < len(self.scales):
             raise ValueError(
                 f"resize_output_to_idx {self.resize_output_to_idx}, but there are {len(self.scales)} scales"

@@ -1,6 +1,5 @@
 """The S2 vision tower: a stock transformers backbone run on several image scales."""
 
-import inspect
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -11,8 +10,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
 from .aspect import content_boxes, tile_grid
+from .backbones import default_feature_layer, keep_blocks, last_features
 from .configuration import S2VisionConfig
 from .flat_tiles import FlatTiles
+from .foreign import as_pretrained
 from .multiscale import multiscale_forward
 
 # On a CPU, more tokens in one call fall out of its caches.
@@ -51,19 +52,25 @@ class S2VisionModel(PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def wrap(cls, backbone: PreTrainedModel, scales: list[int], **config_kwargs: Any) -> "S2VisionModel":
+    def wrap(cls, backbone: nn.Module, scales: list[int], **config_kwargs: Any) -> "S2VisionModel":
         """The tower around a loaded backbone, whose weights it shares.
 
         Args:
-            backbone: a transformers vision model, or a two-tower model (CLIPModel) whose vision part is
-                taken. It is cut in place to the blocks that the features need.
+            backbone: a vision model of transformers, open_clip or timm, or a two-tower model (CLIPModel, open_clip's
+                CLIP) whose vision part is taken. It is cut in place to the blocks that the features need.
             scales: image sides in pixels, see `S2VisionConfig`; `config_kwargs` are its other arguments.
+                `feature_layer` is -2 for plain ViTs and the last stage of nets in stages if it is not given.
 
         Raises:
-            ValueError: scales that the backbone cannot be run on, or a model without a vision model that
-                AutoModel knows.
+            ValueError: scales that the backbone cannot be run on, or a model that would not load again.
+
+        Example:
+            >>> tower = S2VisionModel.wrap(timm.create_model("vit_base_patch16_224"), scales=[224, 448])
         """
+        if not isinstance(backbone, PreTrainedModel):
+            backbone = as_pretrained(backbone)
         vision_config = getattr(backbone.config, "vision_config", backbone.config)
+        config_kwargs.setdefault("feature_layer", default_feature_layer(vision_config))
         config = S2VisionConfig(backbone_config=vision_config, scales=scales, **config_kwargs)
         # The class that AutoModel builds for this config, so that a saved tower loads again.
         stock: Any = MODEL_MAPPING.get(type(vision_config), ())
@@ -168,12 +175,15 @@ class S2VisionModel(PreTrainedModel):
             return self._run_backbone(self.backbone, tiles)
         return self._share.run(self._run_backbone, self.backbone, tiles)
 
-    def _run_backbone(self, backbone: nn.Module, tiles: Tensor) -> Tensor:
+    def _run_backbone(self, backbone: Any, tiles: Tensor) -> Tensor:
         side = tiles.shape[-1]
-        options = {}
-        if side != self.config.backbone_image_size and self._takes_other_sizes_by_flag:
-            options["interpolate_pos_encoding"] = True
-        features = backbone(tiles.to(self.backbone.dtype), **options).last_hidden_state
+        features = last_features(
+            backbone,
+            tiles.to(self.backbone.dtype),
+            self.config.num_used_blocks,
+            self.config.backbone_image_size,
+            self.config.backbone_stride,
+        )
         if backbone._compiled_call_impl is not None:
             features = features.clone()  # a CUDA graph's next call writes into its output
         if features.dim() == 4:
@@ -186,31 +196,6 @@ class S2VisionModel(PreTrainedModel):
             )
         return features[:, features.shape[1] - grid :]
 
-    @property
-    def _takes_other_sizes_by_flag(self) -> bool:
-        return "interpolate_pos_encoding" in inspect.signature(self.backbone.forward).parameters
-
 
 def _keep_blocks(backbone: PreTrainedModel, config: S2VisionConfig) -> PreTrainedModel:
-    """Cut `backbone` in place so that its last_hidden_state is the wanted block's output.
-
-    The blocks are the first ModuleList as long as the config says (or as needed, in a backbone that was cut
-    before). What the backbone registers after them (final norm, pooler, head) works on the last block's
-    output, which the features must not have gone through.
-    """
-    lists = [(name, module) for name, module in backbone.named_modules() if isinstance(module, nn.ModuleList)]
-    for length in (config.num_blocks, config.num_used_blocks):
-        name, blocks = next(((name, blocks) for name, blocks in lists if len(blocks) == length), ("", None))
-        if blocks is not None:
-            break
-    else:
-        raise ValueError(f"{type(backbone).__name__} has no list of {config.num_blocks} blocks, as its config says")
-    del blocks[config.num_used_blocks :]
-    parent: nn.Module = backbone
-    for part in name.split("."):
-        children = list(parent._modules)
-        for later in children[children.index(part) + 1 :]:
-            if any(True for _ in parent.get_submodule(later).parameters()):
-                parent.set_submodule(later, nn.Identity())
-        parent = parent.get_submodule(part)
-    return backbone
+    return keep_blocks(backbone, config.num_blocks, config.num_used_blocks)

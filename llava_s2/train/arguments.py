@@ -76,11 +76,15 @@ class RecipeArguments:
     )
     on_bad_sample: str = _flag("a record that cannot be used: error, or skip, which takes another one for it", "error")
     max_bad_share: float = _flag("with skip: stop when more than this share of the records is bad", 0.02)
-    vision_tower: str | None = _flag("vision tower, a folder or hub id (a LLaVA brings its own)")
+    vision_tower: str | None = _flag(
+        "vision tower, a folder or hub id, open_clip:ARCH/WEIGHTS, timm:ARCH[/FILE], mae:FILE (a LLaVA brings its own)"
+    )
     s2_scales: str | None = _flag(
         "image sides in pixels, the tower's own first: 336,672,1008 (widens a single-scale LLaVA)"
     )
-    mm_vision_select_layer: int = _flag("hidden state of the tower that is read", -2)
+    mm_vision_select_layer: int | None = _flag(
+        "hidden state of the tower that is read (default: -2 of a plain ViT, else the last stage)"
+    )
     gguf_file: str | None = _flag("the language model's GGUF file in its folder")
     base: str | None = _flag("what lies under the adapter to go on from, if not what it names")
     pretrain_mm_mlp_adapter: str | None = _flag("projector to start with: pretrain's output, or LLaVA's .bin file")

@@ -9,7 +9,7 @@ from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration,
 
 from llava_s2.data.training_records import TrainingRecords
 from llava_s2.errors import InputError
-from llava_s2.model.assemble import load_vision_config, split_gguf
+from llava_s2.model.assemble import split_gguf, tower_config
 from llava_s2.model.checkpoint import identify
 from llava_s2.model.embedded import resolve_language_model, resolve_vision_tower
 from llava_s2.model.loading import read_config
@@ -117,10 +117,10 @@ def _config(recipe: RecipeArguments, is_llm: bool) -> Any:
         folder, gguf_file = split_gguf(resolve_language_model(recipe.model_name_or_path), recipe.gguf_file)
         text_config = AutoConfig.from_pretrained(folder, gguf_file=gguf_file)
         assert recipe.vision_tower is not None
-        vision_config = S2VisionConfig(
-            backbone_config=load_vision_config(resolve_vision_tower(recipe.vision_tower)),
-            scales=recipe.scales,
-            feature_layer=recipe.mm_vision_select_layer,
+        vision_config = tower_config(
+            resolve_vision_tower(recipe.vision_tower),
+            recipe.scales,
+            recipe.mm_vision_select_layer,
             keep_aspect=recipe.image_aspect_ratio == "keep",
         )
         return LlavaConfig(

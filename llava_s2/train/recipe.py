@@ -23,13 +23,14 @@ from llava_s2.data.collator import Collator
 from llava_s2.data.dataset import ConversationDataset
 from llava_s2.data.training_records import TrainingRecords, check_records
 from llava_s2.errors import InputError
-from llava_s2.model.assemble import assemble, load_vision_config, split_gguf
+from llava_s2.model.assemble import assemble, split_gguf, tower_config
 from llava_s2.model.checkpoint import identify, read_tensors, split_parts
 from llava_s2.model.embedded import NAME, resolve_language_model, resolve_vision_tower, shipped_model
 from llava_s2.model.lengths_only import processor_for_lengths
 from llava_s2.model.loading import load_pretrained, quantization_config, saved_template
 from llava_s2.model.processor import aspect_ratio, set_template
 from llava_s2.model.templates import TEMPLATES
+from llava_s2.model.towers import resolved
 from llava_s2.model.widen import widen
 from llava_s2.s2 import S2VisionConfig
 from llava_s2.train.arguments import RecipeArguments, parse_flags
@@ -100,8 +101,8 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
             recipe.model_name_or_path, vision_config=vision_config, gguf_file=recipe.gguf_file
         )
         dataset = ConversationDataset(checked, early, template, recipe.model_max_length, bad_samples)
-        if training.process_index == 0 and (told := dataset.too_long()):
-            logger.warning(told)
+        if training.process_index == 0 and (too_long := dataset.too_long()):
+            logger.warning(too_long)
 
     set_seed(training.seed)
     with _no_sharding_at_load(training):
@@ -116,7 +117,7 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
     if recipe.packing:
         collate = packing_collator(model, tokenizer, recipe.model_name_or_path)
     if recipe.vision_tower is not None:
-        model.config.mm_vision_tower = _where(recipe.vision_tower)  # so that load_pretrained finds it
+        model.config.mm_vision_tower = resolved(recipe.vision_tower)  # so that load_pretrained finds it
     if recipe.base is not None:
         model.config.mm_base = _where(recipe.base)
     elif hasattr(model.config, "mm_base"):  # of the adapter to go on from, which keeps it
@@ -303,15 +304,8 @@ def _check_parts(recipe: RecipeArguments, projector: dict[str, Tensor] | None) -
     """
     assert recipe.vision_tower is not None
     vision_tower = resolve_vision_tower(recipe.vision_tower)
-    try:
-        vision_config = S2VisionConfig(
-            backbone_config=load_vision_config(vision_tower),
-            scales=recipe.scales,
-            feature_layer=recipe.mm_vision_select_layer,
-            keep_aspect=recipe.image_aspect_ratio == "keep",
-        )
-    except ValueError as error:
-        raise error if isinstance(error, InputError) else InputError(f"{vision_tower}: {error}") from error
+    keeps = recipe.image_aspect_ratio == "keep"
+    vision_config = tower_config(vision_tower, recipe.scales, recipe.mm_vision_select_layer, keep_aspect=keeps)
     llm, gguf_file = split_gguf(resolve_language_model(recipe.model_name_or_path), recipe.gguf_file)
     if projector is not None:
         text_size = None if gguf_file else identify(llm).config.get("hidden_size")

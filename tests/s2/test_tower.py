@@ -19,6 +19,8 @@ from transformers import (
     Dinov2Backbone,
     Dinov2Config,
     Dinov2WithRegistersConfig,
+    DINOv3ConvNextConfig,
+    DINOv3ViTConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -28,6 +30,7 @@ from transformers import (
     SiglipVisionConfig,
     SwinConfig,
     ViTConfig,
+    ViTMAEConfig,
 )
 
 from llava_s2.s2 import S2VisionConfig, S2VisionModel
@@ -49,6 +52,24 @@ FAMILIES: dict[str, tuple[PreTrainedConfig, int]] = {
     "dinov2": (Dinov2Config(**VIT, mlp_ratio=2), 1),
     "dinov2_with_registers": (Dinov2WithRegistersConfig(**VIT, mlp_ratio=2, num_register_tokens=4), 5),
     "vit": (ViTConfig(**VIT), 1),
+    "dinov3": (DINOv3ViTConfig(**VIT, num_register_tokens=2), 3),
+    "vit_mae": (ViTMAEConfig(**VIT, decoder_hidden_size=16, decoder_num_attention_heads=2), 1),
+    "swin": (
+        SwinConfig(
+            image_size=32,
+            patch_size=2,
+            embed_dim=8,
+            depths=[1, 2, 1],
+            num_heads=[1, 2, 2],
+            window_size=4,
+            initializer_range=0.3,
+        ),
+        0,
+    ),
+    "dinov3_convnext": (
+        DINOv3ConvNextConfig(depths=[1, 1, 2, 1], hidden_sizes=[8, 8, 16, 24], image_size=64, initializer_range=0.3),
+        0,
+    ),
     "convnext": (
         ConvNextConfig(
             depths=[1, 1, 2, 1], hidden_sizes=[8, 8, 16, 24], image_size=64, patch_size=4, initializer_range=0.3
@@ -66,8 +87,12 @@ def build(family: str) -> PreTrainedModel:
 
 def block_output(backbone: PreTrainedModel, layer: int, tile: Tensor) -> Tensor:
     """The stock model's hidden_states[layer]."""
+    options = {}
+    if isinstance(backbone.config, ViTMAEConfig):  # all patches, in their order
+        backbone.config.mask_ratio = 0.0
+        options["noise"] = torch.arange((tile.shape[-1] // 6) ** 2.0).expand(len(tile), -1)
     with torch.no_grad():
-        return backbone(tile, output_hidden_states=True).hidden_states[layer]
+        return backbone(tile, output_hidden_states=True, **options).hidden_states[layer]
 
 
 def reference(backbone: PreTrainedModel, layer: int, prefix: int, x: Tensor, base: int, scales: list[int]) -> Tensor:
@@ -102,6 +127,10 @@ def test_features_of_every_family(family: str, layer: int) -> None:
     expected = reference(backbone, layer, prefix, x, base, scales)
     total = sum(p.numel() for p in backbone.parameters())
 
+    if (family, layer) == ("dinov3_convnext", 0):
+        with pytest.raises(ValueError, match="does not hand out its embeddings"):
+            S2VisionModel.wrap(backbone, scales, feature_layer=layer)
+        return
     tower = S2VisionModel.wrap(backbone, scales, feature_layer=layer)
     with torch.no_grad():
         out = tower(x)
@@ -385,7 +414,7 @@ def test_the_papers_tower() -> None:
         ({"scales": [24, 48], "max_tiles_per_call": 0}, "at least 1"),
         ({"backbone_config": {"hidden_size": 16}}, "model_type"),
         ({"backbone_config": LlamaConfig()}, "'llama'.* image_size"),
-        ({"backbone_config": SwinConfig()}, "'swin' config has no hidden_sizes"),
+        ({"backbone_config": SwinConfig(), "scales": [224, 448], "split": False}, "tiles of 224 pixels alone"),
         ({"backbone_config": ResNetConfig()}, "'resnet'"),
         ({"backbone_config": ViTConfig(image_size=[224, 112])}, "one side"),
     ],

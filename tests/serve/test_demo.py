@@ -157,10 +157,11 @@ def test_a_spot_is_the_same_place_at_every_scale_and_in_the_picture(model, size,
     x, y = at[0] * square - (square - width) / 2, at[1] * square - (square - height) / 2
     image = Image.new("RGB", size, "black")
     image.paste((255, 0, 0), (round(x) - 30, round(y) - 30, round(x) + 30, round(y) + 30))
-    levels = pyramid(image, Sight.of(model.model, model.processor), model.processor)
-    views = [*spot(levels, at, 0.1, 64), spot_of_original(image, model.processor, at, 0.1, 64)]
+    sight = Sight.of(model.model, model.processor)
+    levels = pyramid(image, sight, model.processor)
+    views = [*spot(levels, at, 0.1, 64), spot_of_original(image, sight, at, 0.1, 64)]
     assert [view.getpixel((32, 32))[0] > 180 and view.size == (64, 64) for view in views] == [True] * len(views)
-    assert max(spot_of_original(image, model.processor, (0.5, 0.5), 0.02, 8).getpixel((4, 4))) == 0
+    assert max(spot_of_original(image, sight, (0.5, 0.5), 0.02, 8).getpixel((4, 4))) == 0
 
 
 def test_borders_stand_between_tiles(model):

@@ -44,7 +44,8 @@ def weigh(model: Model, images: Sequence[Image.Image], question: str, options: S
         InputError: no question, or the prompt with an option is longer than the model takes.
     """
     # Evaluation owns the way of choosing that the published V* numbers were made with, and this page shows just that.
-    from llava_s2.eval.likelihood import option_losses
+    from llava_s2.eval.likelihood import rank_options
+    from llava_s2.eval.loading import prepare
 
     if not question.strip():
         raise InputError("type a question first")
@@ -58,12 +59,15 @@ def weigh(model: Model, images: Sequence[Image.Image], question: str, options: S
     limit = model.model.config.get_text_config().max_position_embeddings
     if longest > limit:
         raise InputError(f"question and option have {longest} tokens and the model takes {limit}; shorten them")
-    losses = option_losses(model.model, processor, images, neutralize(question, processor), safe)
+    pictures = tuple(prepare(processor, image) for image in images)
+    (ranking,) = rank_options(model.model, processor, pictures, [(neutralize(question, processor), safe)])
     totals = [
-        loss * sum(label != IGNORE_INDEX for label in row["labels"]) for loss, row in zip(losses, encoded, strict=True)
+        loss * sum(label != IGNORE_INDEX for label in row["labels"])
+        for loss, row in zip(ranking.losses, encoded, strict=True)
     ]
     shares = [math.exp(min(totals) - total) for total in totals]
     weights = [
-        Weight(option, share / sum(shares), loss) for option, share, loss in zip(options, shares, losses, strict=True)
+        Weight(option, share / sum(shares), loss)
+        for option, share, loss in zip(options, shares, ranking.losses, strict=True)
     ]
     return sorted(weights, key=lambda weight: -weight.probability)

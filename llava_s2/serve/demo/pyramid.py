@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,20 +31,23 @@ class Sight:
     Attributes:
         scales: sides in pixels. tiles: along one side of each scale.
         tokens: that stand for a picture in the prompt. channels: of one token before the projector.
+        mode: how a picture becomes a square, one of ``ASPECT_RATIOS``.
     """
 
     scales: tuple[int, ...]
     tiles: tuple[int, ...]
     tokens: int
     channels: int
+    mode: str
 
     @classmethod
     def of(cls, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> "Sight":
         """Any LLaVA's; one without an S2 tower has one scale of one tile."""
-        vision = model.config.vision_config
+        vision: Any = model.config.vision_config
         scales = tuple(getattr(vision, "scales", None) or [vision.image_size])
         tiles = tuple(getattr(vision, "num_tiles", None) or [1])
-        return cls(scales, tiles, num_image_tokens(processor), vision.hidden_size)
+        mode = aspect_ratio(processor, vision)
+        return cls(scales, tiles, num_image_tokens(processor), vision.hidden_size, mode)
 
 
 def pyramid(image: Image.Image, sight: Sight, processor: LlavaProcessor) -> list[Scale]:
@@ -84,18 +88,16 @@ def spot(levels: Sequence[Scale], at: tuple[float, float], share: float, side: i
     left, top = (min(max(centre - share / 2, 0), 1 - share) for centre in at)
     crops = []
     for level in levels:
-        box = [round(edge * level.side) for edge in (left, top, left + share, top + share)]
-        crops.append(level.image.crop(tuple(box)).resize((side, side), Image.Resampling.NEAREST))
+        x, y, right, bottom = (round(edge * level.side) for edge in (left, top, left + share, top + share))
+        crops.append(level.image.crop((x, y, right, bottom)).resize((side, side), Image.Resampling.NEAREST))
     return crops
 
 
-def spot_of_original(
-    image: Image.Image, processor: LlavaProcessor, at: tuple[float, float], share: float, side: int
-) -> Image.Image:
+def spot_of_original(image: Image.Image, sight: Sight, at: tuple[float, float], share: float, side: int) -> Image.Image:
     """The same spot of the picture itself; what the processor padded is grey."""
     width, height = image.size
-    way = aspect_ratio(processor)
-    square = {"pad": (max(image.size),) * 2, "square": (min(image.size),) * 2, "resize": image.size}[way]
+    padded, cropped = (max(image.size),) * 2, (min(image.size),) * 2
+    square = {"pad": padded, "keep": padded, "square": cropped, "resize": image.size}[sight.mode]
     left = (width - square[0]) / 2 + min(max(at[0] - share / 2, 0), 1 - share) * square[0]
     top = (height - square[1]) / 2 + min(max(at[1] - share / 2, 0), 1 - share) * square[1]
     wide, high = max(round(share * square[0]), 1), max(round(share * square[1]), 1)

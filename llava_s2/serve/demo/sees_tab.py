@@ -59,7 +59,7 @@ def build_sees(model: Model, session: gr.State, gallery: gr.Gallery, tab: gr.Tab
         at, part = (x / 100, y / 100), percent / 100
         return [
             *spot(scales, at, part, _SPOT_SIDE),
-            spot_of_original(image, model.processor, at, part, _SPOT_SIDE),
+            spot_of_original(image, sight, at, part, _SPOT_SIDE),
         ]
 
     def everything(state: Session, number: int, x: float, y: float, percent: float) -> list[Any]:

@@ -1,0 +1,1 @@
+"""What a tower costs and what it brings: FLOPs, throughput, and scores against FLOPs."""
