@@ -454,8 +454,8 @@ def test_a_request_over_its_time_ends_in_the_same_shape(serving):
 
 
 def test_slow_headers_and_bodies_are_cut_off(serving, monkeypatch):
-    monkeypatch.setattr("llava_s2.serve.api.server._HEADER_SECONDS", 0.4)
-    url = serving(body_seconds=0.4)
+    monkeypatch.setattr("llava_s2.serve.api.server._HEADER_SECONDS", 1.5)
+    url = serving(body_seconds=1.5)
     slow = [b"GET /health HTT", b"", head(100) + b'{"model":']
     with contextlib.ExitStack() as stack:
         connections = [stack.enter_context(connection(url)) for _ in slow]
