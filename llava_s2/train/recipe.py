@@ -79,8 +79,8 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
 
     if training.use_liger_kernel and not torch.cuda.is_available():
         raise InputError("--use_liger_kernel: Liger's kernels need a GPU, and torch sees none; leave it out")
-    for notice in checked.notices if training.process_index == 0 else []:
-        logger.warning(notice)
+    for known in checked.notices if training.process_index == 0 else []:
+        logger.warning(known)
     if recipe.dry_run:
         with _no_sharding_at_load(training):
             told = describe_run(recipe, training, parts, checked, is_llm)
@@ -96,8 +96,8 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
             recipe.model_name_or_path, vision_config=vision_config, gguf_file=recipe.gguf_file
         )
         dataset = ConversationDataset(checked, early, template, recipe.model_max_length, bad_samples)
-        if training.process_index == 0 and (told := dataset.too_long()):
-            logger.warning(told)
+        if training.process_index == 0 and (long := dataset.too_long()):
+            logger.warning(long)
 
     set_seed(training.seed)
     with _no_sharding_at_load(training):
