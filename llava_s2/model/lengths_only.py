@@ -13,7 +13,7 @@ from llava_s2.model.processor import build_processor
 from llava_s2.model.tokenizer import load_tokenizer
 
 # LLaVA-1.5's tower: 576 tokens, and as many with S2 whatever the scales.
-_LLAVA_TOWER = SimpleNamespace(image_size=336, patch_size=14)
+_LLAVA_TOWER: Any = SimpleNamespace(image_size=336, patch_size=14)
 
 
 def processor_for_lengths(
