@@ -5,6 +5,7 @@ the functions that run, so that ``--help`` answers at once.
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and not getattr(args, "takes_more_flags", False):
         build_parser().error(f"unrecognized arguments: {' '.join(rest)}")
     args.more_flags = rest
+    # What it says on import, that a product of 4-bit weights on a CPU has no faster kernel, is no news to anybody here.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         return args.run(args) or 0
     except InputError as error:
