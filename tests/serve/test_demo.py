@@ -113,6 +113,10 @@ def test_the_gallery_and_the_session_agree(tmp_path):
     errors = sync(session, [str(elsewhere), str(tmp_path / "new.png"), str(tmp_path / "text.png")], tmp_path)
     assert [held.image.getpixel((0, 0)) for held in session.pictures] == [(20, 0, 0), (0, 0, 255)]
     assert len(errors) == 1 and "text.png" in str(errors[0])
+    held = list(session.pictures)  # a question that is sent before the page shows the copy comes with the upload's path
+    assert not sync(session, [str(elsewhere), str(tmp_path / "new.png")], tmp_path) and session.pictures == held
+    assert not sync(session, [str(elsewhere), held[1].thumbnail], tmp_path) and session.pictures == held
+    assert not sync(session, [held[1].thumbnail], tmp_path) and session.pictures == held[1:]
     with pytest.raises(InputError, match="remove one"):
         for _ in range(MOST_PICTURES):
             add_picture(session, picture(), tmp_path)

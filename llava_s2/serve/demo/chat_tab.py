@@ -10,7 +10,7 @@ import gradio as gr
 from llava_s2.errors import InputError
 from llava_s2.serve.chat import Sampling
 from llava_s2.serve.demo import show
-from llava_s2.serve.demo.events import MODEL, QUICK, html, tells, warn
+from llava_s2.serve.demo.events import MODEL, QUICK, bring_in, html, tells, warn
 from llava_s2.serve.demo.pictures import add_picture, read_upload
 from llava_s2.serve.demo.pyramid import Sight
 from llava_s2.serve.demo.session import Model, Session
@@ -86,7 +86,8 @@ def build_chat(
         ]
 
     @tells
-    def ask(state: Session, box: dict[str, Any]) -> Any:
+    def ask(state: Session, box: dict[str, Any], shown: list[tuple[str, str | None]] | None) -> Any:
+        bring_in(state, shown, folder)
         for path in box["files"]:
             add_picture(state, read_upload(path), folder)
         state.begin(box["text"])
@@ -118,7 +119,7 @@ def build_chat(
         return [*seen(state), *buttons_of(state)]
 
     for begun in (
-        question.submit(ask, [session, question], [question, gallery, *view, *buttons], **QUICK),
+        question.submit(ask, [session, question, gallery], [question, gallery, *view, *buttons], **QUICK),
         regenerate.click(ask_again, [session], [*view, *buttons], **QUICK),
     ):
         answered = begun.success(answer, [session, *sampling], view, **MODEL)

@@ -1,6 +1,7 @@
 """The tab that puts one question to two models."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -9,12 +10,19 @@ from PIL import Image
 from llava_s2.errors import InputError
 from llava_s2.serve.chat import Sampling
 from llava_s2.serve.demo import show
-from llava_s2.serve.demo.events import MODEL, QUICK, html, tells
+from llava_s2.serve.demo.events import MODEL, QUICK, bring_in, html, tells
 from llava_s2.serve.demo.pyramid import Sight
 from llava_s2.serve.demo.session import Model, Picture, Session, Turn, answer_turn
 
 
-def build_compare(model: Model, baseline: Model | None, session: gr.State, sampling: list[gr.Slider]) -> gr.Textbox:
+def build_compare(
+    model: Model,
+    baseline: Model | None,
+    session: gr.State,
+    gallery: gr.Gallery,
+    sampling: list[gr.Slider],
+    folder: Path,
+) -> gr.Textbox:
     """Lays the tab out and wires it; returns the box with the question.
 
     Without a baseline the same model answers from the picture shrunk to its first scale, so that nothing is in the
@@ -40,9 +48,17 @@ def build_compare(model: Model, baseline: Model | None, session: gr.State, sampl
     html(show.note(f"A is {model.name}, B is {name}. Both see all pictures on the page."))
 
     @tells
-    def ask(state: Session, text: str, temperature: float, top_p: float, most: int) -> Iterator[Any]:
+    def ask(
+        state: Session,
+        pictures: list[tuple[str, str | None]] | None,
+        text: str,
+        temperature: float,
+        top_p: float,
+        most: int,
+    ) -> Iterator[Any]:
         if not text.strip():
             raise InputError("type a question first")
+        bring_in(state, pictures, folder)
         small = [Picture(_shrink(picture.image, sight.scales[0]), picture.thumbnail) for picture in state.pictures]
         turns = [Turn(text, list(state.pictures)), Turn(text, list(state.pictures) if baseline else small)]
         state.compared = turns
@@ -58,7 +74,7 @@ def build_compare(model: Model, baseline: Model | None, session: gr.State, sampl
     gr.on(
         [both.click, question.submit],
         ask,
-        [session, question, *sampling],
+        [session, gallery, question, *sampling],
         [first, first_timing, second, second_timing],
         **MODEL,
     )

@@ -4,11 +4,14 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from llava_s2.errors import InputError
+from llava_s2.serve.demo.pictures import sync
+from llava_s2.serve.demo.session import Session
 
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 """Of events that answer at once."""
@@ -41,6 +44,15 @@ def tells(function: Callable) -> Callable:
 def warn(error: InputError) -> None:
     """Shows an error without ending the handler."""
     gr.Warning(escape(str(error)))
+
+
+def bring_in(state: Session, gallery: list[tuple[str, str | None]] | None, folder: Path) -> None:
+    """Has the session hold what the gallery shows, and tells of uploads that are no pictures.
+
+    Called by every event that looks at pictures: a visitor may ask before the upload's own event has come.
+    """
+    for error in sync(state, [path for path, _ in gallery or []], folder):
+        warn(error)
 
 
 def _shown(error: InputError) -> gr.Error:

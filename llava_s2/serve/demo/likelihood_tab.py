@@ -1,17 +1,20 @@
 """The tab that weighs given answers."""
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from llava_s2.errors import InputError
 from llava_s2.serve.demo import show
-from llava_s2.serve.demo.events import MODEL, html, tells
+from llava_s2.serve.demo.events import MODEL, bring_in, html, tells
 from llava_s2.serve.demo.likelihood import MOST_OPTIONS, parse_options, weigh
 from llava_s2.serve.demo.session import Model, Session
 
 
-def build_likelihood(models: list[Model], session: gr.State) -> tuple[gr.Textbox, gr.Textbox]:
+def build_likelihood(
+    models: list[Model], session: gr.State, gallery: gr.Gallery, folder: Path
+) -> tuple[gr.Textbox, gr.Textbox]:
     """Lays the tab out and wires it; returns the boxes with the question and with the options."""
     question = gr.Textbox(label="Question", elem_id="weighed")
     options = gr.Textbox(label=f"Options, one a line, two to {MOST_OPTIONS}", lines=4, elem_id="options")
@@ -25,12 +28,13 @@ def build_likelihood(models: list[Model], session: gr.State) -> tuple[gr.Textbox
     )
 
     @tells
-    def shares(state: Session, text: str, lines: str) -> Any:
+    def shares(state: Session, pictures: list[tuple[str, str | None]] | None, text: str, lines: str) -> Any:
         choices = parse_options(lines)
+        bring_in(state, pictures, folder)
         if not state.pictures:
             raise InputError("add a picture first")
         images = [picture.image for picture in state.pictures]
         return "".join(show.likelihood_table(model.name, weigh(model, images, text, choices)) for model in models)
 
-    button.click(shares, [session, question, options], [table], **MODEL)
+    button.click(shares, [session, gallery, question, options], [table], **MODEL)
     return question, options

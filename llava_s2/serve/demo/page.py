@@ -9,10 +9,10 @@ import gradio as gr
 from llava_s2.serve.demo import show
 from llava_s2.serve.demo.chat_tab import build_chat
 from llava_s2.serve.demo.compare_tab import build_compare
-from llava_s2.serve.demo.events import QUICK, QUIET, html, tells, warn
+from llava_s2.serve.demo.events import QUICK, QUIET, bring_in, html, tells
 from llava_s2.serve.demo.examples import Example
 from llava_s2.serve.demo.likelihood_tab import build_likelihood
-from llava_s2.serve.demo.pictures import add_picture, read_address, sync
+from llava_s2.serve.demo.pictures import add_picture, read_address
 from llava_s2.serve.demo.pyramid import Sight
 from llava_s2.serve.demo.sees_tab import build_sees
 from llava_s2.serve.demo.session import Model, Session
@@ -86,15 +86,16 @@ def build_page(
                 with gr.Tab("Chat"):
                     chat = build_chat(model, sight, session, gallery, sliders, folder)
                 with gr.Tab("Compare"):
-                    compared = build_compare(model, baseline, session, sliders)
+                    compared = build_compare(model, baseline, session, gallery, sliders, folder)
                 with gr.Tab("Likelihood"):
-                    weighed, options = build_likelihood([model, baseline] if baseline else [model], session)
+                    weighed, options = build_likelihood(
+                        [model, baseline] if baseline else [model], session, gallery, folder
+                    )
                 with gr.Tab("What the model sees") as sees:
                     build_sees(model, session, gallery, sees)
 
-        def bring_in(state: Session, files: list[tuple[str, str | None]] | None) -> list[str]:
-            for error in sync(state, [path for path, _ in files or []], folder):
-                warn(error)
+        def changed(state: Session, files: list[tuple[str, str | None]] | None) -> list[str]:
+            bring_in(state, files, folder)
             return [picture.thumbnail for picture in state.pictures]
 
         @tells
@@ -112,8 +113,8 @@ def build_page(
             listed = "\n".join(example.options)
             return [[state.pictures[0].thumbnail], asked, example.question, example.question, listed, [], "", ""]
 
-        gallery.upload(bring_in, [session, gallery], [gallery], **QUIET)
-        gallery.delete(bring_in, [session, gallery], [gallery], **QUIET)
+        gallery.upload(changed, [session, gallery], [gallery], **QUIET)
+        gallery.delete(changed, [session, gallery], [gallery], **QUIET)
         if allow_urls:
             address.submit(bring_from, [session, address], [gallery, address], **QUIET)
         shown.select(

@@ -1,5 +1,6 @@
 """The pictures on the page: uploads, examples and addresses, kept once whole and once small."""
 
+import threading
 import uuid
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from llava_s2.serve.pictures import read_picture
 
 MOST_PICTURES = 8
 _THUMBNAIL_SIDE = 640
+_one_at_a_time = threading.Lock()
 
 
-def add_picture(session: Session, image: Image.Image, folder: Path) -> None:
+def add_picture(session: Session, image: Image.Image, folder: Path, upload: str = "") -> None:
     """Puts a picture (RGB) on the page; ``folder`` takes its small copy. Raises InputError beyond ``MOST_PICTURES``."""
     if len(session.pictures) >= MOST_PICTURES:
         raise InputError(f"there are {MOST_PICTURES} pictures on the page; remove one first")
@@ -21,7 +23,7 @@ def add_picture(session: Session, image: Image.Image, folder: Path) -> None:
     small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
     path = folder / f"{uuid.uuid4().hex}.jpg"
     small.save(path, quality=88)
-    session.pictures.append(Picture(image, str(path)))
+    session.pictures.append(Picture(image, str(path), upload))
 
 
 def read_upload(path: str) -> Image.Image:
@@ -41,15 +43,22 @@ def read_address(url: str) -> Image.Image:
 
 def sync(session: Session, shown: list[str], folder: Path) -> list[InputError]:
     """Brings the session in line with the files that the page's gallery shows: small copies of known pictures, in any
-    place on disk, and new uploads. Returns what was wrong with uploads; those are left out."""
-    known = {Path(picture.thumbnail).name: picture for picture in session.pictures}
-    names = [Path(path).name for path in shown]
-    session.pictures = [picture for name, picture in known.items() if name in names]
-    errors = []
-    for path, name in zip(shown, names, strict=True):
-        if name not in known:
-            try:
-                add_picture(session, read_upload(path), folder)
-            except InputError as error:
-                errors.append(error)
-    return errors
+    place on disk, and uploads. Returns what was wrong with uploads; those are left out.
+
+    An upload that was brought in before is known by its path: a question may be sent before the page shows its copy.
+    """
+    with _one_at_a_time:
+        names, paths = {Path(path).name for path in shown}, set(shown)
+        session.pictures = [
+            picture for picture in session.pictures if Path(picture.thumbnail).name in names or picture.upload in paths
+        ]
+        known = {Path(picture.thumbnail).name for picture in session.pictures}
+        uploads = {picture.upload for picture in session.pictures}
+        errors = []
+        for path in shown:
+            if Path(path).name not in known and path not in uploads:
+                try:
+                    add_picture(session, read_upload(path), folder, path)
+                except InputError as error:
+                    errors.append(error)
+        return errors

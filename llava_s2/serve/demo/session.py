@@ -24,10 +24,11 @@ class Model:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture (RGB) and the file of its small copy that the page shows."""
+    """A picture (RGB), the file of its small copy that the page shows, and the uploaded file if it was one."""
 
     image: Image.Image
     thumbnail: str
+    upload: str = ""
 
 
 @dataclass(eq=False)
