@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=24)
     parser.add_argument("serve", nargs="*", help="flags of llava-s2 serve")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that the server ends, too
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with log.open("w") as output:
@@ -49,6 +50,7 @@ def main() -> None:
             result["exit_code"] = process.wait(60)
         finally:
             process.kill()
+            process.wait()
     print(json.dumps(result))
 
 

@@ -2,7 +2,7 @@
 
 import ipaddress
 import socket
-import threading
+import ssl
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -57,8 +57,6 @@ def fetch(
             if time.monotonic() >= deadline or isinstance(error, httpcore.TimeoutException):
                 raise InputError(f"did not come within {seconds:g} seconds") from None
             raise InputError(f"could not be fetched ({type(error).__name__})") from None
-        finally:
-            backend.done()
         if body is not None:
             return body
         url = urljoin(target, location)
@@ -97,11 +95,10 @@ def _get(pool: httpcore.ConnectionPool, url: str, max_bytes: int, deadline: floa
 
 
 class _CheckedBackend(httpcore.NetworkBackend):
-    """Connects to addresses that are allowed, and cuts the connection off when the time is over, whatever it is at."""
+    """Connects to addresses that are allowed, until the deadline."""
 
     def __init__(self, allowed: Callable[[str], bool], deadline: float) -> None:
         self._allowed, self._deadline = allowed, deadline
-        self._timers: list[threading.Timer] = []
 
     def connect_tcp(
         self,
@@ -122,14 +119,34 @@ class _CheckedBackend(httpcore.NetworkBackend):
             except httpcore.ConnectError:
                 if at == len(addresses) - 1:
                     raise
-        connected: socket.socket = stream.get_extra_info("socket")
-        timer = threading.Timer(max(self._deadline - time.monotonic(), 0), connected.shutdown, [socket.SHUT_RDWR])
-        timer.daemon = True
-        timer.start()
-        self._timers.append(timer)
-        return stream
+        return _TimedStream(stream, self._deadline)
 
-    def done(self) -> None:
-        """Calls the timers off."""
-        for timer in self._timers:
-            timer.cancel()
+
+class _TimedStream(httpcore.NetworkStream):
+    """A connection whose every step gets only what is left of the time: a limit on each step lets a drip go on."""
+
+    def __init__(self, stream: httpcore.NetworkStream, deadline: float) -> None:
+        self._stream, self._deadline = stream, deadline
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, self._left())
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, self._left())
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        return _TimedStream(self._stream.start_tls(ssl_context, server_hostname, self._left()), self._deadline)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+    def _left(self) -> float:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise httpcore.ReadTimeout
+        return left

@@ -288,6 +288,12 @@ def test_draws_come_from_the_nucleus_that_transformers_keeps(seed, top_p, temper
     assert len(tokens) > 1 or kept.sum() < 3 or torch.softmax(logits / temperature, -1).max() > 0.9
 
 
+def test_a_share_too_small_for_float32_leaves_the_likeliest_token():
+    logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(0))
+    drawn = draw(logits, [Sampling(temperature=1.0, top_p=1e-181)], [random.Random(0)])
+    assert drawn[0].token == int(logits.argmax())
+
+
 def test_draws_follow_the_probabilities():
     logits = torch.tensor([[1.0, 2.0, 0.0, -1.0], [0.0, 0.0, 5.0, 0.0]])
     samplings, chances = [Sampling(temperature=0.7), Sampling()], [random.Random(1), random.Random(1)]

@@ -1,7 +1,9 @@
 """`fetch` and `is_public`: what a stranger's URL may reach."""
 
+import contextlib
 import http.server
 import socket
+import ssl
 import threading
 import time
 
@@ -109,6 +111,33 @@ def test_a_dripping_answer_ends_in_time(site):
     with pytest.raises(InputError, match=r"within 0\.5 seconds"):
         get(site, "/drip", seconds=0.5)
     assert time.monotonic() - start < 5
+
+
+def test_a_dripping_answer_over_tls_ends_in_time(monkeypatch):
+    def anonymous(purpose):  # a cipher that needs no certificate
+        context = ssl.SSLContext(purpose)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers("AECDH-AES256-SHA:@SECLEVEL=0")
+        return context
+
+    def drip(listener):
+        with (
+            contextlib.suppress(OSError),
+            anonymous(ssl.PROTOCOL_TLS_SERVER).wrap_socket(listener.accept()[0], server_side=True) as made,
+        ):
+            made.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            for _ in range(100):
+                made.sendall(b"x")
+                time.sleep(0.1)
+
+    monkeypatch.setattr("httpcore._sync.connection.default_ssl_context", lambda: anonymous(ssl.PROTOCOL_TLS_CLIENT))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=drip, args=[listener], daemon=True).start()
+        start = time.monotonic()
+        with pytest.raises(InputError, match=r"within 1 seconds"):
+            fetch(f"https://127.0.0.1:{listener.getsockname()[1]}/", seconds=1, allowed=lambda address: True)
+        assert time.monotonic() - start < 5
 
 
 def test_a_server_that_says_nothing_ends_in_time():

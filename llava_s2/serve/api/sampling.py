@@ -62,7 +62,9 @@ def draw(
         uniform = logits.new_tensor([chances[row].random() for row in drawing])
         probabilities, order = torch.softmax(logits[drawing] / temperatures[:, None], -1).sort(-1, descending=True)
         before = probabilities.cumsum(-1) - probabilities
-        kept = probabilities.masked_fill(before >= shares[:, None], 0.0)  # the token that crosses the share is in
+        outside = before >= shares[:, None]  # the token that crosses the share is in
+        outside[:, 0] = False  # also where the share is too small for its dtype and becomes 0
+        kept = probabilities.masked_fill(outside, 0.0)
         ends = kept.cumsum(-1)
         # Below the sum, or a rounding up to it would find a token of no probability.
         at = torch.searchsorted(ends, (uniform * ends[:, -1])[:, None], right=True)
