@@ -164,8 +164,9 @@ def test_failures_that_stay_are_one_line_without_the_key(fault, named, tmp_path,
 def test_what_was_judged_before_a_failure_is_not_asked_again(tmp_path, server, capsys):
     data, path = write_mmvet(tmp_path / "data"), predictions(tmp_path, TEXTS)
     flags = ("--judge-runs", "1", "--judge-concurrency", "1")
-    server.faults = [None, None, *[(500, {}, "down")] * 8]
+    server.faults = [None, None, *[(500, {}, "down")] * 60]  # for a next question, too, that is under way
     status, error, _ = score("mmvet", data, path, server, capsys, *flags)
+    server.faults = []
     assert status == 2 and "2 of 6 answers are judged and kept" in error and "HTTP 500: down" in error
     cache = tmp_path / "answers.judge.jsonl"
     assert len(cache.read_text().splitlines()) == 2
