@@ -7,6 +7,7 @@ so that `llava-s2 inspect` answers at once.
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal
@@ -85,8 +86,12 @@ def identify(name: str | Path) -> Checkpoint:
     return Checkpoint(name, "hf" if config.get("model_type") == "llava" else "llm", config)
 
 
+@cache
 def ask_hub(name: str) -> None:
-    """Raises InputError, with the reason, where a name that is no folder is not to be had from the hub either."""
+    """Raises InputError, with the reason, where a name that is no folder is not to be had from the hub either.
+
+    A hub that said yes is not asked again: a checkpoint is identified several times on its way.
+    """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
