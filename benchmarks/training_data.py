@@ -101,7 +101,8 @@ def main() -> None:
     main_process = memory()
     order = torch.randint(len(dataset), (READ * WORKERS,)).tolist()
     loader: Any = DataLoader(dataset, None, sampler=order, num_workers=WORKERS)
-    taken = sum(1 for _ in zip(range(READ * WORKERS - 50), loader, strict=False))
+    items = iter(loader)  # the workers are there as long as it is
+    taken = sum(1 for _ in zip(range(READ * WORKERS - 50), items, strict=False))
     workers = [memory(worker.pid or "self") for worker in multiprocessing.active_children()]
     times = {"ready_s": round(ready, 1), "ready_cpu_s": round(cpu, 1)}
     sizes = {"import torch": libraries, "main": main_process, "workers": workers}
