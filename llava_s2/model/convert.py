@@ -31,7 +31,7 @@ from llava_s2.model.checkpoint import (
     read_tensors,
     split_parts,
 )
-from llava_s2.model.embedded import resolve_vision_tower
+from llava_s2.model.embedded import resolve_model, resolve_vision_tower
 from llava_s2.model.folder import LazyTensor, lazy_tensors, new_folder, weight_bytes, write_weights
 from llava_s2.model.loading import (
     find_base,
@@ -143,7 +143,7 @@ def convert(
     """
     if to not in ("native", "llava", "hf"):
         raise InputError(f"--to {to}: not known; use native, llava or hf")
-    checkpoint = identify(src)
+    checkpoint = identify(resolve_model(src))
     name = checkpoint.name
     tower = None if vision_tower is None else resolve_vision_tower(vision_tower)
     if checkpoint.kind == "llm":
