@@ -9,11 +9,12 @@ from tqdm import tqdm
 from transformers import LlavaProcessor
 
 from llava_s2.data.bad_samples import BadSamples
-from llava_s2.data.conversation import IGNORE_INDEX, encode_conversation
+from llava_s2.data.conversation import encode_conversation
 from llava_s2.data.faults import RecordFault
 from llava_s2.data.pixels import image_bytes
 from llava_s2.data.training_records import BadRecord, TrainingRecords
 from llava_s2.errors import InputError
+from llava_s2.model.labels import IGNORE_INDEX
 from llava_s2.model.processor import num_image_tokens
 from llava_s2.model.tokenizer import IMAGE_TOKEN
 
