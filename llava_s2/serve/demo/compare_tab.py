@@ -10,7 +10,7 @@ from PIL import Image
 from llava_s2.errors import InputError
 from llava_s2.serve.chat import Sampling
 from llava_s2.serve.demo import show
-from llava_s2.serve.demo.events import MODEL, QUICK, bring_in, html, tells
+from llava_s2.serve.demo.events import MODEL, QUICK, bring_in, html, tells, warn
 from llava_s2.serve.demo.pyramid import Sight
 from llava_s2.serve.demo.session import Model, Picture, Session, Turn, answer_turn
 
@@ -48,17 +48,22 @@ def build_compare(
     html(show.note(f"A is {model.name}, B is {name}. Both see all pictures on the page."))
 
     @tells
-    def ask(state: Session, pictures: list[tuple[str, str | None]] | None, text: str) -> gr.Button:
+    def ask(state: Session, shown: list[tuple[str, str | None]] | None, text: str) -> gr.Button:
         if not text.strip():
             raise InputError("type a question first")
-        bring_in(state, pictures, folder)
-        small = [Picture(_shrink(picture.image, sight.scales[0]), picture.thumbnail) for picture in state.pictures]
+        bring_in(state, shown, folder)
+        pictures = others = list(state.pictures)
+        if baseline is None:
+            others = [Picture(_shrink(picture.image, sight.scales[0]), picture.thumbnail) for picture in pictures]
         for turn in state.compared:
             turn.stopped = True
-        state.compared = [Turn(text, list(state.pictures)), Turn(text, list(state.pictures) if baseline else small)]
+        state.compared = [Turn(text, pictures), Turn(text, others)]
         return gr.Button(interactive=True)
 
-    @tells
+    def seen(turns: list[Turn]) -> list[str]:
+        a, b = turns
+        return [a.answer.strip(), show.timing_line(a, sight), b.answer.strip(), show.timing_line(b, other_sight)]
+
     def answer(state: Session, temperature: float, top_p: float, most: int) -> Iterator[Any]:
         turns = state.compared
         try:
@@ -66,13 +71,11 @@ def build_compare(
                 if turn.ended:  # by the event of an earlier click
                     continue
                 for _ in answer_turn(turn, asked, Sampling(temperature, top_p, int(most)), []):
-                    yield [
-                        turns[0].answer.strip(),
-                        show.timing_line(turns[0], sight),
-                        turns[1].answer.strip(),
-                        show.timing_line(turns[1], other_sight),
-                    ]
-        finally:  # neither is open after an error
+                    yield seen(turns)
+        except InputError as error:  # told without failing, or the button would not be set back
+            warn(error)
+            yield seen(turns)
+        finally:
             for turn in turns:
                 turn.ended = True
 
