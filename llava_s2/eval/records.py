@@ -91,3 +91,9 @@ def unique(ids: Sequence[str], path: Path) -> None:
     double = [identity for identity in ids if identity in seen or seen.add(identity)]  # type: ignore[func-returns-value]
     if double:
         raise InputError(f"{path}: {len(double)} double question id(s), such as {double[0]}")
+
+
+def refuse_missing(missing: Sequence[str], count: int) -> None:
+    """Raises InputError if anything is missing: what the first is, and of how many of ``count`` questions."""
+    if missing:
+        raise InputError(f"{missing[0]} (so for {len(missing)} of {count} questions)")
