@@ -222,6 +222,9 @@ def _read_llava(
     config = llava_config(text_config, pieces.tower.config, pieces.processor, **pieces.settings)
     config.dtype = pieces.dtype
     tower = {key: LazyTensor.of(tensor) for key, tensor in pieces.tower.state_dict().items()}
+    projector = {key: LazyTensor.of(tensor) for key, tensor in pieces.projector.items()}
+    if dtype != "auto":  # else it keeps its own, which beside a 16-bit base may be float32
+        projector = {key: _cast(tensor, pieces.dtype) for key, tensor in projector.items()}
     is_full = checkpoint.kind == "llava_full"
     original = Original.of_llava(
         checkpoint.config,
@@ -234,7 +237,7 @@ def _read_llava(
         pieces.processor,
         generation_config(pieces.processor, text_config),
         {key: _cast(tensor, pieces.dtype) for key, tensor in language_model.items()},
-        {key: _cast(LazyTensor.of(tensor), pieces.dtype) for key, tensor in pieces.projector.items()},
+        projector,
         tower,
         original,
     )

@@ -263,10 +263,8 @@ def _tower_like(wanted: Any, name: str, dtype: torch.dtype) -> PreTrainedModel:
 def _at_scales(backbone: PreTrainedModel, wanted: PreTrainedConfig, name: str) -> PreTrainedModel:
     if not isinstance(wanted, S2VisionConfig):
         return backbone
-    settings = wanted.to_dict()
-    keep = ("feature_layer", "max_split_size", "resize_output_to_idx", "merge", "split", "max_tiles_per_call")
     try:
-        return S2VisionModel.wrap(backbone, wanted.scales, **{key: settings[key] for key in keep})
+        return S2VisionModel.wrap(backbone, wanted.scales, **wanted.options)
     except ValueError as error:
         raise InputError(f"vision tower {name}: {error}") from error
 
