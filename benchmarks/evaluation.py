@@ -43,7 +43,7 @@ _EMBEDDED = Path(runner.__file__).parents[1] / "model" / "embedded" / "finetuned
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--questions", type=int, default=48, help="of each kind (default: %(default)s)")
+    parser.add_argument("--questions", type=int, default=24, help="of each kind (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--dtype", default="float32", help="default: %(default)s")
     parser.add_argument("--output", type=Path, help="JSON file to write")

@@ -19,7 +19,7 @@ from llava_s2.errors import InputError
 from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
 from llava_s2.eval.parquet import find_shards, read_rows
 from llava_s2.eval.predictions import write_json
-from llava_s2.eval.records import prompt_of, text_of, unique
+from llava_s2.eval.records import prompt_of, refuse_missing, text_of, unique
 
 _COLUMNS = ("pid", "query", "choices", "precision", "answer", "question_type", "answer_type", "metadata")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -64,10 +64,13 @@ class MathVista(Benchmark):
         paths = find_shards(data, "testmini") or find_shards(data / "data", "testmini")
         if not paths:
             raise InputError(f"{data}: holds no testmini-*.parquet; docs/data.md says where it comes from")
-        samples = []
-        for path in paths:
-            for number, row in enumerate(read_rows(path, _COLUMNS, ("decoded_image",)), start=1):
-                samples.append(_sample(row, f"{path}, row {number}"))
+        rows = [
+            (f"{path}, row {number}", row)
+            for path in paths
+            for number, row in enumerate(read_rows(path, _COLUMNS, ("decoded_image",)), start=1)
+        ]
+        refuse_missing([f"{where}: no decoded_image" for where, row in rows if row["decoded_image"] is None], len(rows))
+        samples = [_sample(row, where) for where, row in rows]
         unique([sample.id for sample in samples], data)
         return samples
 
@@ -180,8 +183,6 @@ def _sample(row: Mapping[str, Any], where: str) -> Sample:
         raise InputError(f"{where}: 'metadata' must hold a task and a list of skills")
     if metadata.get("split", "testmini") != "testmini":
         raise InputError(f"{where}: is of the split {metadata['split']}; only testmini has answers")
-    if row["decoded_image"] is None:
-        raise InputError(f"{where}: no decoded_image")
     return Sample(
         id=text_of(row, "pid", where),
         category=text_of(metadata, "task", where),

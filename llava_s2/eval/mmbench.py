@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from llava_s2.errors import InputError
 from llava_s2.eval.benchmark import Benchmark, Embedded, Grade, Sample, Scoring
-from llava_s2.eval.records import prompt_of, unique
+from llava_s2.eval.records import prompt_of, refuse_missing, unique
 from llava_s2.eval.vstar import LETTER_SENTENCE
 
 _CHINESE_LETTER_SENTENCE = "请直接回答选项字母。"
@@ -58,16 +58,13 @@ class MMBench(Benchmark):
         images = {row["index"]: row["image"] for row in rows}
         unique([row["index"] for row in rows], path)
         request = LETTER_SENTENCE if self.variant and self.variant.endswith("en") else _CHINESE_LETTER_SENTENCE
+        lacking = [n for n, row in enumerate(rows, start=1) if not _image(row, images)]
+        refuse_missing([f"{path}, row {n}: no image, neither its own nor another row's" for n in lacking], len(rows))
         samples = []
         for number, row in enumerate(rows, start=1):
             where = f"{path}, row {number}"
             if not row["index"].isdecimal():
                 raise InputError(f"{where}: 'index' {row['index']!r} is not a whole number")
-            encoded = row["image"]
-            if len(encoded) <= _REFERENCE:
-                encoded = images.get(encoded, "")
-            if len(encoded) <= _REFERENCE:
-                raise InputError(f"{where}: no image, neither its own nor another row's")
             options = _options(row)
             if not options:
                 raise InputError(f"{where}: no option in column A")
@@ -82,7 +79,7 @@ class MMBench(Benchmark):
                 Sample(
                     id=row["index"],
                     category=row.get("l2-category") or row.get("category") or "all",
-                    images=(Embedded(f"{where}, image", _decoder(encoded, where)),),
+                    images=(Embedded(f"{where}, image", _decoder(_image(row, images), where)),),
                     prompt="\n".join((hint + prompt_of(row, "question", where), *listed, request)),
                     options=options,
                     reference={"answer": answer, "row": {k: v for k, v in row.items() if k not in _PRIVATE}},
@@ -190,6 +187,13 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
     if not rows:
         raise InputError(f"{path}: holds no question")
     return rows
+
+
+def _image(row: Mapping[str, str], images: Mapping[str, str]) -> str:
+    """The row's own image, base64, or that of the row which it names; empty if there is none."""
+    own = row["image"]
+    encoded = own if len(own) > _REFERENCE else images.get(own, "")
+    return encoded if len(encoded) > _REFERENCE else ""
 
 
 def _decoder(encoded: str, where: str) -> Any:

@@ -19,7 +19,7 @@ from llava_s2.errors import InputError
 from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
 from llava_s2.eval.parquet import find_shards, read_rows
 from llava_s2.eval.predictions import write_json
-from llava_s2.eval.records import prompt_of, text_of, unique
+from llava_s2.eval.records import prompt_of, refuse_missing, text_of, unique
 from llava_s2.eval.vqa_accuracy import SHORT_ANSWER
 from llava_s2.eval.vstar import LETTER_SENTENCE
 
@@ -91,6 +91,7 @@ class MMMU(Benchmark):
             raise InputError(f"{data}: no */validation-*.parquet; docs/data.md says where the data comes from")
         samples = []
         missing = []
+        lacking = []
         for discipline, subjects in DISCIPLINES.items():
             for subject in subjects:
                 paths = find_shards(data / subject, self.variant)
@@ -100,6 +101,8 @@ class MMMU(Benchmark):
                     columns = ("id", "question", "options", "answer", "question_type")
                     for number, row in enumerate(read_rows(path, columns, _IMAGES), start=1):
                         sample = _sample(row, discipline, subject, f"{path}, row {number}")
+                        if unseen := _lacks(row, sample.prompt):
+                            lacking.append(f"{path}, row {number}: no {unseen}, which the question shows")
                         if not sample.id.startswith(f"{self.variant}_{subject}_"):
                             raise InputError(
                                 f"{path}, row {number}: question {sample.id} is not of {self.variant}, {subject}; "
@@ -110,6 +113,7 @@ class MMMU(Benchmark):
             raise InputError(
                 f"{data}: {len(missing)} of 30 subjects have no {self.variant}-*.parquet: {', '.join(missing)}"
             )
+        refuse_missing(lacking, len(samples))
         unique([sample.id for sample in samples], data)
         return samples
 
@@ -234,6 +238,12 @@ def _sample(row: Mapping[str, Any], discipline: str, subject: str, where: str) -
         reference=reference,
         also=(subject,),
     )
+
+
+def _lacks(row: Mapping[str, Any], prompt: str) -> str | None:
+    """The first image that is not there: one that the prompt names, or any at all."""
+    named = dict.fromkeys(re.findall(r"<(image \d+)>", prompt)) or ["image 1"]
+    return next((column for name in named if row.get(column := name.replace(" ", "_")) is None), None)
 
 
 def _texts(value: Any, where: str, field: str) -> list[str]:

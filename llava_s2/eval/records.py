@@ -19,14 +19,13 @@ def choose_variant(data: Path, files: Mapping[str, str], variant: str | None) ->
     Raises:
         InputError: no such folder, or it lacks the file.
     """
+    names = dict.fromkeys(files.values())
     if not data.is_dir():
-        raise InputError(f"{data}: no such folder; --data names the folder that holds {' or '.join(files.values())}")
+        raise InputError(f"{data}: no such folder; --data names the folder that holds {' or '.join(names)}")
     if variant is None:
         variant = next((name for name, file in files.items() if (data / file).is_file()), None)
         if variant is None:
-            raise InputError(
-                f"{data}: holds none of {', '.join(files.values())}; docs/data.md says where it comes from"
-            )
+            raise InputError(f"{data}: holds none of {', '.join(names)}; docs/data.md says where it comes from")
     elif not (data / files[variant]).is_file():
         raise InputError(f"{data / files[variant]}: no such file, which variant {variant} needs")
     return variant
@@ -91,3 +90,9 @@ def unique(ids: Sequence[str], path: Path) -> None:
     double = [identity for identity in ids if identity in seen or seen.add(identity)]  # type: ignore[func-returns-value]
     if double:
         raise InputError(f"{path}: {len(double)} double question id(s), such as {double[0]}")
+
+
+def refuse_missing(missing: Sequence[str], count: int) -> None:
+    """Raises InputError if anything is missing: what the first is, and of how many of ``count`` questions."""
+    if missing:
+        raise InputError(f"{missing[0]} (so for {len(missing)} of {count} questions)")

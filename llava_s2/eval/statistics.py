@@ -19,11 +19,11 @@ class Interval(NamedTuple):
     high: float
 
 
-def wilson_interval(correct: int, count: int, z: float = Z_95) -> Interval:
+def wilson_interval(correct: float, count: int, z: float = Z_95) -> Interval:
     """Score interval of a proportion (Wilson 1927): honest for few questions and near 0 or 1, never outside [0, 1].
 
     Args:
-        correct: number of successes, 0 <= correct <= count.
+        correct: number of successes, or sum of grades from 0 to 1, which vary less; 0 <= correct <= count.
         count: number of trials, at least 1.
         z: normal quantile of the confidence level.
     """
@@ -79,9 +79,13 @@ def paired_difference(only_a: int, only_b: int, count: int, z: float = Z_95) -> 
 def bootstrap_interval(values: Sequence[float]) -> Interval:
     """95 % percentile bootstrap interval of a mean (Efron 1979), from 10,000 resamples with a fixed seed.
 
+    Of values that are all equal every resample is the same and would look certain: of them it is Wilson's interval.
+
     Args:
-        values: at least one.
+        values: at least one, from 0 to 1.
     """
+    if len(values) and min(values) == max(values):
+        return wilson_interval(len(values) * values[0], len(values))
     low, high = np.quantile(_resampled_means(values), (0.025, 0.975))
     return Interval(float(low), float(high))
 

@@ -3,6 +3,8 @@
 import json
 import shutil
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from choice_data import (
     MMMU_OPEN,
@@ -261,6 +263,14 @@ def test_mmmu_test_split_writes_the_servers_file(tmp_path):
     assert len(submission) == 30 and submission["test_Art_1"] == "C" and submission["test_Math_1"] == "(C) green"
 
 
+def drop_images(path, column, count):
+    """Makes the first ``count`` images of a Parquet file's column null."""
+    table = pq.read_table(path)
+    place = table.column_names.index(column)
+    values = [None] * count + table.column(column).to_pylist()[count:]
+    pq.write_table(table.set_column(place, column, pa.array(values, table.schema.field(column).type)), path)
+
+
 @pytest.mark.parametrize(
     ("task", "fault", "named"),
     [
@@ -275,6 +285,12 @@ def test_mmmu_test_split_writes_the_servers_file(tmp_path):
             "mmmu",
             lambda d: (d / MMMU_FILE.format("Art")).rename(d / "Art/validation-0-of-2.parquet"),
             "1 of the 2 files",
+        ),
+        ("mmmu", lambda d: drop_images(d / MMMU_FILE.format("Art"), "image_1", 1), "row 1: no image_1, which"),
+        (
+            "mathvista",
+            lambda d: drop_images(*d.glob("data/*"), "decoded_image", 2),
+            "row 1: no decoded_image (so for 2",
         ),
         ("mathvista", lambda d: (d / "data").rename(d / "other"), "no testmini-*.parquet"),
         ("mmbench", lambda d: write_mmbench(d, "MMBench_DEV_EN.tsv"), "several TSV files of dev-en"),

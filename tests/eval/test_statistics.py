@@ -5,7 +5,7 @@ from itertools import product
 from math import comb, sqrt
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from llava_s2.eval.statistics import (
@@ -91,9 +91,16 @@ def test_bootstrap_of_right_and_wrong_answers_is_binomial():
 @given(st.lists(st.sampled_from([0.0, 0.3, 0.6, 0.9, 1.0]), min_size=1, max_size=40))
 @settings(deadline=None, max_examples=20)
 def test_bootstrap_holds_the_mean_and_stays_in_range(values):
+    assume(len(set(values)) > 1)
     low, high = bootstrap_interval(values)
     mean = sum(values) / len(values)
     assert min(values) - 1e-9 <= low <= mean + 1e-9 and mean - 1e-9 <= high <= max(values) + 1e-9
+
+
+def test_equal_grades_are_not_certain():
+    assert bootstrap_interval([0.0] * 5) == wilson_interval(0, 5)
+    assert bootstrap_interval([1.0] * 3) == wilson_interval(3, 3)
+    assert bootstrap_interval([0.5] * 4) == pytest.approx((0.15, 0.85), abs=0.005)  # 2 of 4, as tabled
 
 
 def test_paired_bootstrap_against_the_normal_approximation():
