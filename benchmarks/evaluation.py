@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from llava_s2.data.conversation import encode_messages
 from llava_s2.data.scene_tasks import attribute_questions, relation_questions, write_vstar
 from llava_s2.data.scenes import SceneConfig, make_scene
 from llava_s2.eval import runner
@@ -37,6 +36,7 @@ from llava_s2.eval.vqav2 import VQAv2
 from llava_s2.eval.vstar import VStar
 from llava_s2.model.arguments import ModelSource
 from llava_s2.model.inference import assistant_message, encode_prompts, token_arguments, user_message
+from llava_s2.model.labels import encode_messages
 
 _EMBEDDED = Path(runner.__file__).parents[1] / "model" / "embedded" / "finetuned_s2"
 

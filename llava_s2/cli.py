@@ -6,7 +6,9 @@ the functions that run, so that ``--help`` answers at once.
 
 import argparse
 import logging
+import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from llava_s2 import __version__
@@ -47,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and not getattr(args, "takes_more_flags", False):
         build_parser().error(f"unrecognized arguments: {' '.join(rest)}")
     args.more_flags = rest
-    # What it says on import, that a product of 4-bit weights on a CPU has no faster kernel, is no news to anybody here.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    _hush()
     try:
         return args.run(args) or 0
     except InputError as error:
@@ -57,6 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("llava-s2: stopped", file=sys.stderr)
         return 130
+
+
+def _hush() -> None:
+    """Keeps from the terminal what packages say that is no news to anybody here, and nobody here can act upon."""
+    # On import, that a product of 4-bit weights on a CPU has no faster kernel.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # PEFT asks transformers by an older name.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    # Progress of what is over in a moment: tqdm, when it is imported, takes this as every bar's default.
+    os.environ.setdefault("TQDM_DELAY", "5")
 
 
 if __name__ == "__main__":

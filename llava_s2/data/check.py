@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import LlavaProcessor
 
-from llava_s2.data.conversation import IGNORE_INDEX, encode_conversation
+from llava_s2.data.conversation import encode_conversation
 from llava_s2.data.faults import KINDS, RecordFault
 from llava_s2.data.image_files import ImageFiles
 from llava_s2.data.record_checks import look_at
@@ -20,6 +20,7 @@ from llava_s2.data.records import Records
 from llava_s2.data.sources import Reader, read_records
 from llava_s2.data.training_records import repeated
 from llava_s2.errors import InputError
+from llava_s2.model.labels import IGNORE_INDEX
 
 _CHUNK = 16  # records that a worker looks at in one go
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from llava_s2.data.conversation import IGNORE_INDEX
+from llava_s2.model.labels import IGNORE_INDEX
 
 _ATTENTION = 3  # a product of attention beside one of weights: its backward is the costlier, its rate the lower
 _NEAR = 1.1  # of costs: what is nearly as cheap and holds less padding is taken

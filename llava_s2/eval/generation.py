@@ -17,9 +17,8 @@ from transformers import (
     LogitsProcessorList,
 )
 
-from llava_s2.eval.loading import Pictures
-from llava_s2.eval.rounding import near_tie
-from llava_s2.model.inference import prompt_ids, token_arguments, user_message
+from llava_s2.model.inference import Pictures, prompt_ids, token_arguments, user_message
+from llava_s2.model.rounding import near_tie
 
 
 @dataclass(frozen=True)

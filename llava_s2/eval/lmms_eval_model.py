@@ -15,9 +15,9 @@ from PIL import Image
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from llava_s2.data.conversation import IGNORE_INDEX, encode_messages
 from llava_s2.errors import InputError
 from llava_s2.model.inference import Message, assistant_message, encode_prompts, token_arguments
+from llava_s2.model.labels import IGNORE_INDEX, encode_messages
 from llava_s2.model.loading import load_pretrained
 from llava_s2.model.processor import set_template
 

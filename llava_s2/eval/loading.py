@@ -4,7 +4,6 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -12,22 +11,20 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import LlavaProcessor
 
-from llava_s2.data.images import open_image
+from llava_s2.data.images import Embedded, open_image
 from llava_s2.errors import InputError
-from llava_s2.eval.benchmark import Embedded, Sample
+from llava_s2.eval.benchmark import Sample
+from llava_s2.model.inference import Pictures, prepare_image
 
 _IMAGES_DECODED_AHEAD = 1000
 _BATCHES_AHEAD = 2
 _MOST_THREADS = 8
 
-Pictures = tuple[torch.Tensor, ...]
-"""Images as the model takes them, (3, S, S) float32 each; in one batch a repeated image is one and the same tensor."""
-
 
 def load_ahead(
     batches: Iterable[Sequence[Sample]], processor: LlavaProcessor
 ) -> Iterator[tuple[Sequence[Sample], list[Pictures]]]:
-    """Each batch with its questions' pictures.
+    """Each batch with its questions' pictures; an image that repeats in a batch is one and the same tensor.
 
     While the caller works on a batch, the next two are read, decoded and resized; no more are held.
 
@@ -36,7 +33,7 @@ def load_ahead(
     """
 
     def prepared(image: Path | Embedded) -> torch.Tensor:
-        return prepare(processor, read_image(image))
+        return prepare_image(processor, read_image(image))
 
     waiting: deque[tuple[Sequence[Sample], dict[Path | Embedded, Future[torch.Tensor]]]] = deque()
     threads = ThreadPoolExecutor(_threads())
@@ -57,11 +54,6 @@ def _collected(
 ) -> tuple[Sequence[Sample], list[Pictures]]:
     pictures = {image: future.result() for image, future in futures.items()}
     return batch, [tuple(pictures[image] for image in sample.images) for sample in batch]
-
-
-def prepare(processor: LlavaProcessor, image: Image.Image) -> torch.Tensor:
-    """The image as the processor's model takes it, (3, S, S) float32."""
-    return processor.image_processor([image], return_tensors="pt")["pixel_values"][0]
 
 
 def check_images(everything: Sequence[Sample], samples: Sequence[Sample]) -> None:
@@ -87,11 +79,7 @@ def _decodes(image: Path | Embedded) -> None:
 
 def read_image(image: Path | Embedded) -> Image.Image:
     """Decodes it, upright and in RGB; InputError if that cannot be done."""
-    if isinstance(image, Path):
-        return open_image(image)
-    file = BytesIO(image.read())
-    file.name = image.name  # what errors call it
-    return open_image(file)
+    return image.open() if isinstance(image, Embedded) else open_image(image)
 
 
 def _threads() -> int:

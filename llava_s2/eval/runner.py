@@ -19,7 +19,7 @@ from llava_s2 import __version__
 from llava_s2.errors import InputError
 from llava_s2.eval.batching import Halving, automatic_size, batches
 from llava_s2.eval.benchmark import Benchmark, Sample, Scoring
-from llava_s2.eval.loading import Pictures, check_images, load_ahead
+from llava_s2.eval.loading import check_images, load_ahead
 from llava_s2.eval.predictions import (
     PREDICTIONS,
     REPORT,
@@ -32,6 +32,7 @@ from llava_s2.eval.predictions import (
 from llava_s2.eval.processes import Processes
 from llava_s2.eval.report import fold_groups, tally
 from llava_s2.model.arguments import ModelSource
+from llava_s2.model.inference import Pictures
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
@@ -201,7 +202,7 @@ def _by_likelihood(
     processor: "LlavaProcessor",
     batch: Sequence[tuple[Sample, Pictures]],
 ) -> list[dict[str, Any]]:
-    from llava_s2.eval.likelihood import rank_options
+    from llava_s2.model.likelihood import rank_options
 
     pictures = batch[0][1]  # of all: see batches()
     rankings = rank_options(model, processor, pictures, [(sample.prompt, sample.options) for sample, _ in batch])

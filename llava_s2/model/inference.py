@@ -1,8 +1,9 @@
-"""From messages to what ``generate`` takes: shared by evaluation and serving."""
+"""From messages and pictures to what the model takes: shared by evaluation and serving."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from PIL import Image
 from transformers import BatchFeature, LlavaForConditionalGeneration, LlavaProcessor
 
@@ -11,6 +12,9 @@ from llava_s2.model.templates import end_of_turn
 
 Message = dict[str, Any]
 """``{"role": "user" | "assistant" | "system", "content": str | list of parts}``, as chat templates take it."""
+
+Pictures = tuple[torch.Tensor, ...]
+"""Images as the model takes them, (3, S, S) float32 each."""
 
 
 def user_message(text: str, images: int = 0) -> Message:
@@ -21,6 +25,11 @@ def user_message(text: str, images: int = 0) -> Message:
 def assistant_message(text: str) -> Message:
     """An answer. In parts like a question: some checkpoints' chat templates read nothing else."""
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+def prepare_image(processor: LlavaProcessor, image: Image.Image) -> torch.Tensor:
+    """The image as the processor's model takes it, (3, S, S) float32."""
+    return processor.image_processor([image], return_tensors="pt")["pixel_values"][0]
 
 
 def encode_prompts(

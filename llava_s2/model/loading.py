@@ -41,7 +41,7 @@ from llava_s2.model.checkpoint import (
     read_tensors,
     split_parts,
 )
-from llava_s2.model.embedded import resolve_language_model, resolve_vision_tower
+from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
 from llava_s2.model.processor import build_processor, load_processor, set_template
 from llava_s2.model.templates import IMAGE_END_TOKEN, IMAGE_START_TOKEN, TEMPLATES, with_image_start_end
 from llava_s2.model.tokenizer import load_tokenizer
@@ -84,7 +84,7 @@ def load_pretrained(
     Example:
         >>> model, processor = load_pretrained("bfshi/llava-v1.5-7b-s2-lora", "lmsys/vicuna-7b-v1.5", dtype="bfloat16")
     """
-    checkpoint = identify(path)
+    checkpoint = identify(resolve_model(path))
     tower = None if vision_tower is None else resolve_vision_tower(vision_tower)
     options: dict[str, Any] = {"device_map": device_map}
     if quantization in INT8:

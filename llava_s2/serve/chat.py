@@ -2,12 +2,13 @@
 
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -17,7 +18,8 @@ from transformers import (
 )
 
 from llava_s2.errors import InputError
-from llava_s2.model.inference import Message, assistant_message, encode_prompts, token_arguments, user_message
+from llava_s2.model.inference import Message, assistant_message, prompt_ids, token_arguments, user_message
+from llava_s2.serve.features import DEFAULT_BYTES, FeatureCache, Picture, embed_prompts, image_features
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,20 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer and how it came about; ``finish`` is ``stop`` (the model ended it), ``length`` or ``interrupted``."""
+    """An answer and how it came about.
+
+    Attributes:
+        seconds: for all of it.
+        finish: ``stop`` (the model ended it), ``length`` or ``interrupted``.
+        known_pictures: of the conversation that did not go through the tower again.
+    """
 
     text: str
     prompt_tokens: int
     new_tokens: int
     seconds: float
     finish: str
+    known_pictures: int = 0
 
 
 class Chat:
@@ -53,31 +62,45 @@ class Chat:
         model: in eval mode.
         processor: its processor, whose chat template is used.
         sampling: how answers are drawn.
+        cache: of the model's features of pictures; chats may share one.
 
     Attributes:
         messages: the history, as chat templates take it.
-        images: the pictures of the history, in order.
+        pictures: those of the history, in order.
         reply: the latest answer, once its pieces have ended.
     """
 
     def __init__(
-        self, model: LlavaForConditionalGeneration, processor: LlavaProcessor, sampling: Sampling | None = None
+        self,
+        model: LlavaForConditionalGeneration,
+        processor: LlavaProcessor,
+        sampling: Sampling | None = None,
+        cache: FeatureCache | None = None,
     ) -> None:
         self._model, self._processor, self._sampling = model, processor, sampling or Sampling()
+        self._cache = FeatureCache(DEFAULT_BYTES) if cache is None else cache
         self.reply: Reply | None = None
         self.clear()
 
     def clear(self) -> None:
         """Forgets messages and pictures."""
         self.messages: list[Message] = []
-        self.images: list[Image.Image] = []
-        self._unasked: list[Image.Image] = []
+        self.pictures: list[Picture] = []
+        self._unasked: list[Picture] = []
 
     def add_image(self, image: Image.Image) -> None:
         """Shows a picture (RGB, any size) together with the next message."""
-        self._unasked.append(image)
+        self._unasked.append(Picture(image))
 
-    def ask(self, text: str) -> Generator[str, None, None]:
+    def recall(self, text: str, pictures: Sequence[Picture], answer: str) -> None:
+        """Adds to the history what was asked and answered elsewhere."""
+        self.messages += [
+            user_message(neutralize(text, self._processor), len(pictures)),
+            assistant_message(neutralize(answer, self._processor)),
+        ]
+        self.pictures += pictures
+
+    def ask(self, text: str, pictures: Sequence[Picture] = ()) -> Generator[str, None, None]:
         """Answers, piece by piece.
 
         Closing the iterator, or an exception such as KeyboardInterrupt while it waits, stops the answer. What was
@@ -85,14 +108,16 @@ class Chat:
 
         Args:
             text: the user's words; an ``<image>`` or a special token in them is read as plain text.
+            pictures: shown with this message, after those of ``add_image``.
 
         Raises:
-            InputError: the conversation leaves no room for an answer.
+            InputError: the conversation leaves no room for an answer, or see ``num_image_tokens``.
         """
-        message = user_message(neutralize(text, self._processor), len(self._unasked))
-        messages, images = [*self.messages, message], [*self.images, *self._unasked]
-        inputs = encode_prompts(self._processor, [messages], images).to(self._model.device, dtype=self._model.dtype)
-        length = inputs["input_ids"].shape[1]
+        new = [*self._unasked, *pictures]
+        message = user_message(neutralize(text, self._processor), len(new))
+        messages, shown = [*self.messages, message], [*self.pictures, *new]
+        (ids,) = prompt_ids(self._processor, [messages])
+        length = len(ids)
         limit = self._model.config.get_text_config().max_position_embeddings
         if length >= limit:
             raise InputError(
@@ -101,6 +126,7 @@ class Chat:
         most = min(self._sampling.max_new_tokens, limit - length)
 
         start = time.perf_counter()
+        inputs, known = self._inputs(ids, shown)
         generation = _Generation(self._model, self._processor, self._sampling, inputs, most)
         pieces = []
         try:
@@ -108,14 +134,30 @@ class Chat:
                 pieces.append(piece)
                 yield piece
         finally:
-            ids = generation.stop()
+            made = generation.stop()
             answer = "".join(pieces).strip()
-            ended = bool(ids) and ids[-1] in token_arguments(self._model, self._processor)["eos_token_id"]
-            finish = "stop" if ended else "length" if len(ids) == most else "interrupted"
-            self.reply = Reply(answer, length, len(ids), time.perf_counter() - start, finish)
+            ended = bool(made) and made[-1] in token_arguments(self._model, self._processor)["eos_token_id"]
+            finish = "stop" if ended else "length" if len(made) == most else "interrupted"
+            self.reply = Reply(answer, length, len(made), time.perf_counter() - start, finish, known)
             if answer:
                 answered = assistant_message(neutralize(answer, self._processor))
-                self.messages, self.images, self._unasked = [*messages, answered], images, []
+                self.messages, self.pictures, self._unasked = [*messages, answered], shown, []
+
+    @torch.inference_mode()
+    def _inputs(self, ids: list[int], pictures: Sequence[Picture]) -> tuple[dict[str, Tensor], int]:
+        """What ``generate`` takes, and how many of the pictures were known."""
+        features, known = [], 0
+        for picture in pictures:
+            kept = self._cache.get(picture.key)
+            known += kept is not None
+            if kept is None:
+                pixels = self._processor.image_processor([picture.image], return_tensors="pt")["pixel_values"]
+                kept = image_features(self._model, pixels)[0]
+                self._cache.put(picture.key, kept)
+            features.append(kept)
+        prompt = torch.tensor([ids], device=self._model.device)
+        mask = torch.ones_like(prompt)
+        return {"inputs_embeds": embed_prompts(self._model, prompt, mask, features), "attention_mask": mask}, known
 
 
 class _Generation:
@@ -126,7 +168,7 @@ class _Generation:
         model: LlavaForConditionalGeneration,
         processor: LlavaProcessor,
         sampling: Sampling,
-        inputs: Any,
+        inputs: dict[str, Tensor],
         max_new_tokens: int,
     ) -> None:
         self._streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -151,7 +193,7 @@ class _Generation:
     def _run(self, model: LlavaForConditionalGeneration, arguments: dict[str, Any]) -> None:
         try:
             output = model.generate(**arguments)  # type: ignore[misc]
-            self._ids = output[0, arguments["input_ids"].shape[1] :].tolist()
+            self._ids = output[0].tolist()  # only what is new: the prompt went in as embeddings
         except Exception as error:
             self._error = error
             self._streamer.end()  # or the reader would wait for ever

@@ -17,9 +17,9 @@ from torch.utils.data import Dataset, RandomSampler, Sampler
 from transformers import Trainer
 
 from llava_s2.data.collator import keep_targets
-from llava_s2.data.conversation import IGNORE_INDEX
 from llava_s2.data.pixels import Normalizer
 from llava_s2.errors import InputError
+from llava_s2.model.labels import IGNORE_INDEX
 from llava_s2.train.checkpoints import WRITING, publish
 from llava_s2.train.parts import PROJECTOR, TOWER
 from llava_s2.train.sampler import FILLER, FilledSampler, ModalitySampler
@@ -48,7 +48,7 @@ class LlavaTrainer(Trainer):
         lengths: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
-        self._where: Callable[[int], str] = kwargs["train_dataset"].records.where
+        self._where: Callable[[int], str] = kwargs["train_dataset"].where
         self._normalize = Normalizer(kwargs["processing_class"].image_processor)
         training = kwargs["args"]
         # Liger never holds logits, and label smoothing is Trainer's own loss over all of them.

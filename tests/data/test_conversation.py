@@ -11,8 +11,8 @@ from PIL import Image
 from transformers import AutoConfig
 
 from llava_s2 import S2VisionConfig, encode_conversation
-from llava_s2.data.conversation import encode_messages
 from llava_s2.errors import InputError
+from llava_s2.model.labels import encode_messages
 from llava_s2.model.processor import build_processor
 from llava_s2.model.templates import TEMPLATES
 from llava_s2.model.tokenizer import load_tokenizer

@@ -97,8 +97,8 @@ def check(samples: dict[str, list[dict]], tasks: Path) -> None:
     import torch
 
     from llava_s2 import load_pretrained
-    from llava_s2.data.conversation import encode_messages
     from llava_s2.model.inference import assistant_message, encode_prompts, user_message
+    from llava_s2.model.labels import encode_messages
 
     model, processor = load_pretrained(
         str(GOLDEN / "llava-tiny-s2"), vision_tower=str(GOLDEN / "clip-tiny"), dtype="float32"

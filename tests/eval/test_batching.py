@@ -17,10 +17,11 @@ from llava_s2.eval import loading
 from llava_s2.eval.batching import Halving, automatic_size, batches
 from llava_s2.eval.benchmark import Sample
 from llava_s2.eval.generation import answers
-from llava_s2.eval.likelihood import rank_options
-from llava_s2.eval.loading import load_ahead, prepare
-from llava_s2.eval.rounding import near_tie
+from llava_s2.eval.loading import load_ahead
+from llava_s2.model.inference import prepare_image
+from llava_s2.model.likelihood import rank_options
 from llava_s2.model.loading import load_pretrained
+from llava_s2.model.rounding import near_tie
 
 IMAGES = sorted((GOLDEN / "images").glob("*.png"))
 PROMPTS = ["What?", "Who wrote it, and when was it that they did so?", "Which colour has the car?", "Why is it so?"]
@@ -94,7 +95,7 @@ def test_the_automatic_size_follows_the_free_memory(loaded, monkeypatch):
 
 def shown(processor, numbers):
     """Pictures of the questions, the same tensor where the number is the same."""
-    prepared = [prepare(processor, open_image(path)) for path in IMAGES]
+    prepared = [prepare_image(processor, open_image(path)) for path in IMAGES]
     return [tuple(prepared[number] for number in of_one) for of_one in numbers]
 
 

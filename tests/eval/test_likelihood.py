@@ -8,13 +8,12 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import CLIPImageProcessorPil
 
-from llava_s2.data.conversation import encode_messages
 from llava_s2.data.images import open_image
 from llava_s2.errors import InputError
 from llava_s2.eval.generation import answers
-from llava_s2.eval.likelihood import rank_options
-from llava_s2.eval.loading import prepare
-from llava_s2.model.inference import token_arguments, user_message
+from llava_s2.model.inference import prepare_image, token_arguments, user_message
+from llava_s2.model.labels import encode_messages
+from llava_s2.model.likelihood import rank_options
 from llava_s2.model.loading import load_pretrained
 from llava_s2.model.templates import TEMPLATES
 
@@ -24,7 +23,7 @@ TOWER = str(GOLDEN / "clip-tiny")
 
 
 def pictures_of(processor, images):
-    return tuple(prepare(processor, image) for image in images)
+    return tuple(prepare_image(processor, image) for image in images)
 
 
 def option_losses(model, processor, images, prompt, options):

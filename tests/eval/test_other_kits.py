@@ -15,10 +15,10 @@ import tomllib
 import torch
 from PIL import Image
 
-from llava_s2.data.conversation import encode_messages
 from llava_s2.data.images import open_image
 from llava_s2.errors import InputError
 from llava_s2.model.inference import assistant_message, encode_prompts, user_message
+from llava_s2.model.labels import encode_messages
 
 GOLDEN = Path(__file__).parents[1] / "golden/llava_tiny"
 MODEL, TOWER = str(GOLDEN / "llava-tiny-s2"), str(GOLDEN / "clip-tiny")

@@ -10,11 +10,12 @@ from vstar_data import ATTRIBUTES, POSITIONS, write_lettered, write_vstar
 from llava_s2 import cli
 from llava_s2.data.images import open_image
 from llava_s2.errors import InputError
-from llava_s2.eval import likelihood, loading, runner
+from llava_s2.eval import loading, runner
 from llava_s2.eval.benchmark import Benchmark, Grade, Sample
-from llava_s2.eval.likelihood import Ranking, rank_options
-from llava_s2.eval.loading import prepare
+from llava_s2.model import likelihood
 from llava_s2.model.arguments import ModelSource
+from llava_s2.model.inference import prepare_image
+from llava_s2.model.likelihood import Ranking, rank_options
 
 QUESTIONS = {
     f"{c}/{n}": q
@@ -41,7 +42,7 @@ def records(output):
 
 def losses_of(loaded, question, options, *images):
     model, processor = loaded
-    pictures = tuple(prepare(processor, open_image(image)) for image in images)
+    pictures = tuple(prepare_image(processor, open_image(image)) for image in images)
     (ranking,) = rank_options(model, processor, pictures, [(question, options)])
     return ranking.losses
 

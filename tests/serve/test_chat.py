@@ -17,6 +17,7 @@ from llava_s2.errors import InputError
 from llava_s2.model.arguments import ModelSource
 from llava_s2.model.inference import assistant_message, encode_prompts, user_message
 from llava_s2.serve.chat import Chat, Sampling, neutralize
+from llava_s2.serve.features import FeatureCache
 
 GOLDEN = Path(__file__).parents[1] / "golden/llava_tiny"
 CASES = json.loads((GOLDEN / "cases.json").read_text())["cases"]
@@ -63,7 +64,21 @@ def test_the_second_question_sees_the_first_and_both_pictures(loaded):
     assert chat.reply.prompt_tokens == inputs["input_ids"].shape[1]
     chat.clear()
     list(chat.ask("What?"))
-    assert len(chat.messages) == 2 and chat.images == []
+    assert len(chat.messages) == 2 and chat.pictures == []
+
+
+def test_a_picture_goes_through_the_tower_once(loaded, tower_runs):
+    cache, answers = FeatureCache(1 << 20), []
+    for known in (0, 1):
+        chat = Chat(*loaded, GREEDY, cache)
+        chat.add_image(picture())  # decoded anew: it is known by its pixels
+        list(chat.ask(CASES[0]["question"]))
+        answers.append(chat.reply.text)
+        assert chat.reply.known_pictures == known
+    assert answers == [expected(loaded[1])] * 2
+    chat.add_image(picture(CASES[1]))
+    list(chat.ask("And here?"))
+    assert (chat.reply.known_pictures, len(tower_runs)) == (1, 2)
 
 
 def test_a_template_that_reads_nothing_but_parts_sees_the_history(loaded, monkeypatch):

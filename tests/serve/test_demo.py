@@ -58,6 +58,7 @@ def test_a_session_answers_as_a_chat_does(model, tmp_path):
         assert answered(session, model) == chat.reply.text
         assert session.turns[-1].reply.prompt_tokens == chat.reply.prompt_tokens
         timing = session.turns[-1].timing
+        assert session.turns[-1].reply.known_pictures == number
         assert min(timing.tower, timing.prefill, timing.decode) > 0
         assert timing.tower + timing.prefill + timing.decode <= session.turns[-1].reply.seconds
 

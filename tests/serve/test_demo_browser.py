@@ -134,6 +134,12 @@ def test_comparison(visit, expected):
     visit.page.locator("#ask-both").click()
     for answer in ("#answer-a textarea", "#answer-b textarea"):
         expect(visit.page.locator(answer)).to_have_value(expected)
+    stop = visit.page.locator("#stop-both")
+    expect(stop).to_be_disabled()
+    visit.page.locator("#compared textarea").fill("word " * 3000)
+    visit.page.locator("#ask-both").click()
+    expect(visit.page.locator(".toast-body")).to_contain_text("2048")
+    expect(stop).to_be_disabled()
 
 
 def test_likelihood(visit):

@@ -18,10 +18,10 @@ from llava_s2.data.images import open_image
 from llava_s2.model.inference import encode_prompts, token_arguments, user_message
 from llava_s2.serve.api.batch import Batch
 from llava_s2.serve.api.engine import Begun, End, Engine, Job, Picture, Piece
-from llava_s2.serve.api.features import FeatureCache
 from llava_s2.serve.api.metrics import Metrics
 from llava_s2.serve.api.sampling import Sampling, draw
 from llava_s2.serve.api.text import AnswerText
+from llava_s2.serve.features import FeatureCache, image_features
 
 CASES = json.loads((GOLDEN / "cases.json").read_text())["cases"]
 QUESTIONS = [
@@ -109,7 +109,8 @@ def test_a_batch_whose_rows_come_and_go_computes_what_each_computes_alone(loaded
         features = []
         for row in new:
             pixels = encoded(loaded, *QUESTIONS[row]).get("pixel_values", [])
-            features.append([batch.image_features(one[None])[0] for one in pixels])
+            with torch.inference_mode():
+                features.append([image_features(model, one[None])[0] for one in pixels])
         expected.update((row, []) for row in new)
         logits = batch.add(prompts, features)
         rows.extend(new)
@@ -168,10 +169,7 @@ def test_answers_are_those_of_the_original_code(loaded, start):
         assert text_of(events_of(told)) == expected
 
 
-def test_a_repeated_picture_skips_the_tower(loaded, start, monkeypatch):
-    calls = []
-    features = Batch.image_features
-    monkeypatch.setattr(Batch, "image_features", lambda self, pixels: calls.append(1) or features(self, pixels))
+def test_a_repeated_picture_skips_the_tower(loaded, start, tower_runs):
     engine = start()
     answers = []
     for question in ("What?", "What?", "And?"):
@@ -179,18 +177,7 @@ def test_a_repeated_picture_skips_the_tower(loaded, start, monkeypatch):
         engine.submit(one)
         answers.append(text_of(events_of(told)))
         assert one.cached_pictures == (len(answers) > 1) and ("tower" in one.seconds) == (len(answers) == 1)
-    assert len(calls) == 1 and answers[0] == answers[1] != answers[2]
-
-
-def test_the_cache_keeps_the_latest_within_its_bytes():
-    cache = FeatureCache(100 * 4)
-    for key in "abc":
-        cache.put(key, torch.full((40,), ord(key), dtype=torch.float32))
-        cache.get("a")
-    assert [cache.get(key) is not None for key in "abc"] == [True, False, True]
-    assert cache.bytes == 320
-    cache.put("large", torch.zeros(101))
-    assert cache.get("large") is None and cache.get("c")[0] == ord("c")
+    assert len(tower_runs) == 1 and answers[0] == answers[1] != answers[2]
 
 
 def test_a_seed_gives_the_same_answer_alone_and_in_company(loaded, start):

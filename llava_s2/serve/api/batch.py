@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache, LlavaForConditionalGeneration
 
+from llava_s2.serve.features import embed_prompts
+
 
 class Batch:
     """Sequences that are being continued, padded on the left to one length.
@@ -40,20 +42,6 @@ class Batch:
         return self._mask.shape[1]
 
     @torch.inference_mode()
-    def image_features(self, pixel_values: Tensor) -> Tensor:
-        """What tower and projector make of pictures.
-
-        Args:
-            pixel_values: (n, 3, S, S), float.
-
-        Returns:
-            (n, tokens, hidden), in the model's dtype and on its device.
-        """
-        pixels = pixel_values.to(self._model.device, self._model.dtype)
-        features = self._model.get_image_features(pixel_values=pixels, return_dict=True)
-        return torch.stack(list(features.pooler_output))
-
-    @torch.inference_mode()
     def add(self, prompts: Sequence[Sequence[int]], features: Sequence[Sequence[Tensor]]) -> Tensor:
         """Reads prompts and puts them behind the rows that are there.
 
@@ -68,11 +56,7 @@ class Batch:
         longest = max(map(len, prompts))
         ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
-        embeddings = self._model.get_input_embeddings()(ids)
-        pictures = [picture for shown in features for picture in shown]
-        if pictures:
-            places = (ids == self._model.config.image_token_id) & mask.bool()
-            embeddings[places] = torch.cat(pictures).to(embeddings)
+        embeddings = embed_prompts(self._model, ids, mask, [picture for shown in features for picture in shown])
         cache = DynamicCache()
         logits = self._forward(cache, mask, (mask.cumsum(-1) - 1).clamp(min=0), inputs_embeds=embeddings)
         self._join(cache, mask)

@@ -9,15 +9,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from llava_s2.model.inference import token_arguments
 from llava_s2.serve.api.batch import Batch
-from llava_s2.serve.api.features import FeatureCache
 from llava_s2.serve.api.metrics import Metrics
 from llava_s2.serve.api.sampling import Drawn, Sampling, draw
 from llava_s2.serve.api.text import AnswerText
+from llava_s2.serve.features import FeatureCache, image_features
 
 logger = logging.getLogger("llava_s2.serve")
 
@@ -124,7 +125,7 @@ class Engine:
         arguments = token_arguments(model, processor)
         self._ends: list[int] = arguments["eos_token_id"]
         self._suppressed: list[int] = arguments["suppress_tokens"]
-        self._batch = Batch(model)
+        self._model, self._batch = model, Batch(model)
         self._answers: list[_Answer] = []  # of the batch's rows
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
@@ -224,7 +225,8 @@ class Engine:
             return known
         assert picture.pixels is not None
         start = time.monotonic()
-        features = self._batch.image_features(picture.pixels)[0]
+        with torch.inference_mode():
+            features = image_features(self._model, picture.pixels)[0]
         took = time.monotonic() - start
         job.seconds["tower"] = job.seconds.get("tower", 0.0) + took
         self._metrics.tower_time.observe(took)

@@ -17,10 +17,10 @@ from llava_s2.model.inference import Message
 from llava_s2.model.processor import num_image_tokens
 from llava_s2.serve.api.engine import Picture
 from llava_s2.serve.api.errors import invalid
-from llava_s2.serve.api.features import FeatureCache
 from llava_s2.serve.api.sampling import Sampling
 from llava_s2.serve.api.schema import ChatRequest, ImagePart, TextPart, UserMessage
 from llava_s2.serve.chat import neutralize
+from llava_s2.serve.features import FeatureCache
 from llava_s2.serve.pictures import read_picture
 
 # No tokenizer's average is near this; what is longer need not be tokenized to know that it does not fit.

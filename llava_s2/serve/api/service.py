@@ -8,9 +8,9 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrain
 
 from llava_s2.serve.api.engine import Engine
 from llava_s2.serve.api.errors import ApiError
-from llava_s2.serve.api.features import FeatureCache
 from llava_s2.serve.api.metrics import Metrics
 from llava_s2.serve.api.prepare import Preparer
+from llava_s2.serve.features import DEFAULT_BYTES, FeatureCache
 
 _MB = 1 << 20
 
@@ -37,7 +37,7 @@ class Limits:
     pictures: int = 8
     new_tokens: int = 512
     seconds: float = 300
-    cache_bytes: int = 256 * _MB
+    cache_bytes: int = DEFAULT_BYTES
     prepared: int = 16
     body: int = 40 * _MB
     bodies: int = 256 * _MB

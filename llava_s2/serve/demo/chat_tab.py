@@ -48,7 +48,7 @@ def build_chat(
     question = gr.MultimodalTextbox(
         label="Question",
         show_label=False,
-        placeholder="Ask about the pictures. Enter sends, Shift+Enter starts a line; a picture can be pasted here.",
+        placeholder="Ask about the pictures, or paste one here",
         file_types=["image"],
         file_count="multiple",
         sources=["upload"],
@@ -61,7 +61,8 @@ def build_chat(
         edit = gr.Button("Edit last question", interactive=False, size="sm", min_width=80, elem_id="edit")
         clear = gr.Button("New chat", size="sm", min_width=80, elem_id="clear")
     with gr.Accordion("Transcript", open=False, elem_id="transcript"):
-        transcript = gr.Textbox(show_label=False, container=False, lines=4, max_lines=12, buttons=["copy"])
+        # With its label and frame: without, Gradio leaves the button out.
+        transcript = gr.Textbox(label="As plain text", lines=4, max_lines=12, buttons=["copy"])
         download = gr.DownloadButton("Download", size="sm", interactive=False, elem_id="download")
 
     buttons = [stop, regenerate, edit, download]

@@ -10,7 +10,7 @@ from PIL import Image
 from llava_s2.errors import InputError
 from llava_s2.serve.chat import Sampling
 from llava_s2.serve.demo import show
-from llava_s2.serve.demo.events import MODEL, QUICK, bring_in, html, tells
+from llava_s2.serve.demo.events import MODEL, QUICK, bring_in, html, tells, warn
 from llava_s2.serve.demo.pyramid import Sight
 from llava_s2.serve.demo.session import Model, Picture, Session, Turn, answer_turn
 
@@ -35,49 +35,56 @@ def build_compare(
     question = gr.Textbox(label="Question", placeholder="One question, without the conversation", elem_id="compared")
     with gr.Row(elem_classes="s2-buttons"):
         both = gr.Button("Ask both", variant="primary", size="sm", min_width=80, elem_id="ask-both")
-        stop = gr.Button("Stop", variant="stop", size="sm", min_width=80)
+        stop = gr.Button("Stop", variant="stop", interactive=False, size="sm", min_width=80, elem_id="stop-both")
     with gr.Row():
         with gr.Column(min_width=240):
             first = gr.Textbox(label=show.sight_line("A", sight), lines=3, max_lines=12, elem_id="answer-a")
-            first_timing = html(elem_classes="s2-note")
+            first_timing = html(elem_classes="s2-note", elem_id="timing-a")
         with gr.Column(min_width=240):
             label = show.sight_line("B", other_sight) if baseline else f"B: {shrunk}"
             second = gr.Textbox(label=label, lines=3, max_lines=12, elem_id="answer-b")
-            second_timing = html(elem_classes="s2-note")
+            second_timing = html(elem_classes="s2-note", elem_id="timing-b")
     name = baseline.name if baseline else shrunk
     html(show.note(f"A is {model.name}, B is {name}. Both see all pictures on the page."))
 
     @tells
-    def ask(
-        state: Session,
-        pictures: list[tuple[str, str | None]] | None,
-        text: str,
-        temperature: float,
-        top_p: float,
-        most: int,
-    ) -> Iterator[Any]:
+    def ask(state: Session, shown: list[tuple[str, str | None]] | None, text: str) -> gr.Button:
         if not text.strip():
             raise InputError("type a question first")
-        bring_in(state, pictures, folder)
-        small = [Picture(_shrink(picture.image, sight.scales[0]), picture.thumbnail) for picture in state.pictures]
-        turns = [Turn(text, list(state.pictures)), Turn(text, list(state.pictures) if baseline else small)]
-        state.compared = turns
-        for turn, asked in zip(turns, (model, other), strict=True):
-            for _ in answer_turn(turn, asked, Sampling(temperature, top_p, int(most)), []):
-                yield [
-                    turns[0].answer.strip(),
-                    show.timing_line(turns[0], sight),
-                    turns[1].answer.strip(),
-                    show.timing_line(turns[1], other_sight),
-                ]
+        bring_in(state, shown, folder)
+        pictures = others = list(state.pictures)
+        if baseline is None:
+            others = [Picture(_shrink(picture.image, sight.scales[0]), picture.thumbnail) for picture in pictures]
+        for turn in state.compared:
+            turn.stopped = True
+        state.compared = [Turn(text, pictures), Turn(text, others)]
+        return gr.Button(interactive=True)
 
-    gr.on(
-        [both.click, question.submit],
-        ask,
-        [session, gallery, question, *sampling],
-        [first, first_timing, second, second_timing],
-        **MODEL,
-    )
+    def seen(turns: list[Turn]) -> list[str]:
+        a, b = turns
+        return [a.answer.strip(), show.timing_line(a, sight), b.answer.strip(), show.timing_line(b, other_sight)]
+
+    def answer(state: Session, temperature: float, top_p: float, most: int) -> Iterator[Any]:
+        turns = state.compared
+        try:
+            for turn, asked in zip(turns, (model, other), strict=True):
+                if turn.ended:  # by the event of an earlier click
+                    continue
+                for _ in answer_turn(turn, asked, Sampling(temperature, top_p, int(most)), []):
+                    yield seen(turns)
+        except InputError as error:  # told without failing, or the button would not be set back
+            warn(error)
+            yield seen(turns)
+        finally:
+            for turn in turns:
+                turn.ended = True
+
+    def settle(state: Session) -> gr.Button:
+        return gr.Button(interactive=not all(turn.ended for turn in state.compared))
+
+    answers = [first, first_timing, second, second_timing]
+    begun = gr.on([both.click, question.submit], ask, [session, gallery, question], [stop], **QUICK)
+    begun.success(answer, [session, *sampling], answers, **MODEL).then(settle, [session], [stop], **QUICK)
     stop.click(lambda state: state.stop(), [session], None, **QUICK)
     return question
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from llava_s2.data.conversation import IGNORE_INDEX, encode_messages
 from llava_s2.errors import InputError
-from llava_s2.model.inference import assistant_message, user_message
+from llava_s2.model.inference import assistant_message, prepare_image, user_message
+from llava_s2.model.labels import IGNORE_INDEX, encode_messages
+from llava_s2.model.likelihood import rank_options
 from llava_s2.serve.chat import neutralize
 from llava_s2.serve.demo.session import Model
 
@@ -43,10 +44,6 @@ def weigh(model: Model, images: Sequence[Image.Image], question: str, options: S
     Raises:
         InputError: no question, or the prompt with an option is longer than the model takes.
     """
-    # Evaluation owns the way of choosing that the published V* numbers were made with, and this page shows just that.
-    from llava_s2.eval.likelihood import rank_options
-    from llava_s2.eval.loading import prepare
-
     if not question.strip():
         raise InputError("type a question first")
     processor = model.processor
@@ -59,7 +56,7 @@ def weigh(model: Model, images: Sequence[Image.Image], question: str, options: S
     limit = model.model.config.get_text_config().max_position_embeddings
     if longest > limit:
         raise InputError(f"question and option have {longest} tokens and the model takes {limit}; shorten them")
-    pictures = tuple(prepare(processor, image) for image in images)
+    pictures = tuple(prepare_image(processor, image) for image in images)
     (ranking,) = rank_options(model.model, processor, pictures, [(neutralize(question, processor), safe)])
     totals = [
         loss * sum(label != IGNORE_INDEX for label in row["labels"])

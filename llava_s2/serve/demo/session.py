@@ -4,29 +4,28 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from llava_s2.errors import InputError
-from llava_s2.model.inference import assistant_message, user_message
-from llava_s2.serve.chat import Chat, Reply, Sampling, neutralize
+from llava_s2.serve import features
+from llava_s2.serve.chat import Chat, Reply, Sampling
 from llava_s2.serve.demo.timing import Timing, stopwatch
 
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model and what to call it."""
+    """A loaded model, what to call it, and what its tower made of pictures, whoever showed them."""
 
     name: str
     model: LlavaForConditionalGeneration
     processor: LlavaProcessor
+    cache: features.FeatureCache = field(default_factory=lambda: features.FeatureCache(features.DEFAULT_BYTES))
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
-    """A picture (RGB), the file of its small copy that the page shows, and the uploaded file if it was one."""
+class Picture(features.Picture):
+    """A picture with the file of its small copy that the page shows, and the uploaded file if it was one."""
 
-    image: Image.Image
     thumbnail: str
     upload: str = ""
 
@@ -114,18 +113,12 @@ def answer_turn(turn: Turn, model: Model, sampling: Sampling, before: list[Turn]
     Raises:
         InputError: see ``Chat.ask``.
     """
-    chat = Chat(model.model, model.processor, sampling)
+    chat = Chat(model.model, model.processor, sampling, model.cache)
     for earlier in before:
         if earlier.answer:  # as in a Chat, a question without any answer leaves nothing
-            chat.messages += [
-                user_message(neutralize(earlier.question, model.processor), len(earlier.pictures)),
-                assistant_message(neutralize(earlier.answer.strip(), model.processor)),
-            ]
-            chat.images += [picture.image for picture in earlier.pictures]
-    for picture in turn.pictures:
-        chat.add_image(picture.image)
+            chat.recall(earlier.question, earlier.pictures, earlier.answer.strip())
     try:
-        with stopwatch(model.model) as timing, closing(chat.ask(turn.question)) as pieces:
+        with stopwatch(model.model) as timing, closing(chat.ask(turn.question, turn.pictures)) as pieces:
             while not turn.stopped and (piece := next(pieces, None)) is not None:
                 turn.answer += piece
                 yield turn

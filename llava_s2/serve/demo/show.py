@@ -49,8 +49,10 @@ def timing_line(turn: Turn, sight: Sight) -> str:
     reply, timing = turn.reply, turn.timing
     later = max(reply.new_tokens - 1, 0)
     rate = f" ({later / timing.decode:.0f} a second)" if later and timing.decode else ""
+    known = reply.known_pictures
+    seen = f" ({known} picture{'s' * (known > 1)} known already)" if known else ""
     return (
-        f"vision tower {timing.tower:.2f} s · prompt of {reply.prompt_tokens} tokens {timing.prefill:.2f} s · "
+        f"vision tower {timing.tower:.2f} s{seen} · prompt of {reply.prompt_tokens} tokens {timing.prefill:.2f} s · "
         f"{reply.new_tokens} new tokens {timing.decode:.2f} s{rate}{_FINISH[reply.finish]}"
     )
 

@@ -13,10 +13,9 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, LlavaForConditionalGeneration, LlavaProcessor
 
-from llava_s2.data.conversation import IGNORE_INDEX, encode_messages
-from llava_s2.eval.loading import Pictures
-from llava_s2.eval.rounding import near_tie
-from llava_s2.model.inference import assistant_message, user_message
+from llava_s2.model.inference import Pictures, assistant_message, user_message
+from llava_s2.model.labels import IGNORE_INDEX, encode_messages
+from llava_s2.model.rounding import near_tie
 
 
 @dataclass(frozen=True)
