@@ -132,7 +132,8 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
     dataset.processor = processor
     if recipe.cache_tower_features is not None:
         folder, limit = Path(recipe.cache_tower_features), recipe.cache_tower_features_gb * 1e9
-        dataset.features = store_features(model, dataset, folder, limit, training)
+        with _no_sharding_at_load(training):
+            dataset.features = store_features(model, dataset, folder, limit, training)
     chosen = choose_parts(model, parts, recipe)
     if isinstance(chosen, PeftModel):
         base = recipe.model_name_or_path
