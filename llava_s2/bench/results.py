@@ -49,15 +49,21 @@ def draw(path: Path, curves: Sequence[Curve], x: str, y: str, *, log_y: bool = F
     """Draws curves over a logarithmic axis of cost. Does nothing where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullFormatter
     except ImportError:
         return
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
-    for curve in curves:
+    for number, curve in enumerate(curves):
         axes.plot(curve.x, curve.y, "o-" if curve.line else "o", label=curve.name, markersize=5, linewidth=1.4)
         for at_x, at_y, word in zip(curve.x, curve.y, curve.words, strict=False):
-            axes.annotate(word, (at_x, at_y), xytext=(4, 5), textcoords="offset points", fontsize=7)
+            place = (5, -10 if number % 2 else 5)  # curves that touch write on different sides
+            axes.annotate(word, (at_x, at_y), xytext=place, textcoords="offset points", fontsize=7)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.1)
     if log_y:
         axes.set_yscale("log")
     axes.set_xlabel(x)

@@ -122,7 +122,7 @@ def _draw(path: Path, settings: list[Setting], scored: list[dict[str, Any]]) -> 
     for setting, result in zip(settings, scored, strict=True):
         kind = "" if setting.split else ", whole images"
         kind += "" if setting.merge == "concat" else ", scales added"
-        point = (result["macs"] / 1e9, 100 * result["correct"] / result["count"], setting.words.split(", ")[-1])
+        point = (result["macs"] / 1e9, 100 * result["correct"] / result["count"], f"{setting.scales[-1]}²")
         groups.setdefault(setting.tower + kind, []).append(point)
     curves = []
     for name, points in groups.items():

@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from transformers import AutoConfig, AutoModel
 
 from llava_s2.errors import InputError
 from llava_s2.model.assemble import (
@@ -124,6 +125,46 @@ def test_a_llava_trains_with_it_and_loads_again(kind: str, tmp_path: Path) -> No
         processor.save_pretrained(tmp_path / "whole")
         again, _ = load_pretrained(tmp_path / "whole")
         assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+
+
+_VIT = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 24, "patch_size": 6}
+_STAGES = {"depths": [1, 1, 2, 1], "hidden_sizes": [8, 8, 16, 24], "image_size": 64}
+STOCK: dict[str, tuple[str, dict[str, Any]]] = {  # SigLIP 2 at a fixed size is of SigLIP's type
+    "siglip": ("siglip_vision_model", {**_VIT, "intermediate_size": 32}),
+    "dinov2": ("dinov2", {**_VIT, "mlp_ratio": 2}),
+    "dinov2_with_registers": ("dinov2_with_registers", {**_VIT, "mlp_ratio": 2, "num_register_tokens": 4}),
+    "dinov3": ("dinov3_vit", {**_VIT, "intermediate_size": 32, "num_register_tokens": 2}),
+    "vit": ("vit", {**_VIT, "intermediate_size": 32}),
+    "vit_mae": ("vit_mae", {**_VIT, "intermediate_size": 32}),
+    "swin": ("swin", {"image_size": 32, "patch_size": 2, "embed_dim": 8, "depths": [1] * 3, "num_heads": [1, 2, 2],
+                      "window_size": 4}),
+    "convnext": ("convnext", {**_STAGES, "patch_size": 4}),
+    "dinov3_convnext": ("dinov3_convnext", _STAGES),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", STOCK)
+def test_a_llava_around_every_family_of_transformers(family: str, tmp_path: Path) -> None:
+    """Assembled from its folder, a gradient into the projector, an answer, saved and loaded."""
+    kind, settings = STOCK[family]
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **settings)
+    AutoModel.from_config(config).save_pretrained(tmp_path / "tower")
+    statistics = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    preprocessor = {"image_processor_type": "ViTImageProcessor", **statistics}
+    (tmp_path / "tower/preprocessor_config.json").write_text(json.dumps(preprocessor))
+    side = settings["image_size"]
+    model, processor = assemble(LLM, tmp_path / "tower", [side, 2 * side])
+    assert {key: list(getattr(processor.image_processor, key)) for key in statistics} == statistics
+    picture = Image.radial_gradient("L").convert("RGB").resize((90, 60))
+    inputs = processor(images=picture, text="<image>\nWhat?", return_tensors="pt")
+    model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    assert model.model.multi_modal_projector.linear_1.weight.grad.abs().sum() > 0
+    answer = model.generate(**inputs, max_new_tokens=2, do_sample=False)
+    model.save_pretrained(tmp_path / "whole")
+    processor.save_pretrained(tmp_path / "whole")
+    again, _ = load_pretrained(tmp_path / "whole")
+    assert torch.equal(again.generate(**inputs, max_new_tokens=2, do_sample=False), answer)
 
 
 def test_pictures_that_are_not_square_through_a_whole_llava(tmp_path: Path) -> None:
