@@ -47,9 +47,9 @@ _MIX = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--batch", type=int, default=16, help="examples a step (default: %(default)s, as LLaVA's)")
-    parser.add_argument("--steps", type=int, default=2, help="timed steps a loop (default: %(default)s)")
-    parser.add_argument("--records", type=int, default=1600, help="drawn from the mix (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=8, help="examples a step (default: %(default)s; takes 15 GB)")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps a loop (default: %(default)s)")
+    parser.add_argument("--records", type=int, default=800, help="drawn from the mix (default: %(default)s)")
     parser.add_argument("--hidden", type=int, default=768, help="of the language model (default: %(default)s)")
     parser.add_argument("--layers", type=int, default=4, help="of the language model (default: %(default)s)")
     parser.add_argument("--grouped", action="store_true", help="the plain loop, too, in that order")

@@ -3,12 +3,13 @@
     python benchmarks/training_data.py FOLDER [--records 665298] [--kind json|parquet]
 
 Writes the set to FOLDER once (0.8 GB), then reads it as training does. The last line printed is JSON: seconds until the
-data set is ready, and of one worker that has read 5,000 random records: resident memory, and the part that is its own.
+data set is ready, and the memory of ``import torch`` alone, of the main process, and of each of four DataLoader workers
+while they read 4,000 random records.
 """
 
 import argparse
 import json
-import os
+import multiprocessing
 import random
 import time
 from pathlib import Path
@@ -19,7 +20,8 @@ from PIL import Image
 WORDS = """the a picture shows red cup on table with man and dog near window what is in this image answer
 single""".split()  # noqa: SIM905
 IMAGES = 1000
-READ = 5000
+READ = 1000  # by each worker
+WORKERS = 4
 
 
 def write_set(folder: Path, count: int) -> Path:
@@ -65,11 +67,12 @@ def as_parquet(path: Path) -> Path:
     return out
 
 
-def memory() -> dict[str, float]:
-    """MB of this process: resident, and what no other process shares."""
-    rows = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+def memory(process: int | str = "self") -> dict[str, int]:
+    """MB of a process: resident; its share where pages shared by n processes count 1/n; and what it alone holds."""
+    rows = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]
     sizes = {row.split(":")[0]: int(row.split()[1]) / 1e3 for row in rows}
-    return {"resident_mb": round(sizes["Rss"]), "own_mb": round(sizes["Private_Clean"] + sizes["Private_Dirty"])}
+    own = sizes["Private_Clean"] + sizes["Private_Dirty"]
+    return {"resident_mb": round(sizes["Rss"]), "share_mb": round(sizes["Pss"]), "own_mb": round(own)}
 
 
 def main() -> None:
@@ -82,6 +85,10 @@ def main() -> None:
     path = write_set(args.folder, args.records)
     path = as_parquet(path) if args.kind == "parquet" else path
 
+    import torch
+    from torch.utils.data import DataLoader
+
+    libraries = memory()
     from llava_s2.data.dataset import ConversationDataset
     from llava_s2.data.training_records import check_records
     from llava_s2.model.embedded import NAME
@@ -91,19 +98,15 @@ def main() -> None:
     processor = processor_for_lengths(NAME)
     dataset = ConversationDataset(check_records(path, args.folder / "images", "chatml"), processor, "chatml", 2048)
     ready, cpu = time.monotonic() - start, time.process_time() - cpu  # the second without what others run
-    before = memory()
-
-    read, write = os.pipe()
-    if not os.fork():  # as DataLoader starts its workers
-        order = random.Random(1)
-        for _ in range(READ):
-            dataset[order.randrange(len(dataset))]
-        os.write(write, json.dumps(memory()).encode())
-        os._exit(0)
-    os.wait()
-    worker = json.loads(os.read(read, 1000))
+    main_process = memory()
+    order = torch.randint(len(dataset), (READ * WORKERS,)).tolist()
+    loader: Any = DataLoader(dataset, None, sampler=order, num_workers=WORKERS)
+    items = iter(loader)  # the workers are there as long as it is
+    taken = sum(1 for _ in zip(range(READ * WORKERS - 50), items, strict=False))
+    workers = [memory(worker.pid or "self") for worker in multiprocessing.active_children()]
     times = {"ready_s": round(ready, 1), "ready_cpu_s": round(cpu, 1)}
-    print(json.dumps({"records": len(dataset), **times, "main": before, "worker": worker}))
+    sizes = {"import torch": libraries, "main": main_process, "workers": workers}
+    print(json.dumps({"records": len(dataset), **times, "read": taken, **sizes}))
 
 
 if __name__ == "__main__":

@@ -40,8 +40,12 @@ class BadSamples:
             file.write(json.dumps(asdict(bad), ensure_ascii=False).encode(errors="replace") + b"\n")
 
 
+def stand_ins(log: Path) -> dict[int, str]:
+    """Of each record that a log names: where the one is that stands in its place."""
+    lines = log.read_bytes().splitlines() if log.exists() else []
+    return {bad["record"]: bad["replaced_by"] for bad in map(json.loads, lines)}
+
+
 def count_bad(log: Path) -> int:
     """How many different records a log names."""
-    if not log.exists():
-        return 0
-    return len({json.loads(line)["record"] for line in log.read_bytes().splitlines()})
+    return len(stand_ins(log))

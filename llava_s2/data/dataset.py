@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import LlavaProcessor
 
-from llava_s2.data.bad_samples import BadSamples
+from llava_s2.data.bad_samples import BadSamples, stand_ins
 from llava_s2.data.conversation import encode_conversation
 from llava_s2.data.faults import RecordFault
 from llava_s2.data.pixels import image_bytes
@@ -115,6 +115,11 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
             assert pixels is not None
             item["pixel_values"] = pixels[:images_kept]
         return item
+
+    def where(self, index: int) -> str:
+        """Names the record that an item was made of, for a message."""
+        others = {} if self.bad_samples is None else stand_ins(self.bad_samples.log)
+        return others.get(self.records.position(index), self.records.where(index))
 
     def pixels(self, index: int) -> torch.Tensor | None:
         """The images of a record, uint8 (images, 3, S, S), or None of a record without any."""

@@ -35,11 +35,13 @@ class ImageFiles:
                 tars = [path] if path.is_file() else sorted(map(Path, glob(str(source))))  # noqa: PTH207
                 if not tars:
                     raise InputError(f"{source}: no such image folder or tar file")
+        self._folder = str(self.folder)
         self._tars = TarMembers(tars) if tars else None
         self._in_files = source is None or self.folder is not None
 
-    def find(self, name: str) -> Path | Embedded:
-        """What an image's name stands for. A name written with backslashes, as Windows does, is taken with slashes too.
+    def find(self, name: str) -> str | Embedded:
+        """What an image's name stands for: a path, or a tar file's bytes. Backslashes, as Windows writes them, are
+        taken for slashes too.
 
         Raises:
             RecordFault: nothing of that name is there.
@@ -47,9 +49,9 @@ class ImageFiles:
         for form in (name, name.replace("\\", "/")) if "\\" in name else (name,):
             if self._in_files:
                 # os.path in a third of pathlib's time, and there are a million names
-                path = form if self.folder is None else os.path.join(self.folder, form)  # noqa: PTH118
+                path = form if self.folder is None else os.path.join(self._folder, form)  # noqa: PTH118
                 if os.path.exists(path):  # noqa: PTH110
-                    return Path(path)
+                    return path
             found = self._tars.find(form) if self._tars is not None else None
             if found is not None:
                 return found

@@ -72,7 +72,8 @@ class _Checked:
         self._has_id.extend(bytes(count - len(self._has_id)))
 
     def _visit(self, index: int, record: dict[str, Any]) -> None:
-        self._fill(index)
+        if len(self._ids) < index:  # behind what was no record
+            self._fill(index)
         look = look_at(record, self.template, self.files)
         identity = record.get("id")
         self._ids.append(hash(identity if isinstance(identity, str | int) else str(identity)))

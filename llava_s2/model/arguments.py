@@ -66,9 +66,12 @@ class ModelSource:
 
     def fingerprint(self) -> dict[str, Any]:
         """What tells this source from another, as JSON values: the fields, and a checksum of each folder's content."""
+        from llava_s2.model.embedded import resolve_model
+
         parts = {"model": self.model, "base": self.base, "vision_tower": self.vision_tower}
+        folders = {**parts, "model": resolve_model(self.model)}
         checksums = {
-            f"{key}_checksum": _checksum(Path(part)) for key, part in parts.items() if part and Path(part).is_dir()
+            f"{key}_checksum": _checksum(Path(part)) for key, part in folders.items() if part and Path(part).is_dir()
         }
         quantized = {} if self.quantization is None else {"quantization": self.quantization}
         return {**parts, "dtype": self._dtype(), "template": self.template, **quantized, **checksums}
@@ -105,7 +108,9 @@ def _device_map() -> str | dict[str, int] | None:
 def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds ``--model``, ``--base``, ``--vision_tower``, ``--dtype``, ``--template`` and ``--quantization``."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", required=required, metavar="M", help="checkpoint or adapter: a folder or a hub id")
+    group.add_argument(
+        "--model", required=required, metavar="M", help="checkpoint or adapter: a folder, a hub id or embedded"
+    )
     add_part_arguments(group)
     group.add_argument(
         "--dtype",

@@ -31,7 +31,7 @@ from llava_s2.model.checkpoint import (
     read_tensors,
     split_parts,
 )
-from llava_s2.model.embedded import resolve_vision_tower
+from llava_s2.model.embedded import resolve_model, resolve_vision_tower
 from llava_s2.model.folder import LazyTensor, lazy_tensors, new_folder, weight_bytes, write_weights
 from llava_s2.model.loading import (
     find_base,
@@ -143,7 +143,7 @@ def convert(
     """
     if to not in ("native", "llava", "hf"):
         raise InputError(f"--to {to}: not known; use native, llava or hf")
-    checkpoint = identify(src)
+    checkpoint = identify(resolve_model(src))
     name = checkpoint.name
     tower = None if vision_tower is None else resolve_vision_tower(vision_tower)
     if checkpoint.kind == "llm":
@@ -222,6 +222,9 @@ def _read_llava(
     config = llava_config(text_config, pieces.tower.config, pieces.processor, **pieces.settings)
     config.dtype = pieces.dtype
     tower = {key: LazyTensor.of(tensor) for key, tensor in pieces.tower.state_dict().items()}
+    projector = {key: LazyTensor.of(tensor) for key, tensor in pieces.projector.items()}
+    if dtype != "auto":  # else it keeps its own, which beside a 16-bit base may be float32
+        projector = {key: _cast(tensor, pieces.dtype) for key, tensor in projector.items()}
     is_full = checkpoint.kind == "llava_full"
     original = Original.of_llava(
         checkpoint.config,
@@ -234,7 +237,7 @@ def _read_llava(
         pieces.processor,
         generation_config(pieces.processor, text_config),
         {key: _cast(tensor, pieces.dtype) for key, tensor in language_model.items()},
-        {key: _cast(LazyTensor.of(tensor), pieces.dtype) for key, tensor in pieces.projector.items()},
+        projector,
         tower,
         original,
     )

@@ -15,7 +15,7 @@ from llava_s2.model.checkpoint import (
     split_parts,
     weight_files,
 )
-from llava_s2.model.embedded import resolve_language_model, resolve_vision_tower
+from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
 from llava_s2.model.headers import TensorHeader, read_headers
 from llava_s2.model.templates import TEMPLATES, with_image_start_end
 
@@ -109,7 +109,7 @@ def inspect(path: str | Path, base: str | Path | None = None, *, vision_tower: s
     Raises:
         InputError: there is no checkpoint of any kind.
     """
-    name = _snapshot(str(path))
+    name = _snapshot(resolve_model(path))
     try:
         checkpoint = identify(name)
     except InputError as error:

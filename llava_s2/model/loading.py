@@ -41,7 +41,7 @@ from llava_s2.model.checkpoint import (
     read_tensors,
     split_parts,
 )
-from llava_s2.model.embedded import resolve_language_model, resolve_vision_tower
+from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
 from llava_s2.model.processor import build_processor, load_processor, set_template
 from llava_s2.model.templates import IMAGE_END_TOKEN, IMAGE_START_TOKEN, TEMPLATES, with_image_start_end
 from llava_s2.model.tokenizer import load_tokenizer
@@ -84,7 +84,7 @@ def load_pretrained(
     Example:
         >>> model, processor = load_pretrained("bfshi/llava-v1.5-7b-s2-lora", "lmsys/vicuna-7b-v1.5", dtype="bfloat16")
     """
-    checkpoint = identify(path)
+    checkpoint = identify(resolve_model(path))
     tower = None if vision_tower is None else resolve_vision_tower(vision_tower)
     options: dict[str, Any] = {"device_map": device_map}
     if quantization in INT8:
@@ -263,10 +263,8 @@ def _tower_like(wanted: Any, name: str, dtype: torch.dtype) -> PreTrainedModel:
 def _at_scales(backbone: PreTrainedModel, wanted: PreTrainedConfig, name: str) -> PreTrainedModel:
     if not isinstance(wanted, S2VisionConfig):
         return backbone
-    settings = wanted.to_dict()
-    keep = ("feature_layer", "max_split_size", "resize_output_to_idx", "merge", "split", "max_tiles_per_call")
     try:
-        return S2VisionModel.wrap(backbone, wanted.scales, **{key: settings[key] for key in keep})
+        return S2VisionModel.wrap(backbone, wanted.scales, **wanted.options)
     except ValueError as error:
         raise InputError(f"vision tower {name}: {error}") from error
 

@@ -178,7 +178,7 @@ def original_config(
         usual = S2VisionConfig(
             backbone_config=vision.backbone_config, scales=vision.scales, feature_layer=vision.feature_layer
         )
-        for setting in ("max_split_size", "resize_output_to_idx", "merge", "split", "keep_aspect"):
+        for setting in ("max_split_size", "resize_output_to_idx", "merge", "split", "keep_aspect", "min_detail"):
             if getattr(vision, setting) != getattr(usual, setting):
                 raise InputError(f"the original LLaVA has no {setting}={getattr(vision, setting)!r} in its S2 tower")
         scales, layer, feature = vision.scales, vision.feature_layer, "patch"

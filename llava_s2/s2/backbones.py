@@ -22,6 +22,8 @@ class Geometry:
         first: the first hidden state that can be had; not all families hand out the embeddings.
         in_stages: whether the map shrinks from block to block (ConvNeXt, Swin), as it does not in a plain ViT.
         other_sizes: whether tiles of another size than `image_size` can be run.
+        rounds_up: whether the map of a side that is no multiple of a stride has a feature for the rest (a net that
+            pads), or drops it.
     """
 
     image_size: int
@@ -30,10 +32,16 @@ class Geometry:
     first: int = 0
     in_stages: bool = False
     other_sizes: bool = True
+    rounds_up: bool = False
 
     @property
     def blocks(self) -> int:
         return len(self.widths) - 1
+
+    def features(self, side: int, state: int) -> int:
+        """How many features of hidden state number `state` lie along a side of `side` pixels."""
+        stride = self.strides[state]
+        return -(-side // stride) if self.rounds_up else side // stride
 
 
 def geometry(config: PreTrainedConfig) -> Geometry:
@@ -69,6 +77,7 @@ def geometry(config: PreTrainedConfig) -> Geometry:
                 tuple(patch * 2**n for n in shrunk),
                 in_stages=True,
                 other_sizes=False,
+                rounds_up=True,
             )
     width, blocks = (getattr(config, key, None) for key in ("hidden_size", "num_hidden_layers"))
     needed = {"patch_size": patch, "hidden_size": width, "num_hidden_layers": blocks}
@@ -177,6 +186,11 @@ def _timm_geometry(architecture: str, model_args: str, image_size: int | None) -
     if size is None:
         raise ValueError(f"timm's {architecture} takes {trained}: S2 needs square images")
     strides = [int(entry["reduction"]) for entry in info]
+    rounds_up = False
+    if size % strides[-1] and strides[0] != strides[-1]:  # nets in stages pad or not, each in its way
+        with torch.device("meta"), torch.no_grad():
+            images = torch.empty(1, trained[0], size, size)
+            rounds_up = model.forward_intermediates(images, intermediates_only=True)[-1].shape[2] > size // strides[-1]
     return Geometry(
         size,
         tuple(int(entry["num_chs"]) for entry in [info[0], *info]),
@@ -184,4 +198,5 @@ def _timm_geometry(architecture: str, model_args: str, image_size: int | None) -
         first=1,
         in_stages=strides[0] != strides[-1],
         other_sizes=not getattr(embedding, "strict_img_size", False),
+        rounds_up=rounds_up,
     )

@@ -82,6 +82,12 @@ class S2VisionConfig(PreTrainedConfig):
         return geometry(self.backbone_config)
 
     @property
+    def options(self) -> dict[str, Any]:
+        """All arguments but the backbone and the scales, as `S2VisionModel.wrap` takes them."""
+        names = S2VisionConfig.__annotations__
+        return {name: getattr(self, name) for name in names if name not in ("backbone_config", "scales")}
+
+    @property
     def backbone_image_size(self) -> int:
         """Side in pixels of the images the backbone was trained on."""
         return self.geometry.image_size
@@ -106,6 +112,10 @@ class S2VisionConfig(PreTrainedConfig):
         """Pixels of a tile that one of its features covers, along one side."""
         return self.geometry.strides[self.num_used_blocks]
 
+    def features_a_side(self, tile: int) -> int:
+        """Features along one side of a tile of `tile` pixels."""
+        return self.geometry.features(tile, self.num_used_blocks)
+
     @property
     def tile_sizes(self) -> list[int]:
         """Tile side in pixels of every scale."""
@@ -121,7 +131,7 @@ class S2VisionConfig(PreTrainedConfig):
     def grid_size(self) -> int:
         """Output tokens along one side."""
         index = self.resize_output_to_idx
-        return self.num_tiles[index] * (self.tile_sizes[index] // self.backbone_stride)
+        return self.num_tiles[index] * self.features_a_side(self.tile_sizes[index])
 
     @property
     def hidden_size(self) -> int:

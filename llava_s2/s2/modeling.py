@@ -156,7 +156,7 @@ class S2VisionModel(PreTrainedModel):
             return self.config.max_tiles_per_call * workers
         if device.type != "cpu" or self._is_sharded:
             return None
-        tokens = (max(self.config.tile_sizes) // self.config.backbone_stride) ** 2
+        tokens = self.config.features_a_side(max(self.config.tile_sizes)) ** 2
         return max(self.cpu_tokens_a_call // tokens, 1) * workers
 
     @property
@@ -191,15 +191,16 @@ class S2VisionModel(PreTrainedModel):
         )
         if backbone._compiled_call_impl is not None:
             features = features.clone()  # a CUDA graph's next call writes into its output
-        if features.dim() == 4:
-            return features.flatten(2).transpose(1, 2)
-        grid = (side // self.config.backbone_stride) ** 2
-        if features.shape[1] < grid:
+        is_map = features.dim() == 4
+        if is_map:
+            features = features.flatten(2).transpose(1, 2)
+        tokens, grid = features.shape[1], self.config.features_a_side(side) ** 2
+        if tokens < grid or (is_map and tokens > grid):
             raise ValueError(
-                f"the backbone ({self.config.backbone_config.model_type}) gave {features.shape[1]} tokens "
-                f"for a tile of {side} pixels; patches of {self.config.backbone_stride} pixels make {grid}"
+                f"the backbone ({self.config.backbone_config.model_type}) gave {tokens} tokens for a tile of {side} "
+                f"pixels; one for every {self.config.backbone_stride} pixels makes {grid}"
             )
-        return features[:, features.shape[1] - grid :]
+        return features[:, tokens - grid :]
 
 
 def _keep_blocks(backbone: PreTrainedModel, config: S2VisionConfig) -> PreTrainedModel:

@@ -81,8 +81,11 @@ def step_flops(model: Any) -> tuple[float, float]:
     a_token = 4 * (llm.total + head) + 2 * llm.learning + 6 * counts["LoRA"].total
     vision: Any = model.config.vision_config
     if hasattr(vision, "scales"):
-        stride, tokens = vision.backbone_stride, vision.num_image_tokens
-        positions = sum((side // stride) ** 2 for side in vision.scales)
+        tokens = vision.num_image_tokens
+        positions = sum(
+            (count * vision.features_a_side(tile)) ** 2
+            for count, tile in zip(vision.num_tiles, vision.tile_sizes, strict=True)
+        )
     else:
         positions = tokens = (vision.image_size // vision.patch_size) ** 2
     through_tower = positions * (2 * tower.total + 4 * tower.learning)

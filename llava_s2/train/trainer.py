@@ -48,7 +48,7 @@ class LlavaTrainer(Trainer):
         lengths: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
-        self._where: Callable[[int], str] = kwargs["train_dataset"].records.where
+        self._where: Callable[[int], str] = kwargs["train_dataset"].where
         self._normalize = Normalizer(kwargs["processing_class"].image_processor)
         training = kwargs["args"]
         # Liger never holds logits, and label smoothing is Trainer's own loss over all of them.

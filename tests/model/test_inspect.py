@@ -14,7 +14,9 @@ from test_loading import single_scale
 
 from llava_s2.cli import main
 from llava_s2.errors import InputError
+from llava_s2.model.arguments import ModelSource
 from llava_s2.model.assemble import assemble
+from llava_s2.model.embedded import shipped_model
 from llava_s2.model.headers import read_headers
 
 LLM = {"type": "llama", "hidden": 32, "layers": 2, "vocabulary": 32000}
@@ -193,3 +195,10 @@ def test_it_answers_without_torch_or_transformers():
     )
     starter = f"import sys; sys.argv[0] = 'llava-s2'; exec({program!r})"
     subprocess.run([sys.executable, "-c", starter], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_embedded_default_goes_by_its_name(capsys):
+    by_name, by_path = inspected(capsys, "embedded"), inspected(capsys, shipped_model())
+    assert by_name | {"path": 0} == by_path | {"path": 0} and by_name["kind"] == "adapter"
+    named, placed = (ModelSource(model).fingerprint() for model in ("embedded", str(shipped_model())))
+    assert named["model"] == "embedded" and named["model_checksum"] == placed["model_checksum"]

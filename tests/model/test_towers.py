@@ -85,22 +85,28 @@ TOWERS = {  # name -> how it is made, side in pixels, hidden state that is read,
 }
 
 
+def fine_tuned(folder: Path, tower: str, scales: str, picture: Image.Image, *more: str) -> Path:
+    """An adapter after two steps on a picture."""
+    picture.save(folder / "a.png")
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A ring."}]
+    (folder / "data.json").write_text(json.dumps([{"id": "1", "image": "a.png", "conversations": turns}] * 2))
+    flags = [
+        *("--model_name_or_path", str(LLM), "--vision_tower", tower, "--s2_scales", scales),
+        *("--data_path", str(folder / "data.json"), "--image_folder", str(folder)),
+        *("--output_dir", str(folder / "out"), "--max_steps", "2", "--per_device_train_batch_size", "1"),
+        *("--report_to", "none", "--lora_r", "2", "--lora_alpha", "4", "--learning_rate", "0.01"),
+    ]
+    train("finetune", [*flags, *more])
+    return folder / "out"
+
+
 @pytest.mark.parametrize("kind", TOWERS)
 def test_a_llava_trains_with_it_and_loads_again(kind: str, tmp_path: Path) -> None:
     make, side, layer, (mean, std) = TOWERS[kind]
     tower = make(tmp_path / "tower")
     picture = Image.radial_gradient("L").convert("RGB").resize((90, 60))
-    picture.save(tmp_path / "a.png")
-    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A ring."}]
-    (tmp_path / "data.json").write_text(json.dumps([{"id": "1", "image": "a.png", "conversations": turns}] * 2))
-    flags = [
-        *("--model_name_or_path", str(LLM), "--vision_tower", tower, "--s2_scales", f"{side},{2 * side}"),
-        *("--data_path", str(tmp_path / "data.json"), "--image_folder", str(tmp_path)),
-        *("--output_dir", str(tmp_path / "out"), "--max_steps", "2", "--per_device_train_batch_size", "1"),
-        *("--report_to", "none", "--lora_r", "2", "--lora_alpha", "4", "--learning_rate", "0.01"),
-    ]
-    train("finetune", flags)
-    model, processor = load_pretrained(tmp_path / "out", dtype="float32")
+    adapter = fine_tuned(tmp_path, tower, f"{side},{2 * side}", picture)
+    model, processor = load_pretrained(adapter, dtype="float32")
     loaded = model.model.vision_tower
     assert loaded.config.feature_layer == layer
     image_processor = processor.image_processor
@@ -118,6 +124,34 @@ def test_a_llava_trains_with_it_and_loads_again(kind: str, tmp_path: Path) -> No
         processor.save_pretrained(tmp_path / "whole")
         again, _ = load_pretrained(tmp_path / "whole")
         assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+
+
+def test_pictures_that_are_not_square_through_a_whole_llava(tmp_path: Path) -> None:
+    """Trained with `keep`, loaded as adapter, asked, saved whole: the tower tiles the picture on its own shape. An
+    adapter's tower has every setting that its config names."""
+    name = open_clip_folder(tmp_path / "tower")
+    picture = Image.radial_gradient("L").convert("RGB").resize((90, 45))
+    adapter = fine_tuned(tmp_path, name, "32,64", picture, "--image_aspect_ratio", "keep")
+    model, processor = load_pretrained(adapter, dtype="float32")
+    inputs = processor(images=picture, text="<image>\nWhat?", return_tensors="pt")
+    assert inputs["pixel_values"].shape == (1, 3, 96, 96)
+    backbone = load_vision_backbone(name, tower_config(name, [32]).backbone_config, torch.float32)
+    fresh = S2VisionModel.wrap(backbone, [32, 64], keep_aspect=True)
+    with torch.no_grad():
+        features = model.model.vision_tower(inputs["pixel_values"]).last_hidden_state
+        torch.testing.assert_close(features, fresh(inputs["pixel_values"]).last_hidden_state)
+    answer = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    model.save_pretrained(tmp_path / "whole")
+    processor.save_pretrained(tmp_path / "whole")
+    again, _ = load_pretrained(tmp_path / "whole")
+    assert torch.equal(again.generate(**inputs, max_new_tokens=4, do_sample=False), answer)
+
+    changed = {"min_detail": 0.1, "reuse_flat_tiles": False, "max_tiles_per_call": 3}
+    config = json.loads((adapter / "config.json").read_text())
+    config["vision_config"].update(changed)
+    (adapter / "config.json").write_text(json.dumps(config))
+    loaded, _ = load_pretrained(adapter)
+    assert {key: getattr(loaded.config.vision_config, key) for key in changed} == changed
 
 
 @pytest.mark.parametrize("kind", TOWERS)

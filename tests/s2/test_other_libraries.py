@@ -1,5 +1,6 @@
 """Backbones of open_clip and timm: their features against the libraries' own, and what a saved tower keeps."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    SwinConfig,
     TimmWrapperConfig,
     TimmWrapperModel,
 )
 
 from llava_s2.s2 import S2VisionConfig, S2VisionModel
+from llava_s2.s2.foreign import as_pretrained
 
 OPEN_CLIP: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -142,6 +145,31 @@ def test_a_timm_size_is_found_out_and_whole_images_run_where_the_model_takes_the
     with pytest.raises(ValueError, match="tiles of 224 pixels alone"):
         config = TimmWrapperConfig(architecture="vit_tiny_patch16_224")
         S2VisionConfig(backbone_config=config, scales=[224, 448], split=False)
+
+
+@pytest.mark.parametrize(("name", "grid"), [("test_efficientnet", 2), ("test_convnext", 1), ("swin", 2)])
+@torch.no_grad()
+def test_a_side_that_the_stride_does_not_divide(name: str, grid: int) -> None:
+    """48 pixels at stride 32: nets that pad have a feature for the rest, others drop it."""
+    if name == "swin":
+        sizes = {"image_size": 48, "embed_dim": 8, "depths": [1] * 4, "num_heads": [2] * 4, "window_size": 2}
+        model = AutoModel.from_config(SwinConfig(**sizes)).eval()
+        stock = copy.deepcopy(model)
+    else:
+        stock = timm_model(name)
+        model = as_pretrained(copy.deepcopy(stock))
+        model.config.image_size = 48
+
+    def features(tile: Tensor) -> Tensor:
+        if name == "swin":
+            return stock(tile, output_hidden_states=True).reshaped_hidden_states[-1]
+        return stock.forward_intermediates(tile, norm=False, intermediates_only=True)[-1]
+
+    x = torch.randn(1, 3, 96, 96)
+    expected = whole_maps(features, x, 48, [48, 96])
+    tower = S2VisionModel.wrap(model, scales=[48, 96])
+    assert tower.config.num_image_tokens == grid**2
+    torch.testing.assert_close(tower(x).last_hidden_state, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])

