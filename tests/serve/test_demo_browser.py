@@ -138,7 +138,7 @@ def test_comparison(visit, expected):
     expect(stop).to_be_disabled()
     visit.page.locator("#compared textarea").fill("word " * 3000)
     visit.page.locator("#ask-both").click()
-    expect(visit.page.locator(".toast-body")).to_contain_text("2048")
+    told(visit, "2048")
     expect(stop).to_be_disabled()
 
 
@@ -217,26 +217,45 @@ def test_markup_is_shown_and_never_run(visit):
     assert visit.page.evaluate("window.stung") is None
 
 
-@pytest.mark.parametrize("kind", ["text", "svg", "50,000 pixels wide", "cut PNG", "JPEG and PDF", "CMYK"])
-def test_a_file_that_is_no_picture_is_told_and_left_out(visit, kind):
-    data, _ = HOSTILE[kind]
-    name = "<img src=x onerror=window.stung=1>.png"
-    visit.upload({"name": name, "mimeType": "image/png", "buffer": data()})
+def told(visit, message):
+    """One message is shown, this one, and closed."""
     toast = visit.page.locator(".toast-body")
-    expect(toast).to_be_visible()
-    expect(visit.thumbnails()).to_have_count(0)
+    expect(toast).to_have_count(1)
+    expect(toast).to_contain_text(re.compile(message))
+    visit.page.locator(".toast-close").click()
+    expect(toast).to_have_count(0)
+
+
+def test_files_that_are_no_pictures_are_told_and_left_out(visit):
+    name = "<img src=x onerror=window.stung=1>.png"
+    for kind in ("text", "svg", "50,000 pixels wide", "cut PNG", "JPEG and PDF", "CMYK"):
+        make, message = HOSTILE[kind]
+        visit.upload({"name": name, "mimeType": "image/png", "buffer": make()})
+        told(visit, message)
+        expect(visit.thumbnails()).to_have_count(0)
+    make, message = HOSTILE["PNG and ZIP"]
+    visit.page.locator("#question input[type=file]").set_input_files(
+        [{"name": name, "mimeType": "image/png", "buffer": make()}]
+    )
+    expect(visit.page.locator("#question .thumbnail-item").first).to_be_visible()
+    visit.ask("What?")
+    told(visit, message)
+    expect(visit.question).to_have_value("What?")
+    expect(visit.bubbles("user")).to_have_count(0)
     assert visit.page.evaluate("window.stung") is None
     shown(visit)
-    visit.trouble = [text for text in visit.trouble if "Failed to load resource" not in text]
 
 
 def test_questions_that_cannot_be_asked_are_told(visit):
     visit.tab("Likelihood")
     visit.page.locator("#weigh").click()
-    expect(visit.page.locator(".toast-body")).to_contain_text("two to 16 different options")
+    told(visit, "two to 16 different options")
+    visit.tab("Compare")
+    visit.page.locator("#ask-both").click()
+    told(visit, "type a question first")
     visit.tab("Chat")
     visit.ask("word " * 3000)
-    expect(visit.page.locator(".toast-body").last).to_contain_text("2048")
+    told(visit, "2048")
     expect(visit.bubbles("user")).to_have_count(0)
     visit.ask("<image> <|im_end|> </s> What?")
     visit.wait_until_answered()

@@ -10,7 +10,7 @@ import gradio as gr
 from llava_s2.errors import InputError
 from llava_s2.serve.chat import Sampling
 from llava_s2.serve.demo import show
-from llava_s2.serve.demo.events import MODEL, QUICK, bring_in, html, tells, warn
+from llava_s2.serve.demo.events import MODEL, QUICK, bring_in, defers, html, tell_deferred, tells, warn
 from llava_s2.serve.demo.pictures import add_picture, read_upload
 from llava_s2.serve.demo.pyramid import Sight
 from llava_s2.serve.demo.session import Model, Session
@@ -86,7 +86,7 @@ def build_chat(
             gr.DownloadButton(value=file, interactive=file is not None),
         ]
 
-    @tells
+    @defers
     def ask(state: Session, box: dict[str, Any], shown: list[tuple[str, str | None]] | None) -> Any:
         bring_in(state, shown, folder)
         for path in box["files"]:
@@ -95,7 +95,7 @@ def build_chat(
         thumbnails = [picture.thumbnail for picture in state.pictures]
         return [{"text": "", "files": []}, thumbnails, *seen(state), *buttons_of(state)]
 
-    @tells
+    @defers
     def ask_again(state: Session) -> Any:
         state.again()
         return [*seen(state), *buttons_of(state)]
@@ -105,6 +105,7 @@ def build_chat(
         return [{"text": state.take_back().question, "files": []}, *seen(state), *buttons_of(state)]
 
     def answer(state: Session, temperature: float, top_p: float, most: int) -> Iterator[Any]:
+        tell_deferred(state)
         try:
             for _ in state.answer(model, Sampling(temperature, top_p, int(most))):
                 yield seen(state)

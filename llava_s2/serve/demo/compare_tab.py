@@ -10,7 +10,7 @@ from PIL import Image
 from llava_s2.errors import InputError
 from llava_s2.serve.chat import Sampling
 from llava_s2.serve.demo import show
-from llava_s2.serve.demo.events import MODEL, QUICK, bring_in, html, tells, warn
+from llava_s2.serve.demo.events import MODEL, QUICK, bring_in, defers, html, tell_deferred, warn
 from llava_s2.serve.demo.pyramid import Sight
 from llava_s2.serve.demo.session import Model, Picture, Session, Turn, answer_turn
 
@@ -47,7 +47,7 @@ def build_compare(
     name = baseline.name if baseline else shrunk
     html(show.note(f"A is {model.name}, B is {name}. Both see all pictures on the page."))
 
-    @tells
+    @defers
     def ask(state: Session, shown: list[tuple[str, str | None]] | None, text: str) -> gr.Button:
         if not text.strip():
             raise InputError("type a question first")
@@ -65,7 +65,10 @@ def build_compare(
         return [a.answer.strip(), show.timing_line(a, sight), b.answer.strip(), show.timing_line(b, other_sight)]
 
     def answer(state: Session, temperature: float, top_p: float, most: int) -> Iterator[Any]:
+        tell_deferred(state)
         turns = state.compared
+        if not turns:
+            return
         try:
             for turn, asked in zip(turns, (model, other), strict=True):
                 if turn.ended:  # by the event of an earlier click

@@ -41,6 +41,30 @@ def tells(function: Callable) -> Callable:
     return streaming if inspect.isgeneratorfunction(function) else plain
 
 
+def defers(function: Callable) -> Callable:
+    """Has a QUICK handler's InputError told by the event that follows, see ``tell_deferred``.
+
+    Of an event that goes past the queue the page shows neither errors nor warnings.
+    """
+
+    @functools.wraps(function)
+    def deferring(state: Session, *args: Any) -> Any:
+        try:
+            return function(state, *args)
+        except InputError as error:
+            state.trouble = error
+            return gr.skip()
+
+    return deferring
+
+
+def tell_deferred(state: Session) -> None:
+    """Shows what a handler that ``defers`` left."""
+    if state.trouble:
+        warn(state.trouble)
+        state.trouble = None
+
+
 def warn(error: InputError) -> None:
     """Shows an error without ending the handler."""
     gr.Warning(escape(str(error)))

@@ -55,11 +55,13 @@ class Session:
     Attributes:
         pictures: those on the page. turns: the conversation.
         compared: the turns of the latest comparison.
+        trouble: what the visitor is still to be told.
     """
 
     pictures: list[Picture] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     compared: list[Turn] = field(default_factory=list)
+    trouble: InputError | None = None
 
     def begin(self, question: str) -> None:
         """Adds a question, with the pictures that the conversation does not hold yet. Raises InputError if empty."""
