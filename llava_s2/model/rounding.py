@@ -7,7 +7,7 @@ def near_tie(margin: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> t
     """Whether the rounding of half precision could swap the best and the second best.
 
     Computed in another batch, a half-precision model's logits come out differently rounded, each of the two by about a
-    unit in its last place (benchmarks/near_ties.py); float32's differ too, but far less than any two answers do.
+    unit in its last place; float32's differ too, but far less than any two answers do.
 
     Args:
         margin: best minus second best, any shape.
