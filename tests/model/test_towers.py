@@ -13,6 +13,9 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModel
 
+from llava_s2.cli import main
+from llava_s2.data.scene_tasks import write_vstar
+from llava_s2.data.scenes import SceneConfig
 from llava_s2.errors import InputError
 from llava_s2.model.assemble import (
     assemble,
@@ -101,8 +104,24 @@ def fine_tuned(folder: Path, tower: str, scales: str, picture: Image.Image, *mor
     return folder / "out"
 
 
+@pytest.fixture(scope="module")
+def vstar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "vstar"
+    write_vstar(folder, 1, 1, config=SceneConfig())
+    return folder
+
+
+def evaluates(model: Path, vstar: Path) -> bool:
+    """Whether ``llava-s2 eval`` answers both of V*'s questions with one of their options."""
+    output = model.with_name("eval")
+    assert main(["eval", "vstar", "--model", str(model), "--data", str(vstar), "--output", str(output)]) == 0
+    lines = [json.loads(line) for line in (output / "predictions.jsonl").read_text().splitlines()]
+    options = [option for file in vstar.rglob("*.json") for option in json.loads(file.read_text())["options"]]
+    return len(lines) == 2 and all(line["text"] in options for line in lines)
+
+
 @pytest.mark.parametrize("kind", TOWERS)
-def test_a_llava_trains_with_it_and_loads_again(kind: str, tmp_path: Path) -> None:
+def test_a_llava_trains_with_it_loads_again_and_is_evaluated(kind: str, tmp_path: Path, vstar: Path) -> None:
     make, side, layer, (mean, std) = TOWERS[kind]
     tower = make(tmp_path / "tower")
     picture = Image.radial_gradient("L").convert("RGB").resize((90, 60))
@@ -125,6 +144,7 @@ def test_a_llava_trains_with_it_and_loads_again(kind: str, tmp_path: Path) -> No
         processor.save_pretrained(tmp_path / "whole")
         again, _ = load_pretrained(tmp_path / "whole")
         assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+    assert evaluates(adapter, vstar)
 
 
 _VIT = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 24, "patch_size": 6}
@@ -144,8 +164,8 @@ STOCK: dict[str, tuple[str, dict[str, Any]]] = {  # SigLIP 2 at a fixed size is 
 
 
 @pytest.mark.parametrize("family", STOCK)
-def test_a_llava_around_every_family_of_transformers(family: str, tmp_path: Path) -> None:
-    """Assembled from its folder, a gradient into the projector, an answer, saved and loaded."""
+def test_a_llava_around_every_family_of_transformers(family: str, tmp_path: Path, vstar: Path) -> None:
+    """Assembled from its folder, a gradient into the projector, an answer, saved, loaded and evaluated."""
     kind, settings = STOCK[family]
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **settings)
@@ -165,6 +185,7 @@ def test_a_llava_around_every_family_of_transformers(family: str, tmp_path: Path
     processor.save_pretrained(tmp_path / "whole")
     again, _ = load_pretrained(tmp_path / "whole")
     assert torch.equal(again.generate(**inputs, max_new_tokens=2, do_sample=False), answer)
+    assert evaluates(tmp_path / "whole", vstar)
 
 
 def test_pictures_that_are_not_square_through_a_whole_llava(tmp_path: Path) -> None:
