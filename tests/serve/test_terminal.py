@@ -3,6 +3,7 @@
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -14,8 +15,10 @@ from PIL import Image
 from llava_s2.errors import InputError
 from llava_s2.serve import terminal
 
+# A shell's background job, and what it starts, would ignore Ctrl-C.
 _TALK = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from llava_s2.model.loading import load_pretrained
 from llava_s2.serve.chat import Chat, Sampling
 from llava_s2.serve.terminal import interact
@@ -44,7 +47,8 @@ class Terminal:
         """Until what was printed since the last match holds this too."""
         end = time.monotonic() + 120
         while not (found := re.search(pattern, self.seen)):
-            assert time.monotonic() < end, self.seen
+            readable, _, _ = select.select([self.own], [], [], max(0, end - time.monotonic()))
+            assert readable, self.seen
             self.seen += os.read(self.own, 4096).decode(errors="replace")
         self.seen = self.seen[found.end() :]
 
