@@ -17,7 +17,7 @@ def in_whole_numbers(x, weight, bias):
     smallest = torch.finfo(torch.float32).tiny
     x_scale = x.abs().amax(-1, keepdim=True).clamp_min(smallest) / 127
     w_scale = weight.abs().amax(1, keepdim=True).clamp_min(smallest) / 127
-    x_whole, w_whole = (x / x_scale + 128.5).floor().long() - 128, (weight / w_scale).round().long()
+    x_whole, w_whole = (x / x_scale).round().long(), (weight / w_scale).round().long()
     assert x_whole.abs().max() <= 127 and w_whole.abs().max() <= 127
     product = (x_whole @ w_whole.T).double() * x_scale.double() * w_scale[:, 0].double()
     return product if bias is None else product + bias.double()
