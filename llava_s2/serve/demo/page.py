@@ -92,7 +92,7 @@ def build_page(
                         [model, baseline] if baseline else [model], session, gallery, folder
                     )
                 with gr.Tab("What the model sees") as sees:
-                    build_sees(model, session, gallery, sees)
+                    build_sees(model, session, gallery, sees, folder)
 
         def changed(state: Session, files: list[tuple[str, str | None]] | None) -> list[str]:
             bring_in(state, files, folder)

@@ -1,12 +1,13 @@
 """The tab that shows what the model gets of a picture."""
 
+from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import gradio as gr
 
-from llava_s2.errors import InputError
 from llava_s2.serve.demo import show
-from llava_s2.serve.demo.events import QUIET, html, tells
+from llava_s2.serve.demo.events import QUICK, bring_in, html
 from llava_s2.serve.demo.pyramid import Sight, pyramid, spot, spot_of_original, with_borders
 from llava_s2.serve.demo.session import Model, Session
 
@@ -14,7 +15,7 @@ _SHOWN_SIDE = 672
 _SPOT_SIDE = 320
 
 
-def build_sees(model: Model, session: gr.State, gallery: gr.Gallery, tab: gr.Tab) -> None:
+def build_sees(model: Model, session: gr.State, gallery: gr.Gallery, tab: gr.Tab, folder: Path) -> None:
     """Lays the tab out and wires it."""
     sight = Sight.of(model.model, model.processor)
     html(show.sight_paragraph(sight), elem_id="sight")
@@ -50,10 +51,12 @@ def build_sees(model: Model, session: gr.State, gallery: gr.Gallery, tab: gr.Tab
         ]
     chosen = gr.State(0)
 
-    def picture_of(state: Session, number: int) -> Any:
-        if not state.pictures:
-            raise InputError("add a picture first")
-        return state.pictures[min(number, len(state.pictures) - 1)].image
+    one_at_a_time = Lock()  # these events pass by the queue, and a large picture takes memory
+
+    def scales_of(state: Session, number: int) -> tuple[Any, Any]:
+        image = state.pictures[min(number, len(state.pictures) - 1)].image
+        with one_at_a_time:
+            return image, pyramid(image, sight, model.processor)
 
     def spot_images(image: Any, scales: Any, x: float, y: float, percent: float) -> list[Any]:
         at, part = (x / 100, y / 100), percent / 100
@@ -62,20 +65,20 @@ def build_sees(model: Model, session: gr.State, gallery: gr.Gallery, tab: gr.Tab
             spot_of_original(image, sight, at, part, _SPOT_SIDE),
         ]
 
-    def everything(state: Session, number: int, x: float, y: float, percent: float) -> list[Any]:
+    def everything(
+        state: Session, number: int, x: float, y: float, percent: float, shown: list[tuple[str, str | None]] | None
+    ) -> list[Any]:
+        bring_in(state, shown, folder)
         answered = [turn for turn in state.turns if turn.reply]
         line = show.timing_line(answered[-1], sight) if answered else ""
         if not state.pictures:
             return [line, *[None] * (len(levels) + len(spots))]
-        image = picture_of(state, number)
-        scales = pyramid(image, sight, model.processor)
+        image, scales = scales_of(state, number)
         bordered = [with_borders(scale, _SHOWN_SIDE) for scale in scales]
         return [f"Latest answer: {line}" if line else "", *bordered, *spot_images(image, scales, x, y, percent)]
 
-    @tells
     def only_spots(state: Session, number: int, x: float, y: float, percent: float) -> list[Any]:
-        image = picture_of(state, number)
-        return spot_images(image, pyramid(image, sight, model.processor), x, y, percent)
+        return spot_images(*scales_of(state, number), x, y, percent) if state.pictures else [None] * len(spots)
 
     def clicked(event: gr.SelectData) -> tuple[float, float]:
         return round(100 * event.index[0] / _SHOWN_SIDE), round(100 * event.index[1] / _SHOWN_SIDE)
@@ -84,9 +87,11 @@ def build_sees(model: Model, session: gr.State, gallery: gr.Gallery, tab: gr.Tab
         return event.index
 
     where = [session, chosen, across, down, share]
-    tab.select(everything, where, [timing, *levels, *spots], **QUIET)
-    gallery.select(pick, None, [chosen], **QUIET).then(everything, where, [timing, *levels, *spots], **QUIET)
+    tab.select(everything, [*where, gallery], [timing, *levels, *spots], **QUICK)
+    gallery.select(pick, None, [chosen], **QUICK).then(
+        everything, [*where, gallery], [timing, *levels, *spots], **QUICK
+    )
     for level in levels:
-        level.select(clicked, None, [across, down], **QUIET).then(only_spots, where, spots, **QUIET)
+        level.select(clicked, None, [across, down], **QUICK).then(only_spots, where, spots, **QUICK)
     for slider in (across, down, share):
-        slider.release(only_spots, where, spots, **QUIET)
+        slider.release(only_spots, where, spots, **QUICK)
