@@ -35,7 +35,6 @@ class ImageFiles:
                 tars = [path] if path.is_file() else sorted(map(Path, glob(str(source))))  # noqa: PTH207
                 if not tars:
                     raise InputError(f"{source}: no such image folder or tar file")
-        self._folder = str(self.folder)
         self._tars = TarMembers(tars) if tars else None
         self._in_files = source is None or self.folder is not None
 
@@ -49,7 +48,7 @@ class ImageFiles:
         for form in (name, name.replace("\\", "/")) if "\\" in name else (name,):
             if self._in_files:
                 # os.path in a third of pathlib's time, and there are a million names
-                path = form if self.folder is None else os.path.join(self._folder, form)  # noqa: PTH118
+                path = form if self.folder is None else os.path.join(self.folder, form)  # noqa: PTH118
                 if os.path.exists(path):  # noqa: PTH110
                     return path
             found = self._tars.find(form) if self._tars is not None else None

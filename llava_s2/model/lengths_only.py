@@ -7,7 +7,7 @@ from transformers import LlavaProcessor
 
 from llava_s2.model.assemble import split_gguf
 from llava_s2.model.checkpoint import identify
-from llava_s2.model.embedded import NAME, resolve_language_model, shipped_model
+from llava_s2.model.embedded import resolve_language_model, resolve_model
 from llava_s2.model.loading import find_base, read_config, saved_processor
 from llava_s2.model.processor import build_processor
 from llava_s2.model.tokenizer import load_tokenizer
@@ -30,8 +30,8 @@ def processor_for_lengths(
     Raises:
         InputError: no tokenizer or processor can be read there.
     """
-    if model == NAME and vision_config is None:
-        model = str(shipped_model())
+    if vision_config is None:
+        model = resolve_model(model)
     name, gguf_file = split_gguf(resolve_language_model(model), gguf_file)
     if gguf_file is None:
         checkpoint = identify(name)

@@ -18,7 +18,14 @@ from transformers import (
 )
 
 from llava_s2.errors import InputError
-from llava_s2.model.inference import Message, assistant_message, prompt_ids, token_arguments, user_message
+from llava_s2.model.inference import (
+    Message,
+    assistant_message,
+    prepare_image,
+    prompt_ids,
+    token_arguments,
+    user_message,
+)
 from llava_s2.serve.features import DEFAULT_BYTES, FeatureCache, Picture, embed_prompts, image_features
 
 
@@ -151,8 +158,7 @@ class Chat:
             kept = self._cache.get(picture.key)
             known += kept is not None
             if kept is None:
-                pixels = self._processor.image_processor([picture.image], return_tensors="pt")["pixel_values"]
-                kept = image_features(self._model, pixels)[0]
+                kept = image_features(self._model, prepare_image(self._processor, picture.image)[None])[0]
                 self._cache.put(picture.key, kept)
             features.append(kept)
         prompt = torch.tensor([ids], device=self._model.device)

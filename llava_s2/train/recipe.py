@@ -25,7 +25,7 @@ from llava_s2.data.training_records import TrainingRecords, check_records
 from llava_s2.errors import InputError
 from llava_s2.model.assemble import assemble, split_gguf, tower_config
 from llava_s2.model.checkpoint import identify, read_tensors, split_parts
-from llava_s2.model.embedded import NAME, resolve_language_model, resolve_vision_tower, shipped_model
+from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
 from llava_s2.model.lengths_only import processor_for_lengths
 from llava_s2.model.loading import load_pretrained, quantization_config, saved_template
 from llava_s2.model.processor import aspect_ratio, set_template
@@ -62,8 +62,8 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
         InputError: a flag, the data, or a checkpoint is wrong; as far as it can be known, before any weight is loaded.
     """
     recipe, training = parse_flags(stage, flags)
-    if recipe.model_name_or_path == NAME and recipe.vision_tower is None:
-        recipe.model_name_or_path = str(shipped_model())
+    if recipe.vision_tower is None:
+        recipe.model_name_or_path = resolve_model(recipe.model_name_or_path)
     parts = TrainedParts.of(stage, recipe)
     if recipe.bits != 16 and (training.fsdp or _is_zero3(training)):
         raise InputError(f"--bits {recipe.bits}: quantized weights cannot be sharded; use ZeRO-2 or plain torchrun")

@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from llava_s2.errors import InputError
-from llava_s2.model.inference import Message
+from llava_s2.model.inference import Message, prepare_image
 from llava_s2.model.processor import num_image_tokens
 from llava_s2.serve.api.engine import Picture
 from llava_s2.serve.api.errors import invalid
@@ -150,8 +150,7 @@ class Preparer:
             image = read_picture(data, "the picture")
         except InputError as error:
             raise invalid(f"{where}: {error}", where, "invalid_image") from None
-        pixels = self._processor.image_processor(images=[image], return_tensors="pt")["pixel_values"]
-        return Picture(key, pixels=pixels)
+        return Picture(key, pixels=prepare_image(self._processor, image)[None])
 
     def _bytes(self, url: str) -> bytes:
         if _is_data(url):
