@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and not getattr(args, "takes_more_flags", False):
         build_parser().error(f"unrecognized arguments: {' '.join(rest)}")
     args.more_flags = rest
+    args.main = main  # for commands that run other commands
     _hush()
     try:
         return args.run(args) or 0

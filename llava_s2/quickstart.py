@@ -8,6 +8,7 @@ import argparse
 import json
 import shlex
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llava_s2.errors import InputError
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> None:
             print(f"{model} is there already")
             continue
         _command(
+            args.main,
             *("train", "finetune", "--model_name_or_path", NAME, "--vision_tower", NAME, "--s2_scales", listed),
             *("--mm_vision_select_layer", str(FEATURE_LAYER)),
             *("--pretrain_mm_mlp_adapter", str(projector(scales)), "--template", "chatml"),
@@ -70,13 +72,15 @@ def run(args: argparse.Namespace) -> None:
     for name, more in (("single", ()), ("s2", ()), ("text_only", ("--text-only",))):
         model = out / "models" / ("single" if name == "single" else "s2")
         data = ("--data", str(out / "data/vstar"), "--output", str(out / "runs" / name))
-        _command("eval", "vstar", "--model", str(model), *data, *more)
-    _command("compare", str(out / "runs/single"), str(out / "runs/s2"))
+        _command(args.main, "eval", "vstar", "--model", str(model), *data, *more)
+    _command(args.main, "compare", str(out / "runs/single"), str(out / "runs/s2"))
 
     _title("5/5  A question about a large picture")
     picture, question, answer = _large_picture(out)
     for twin in TWINS:
-        _command("chat", "--model", str(out / "models" / twin), "--image", str(picture), "--prompt", question)
+        _command(
+            args.main, "chat", "--model", str(out / "models" / twin), "--image", str(picture), "--prompt", question
+        )
     print(f"(the truth: {answer})")
 
     minutes = (time.monotonic() - started) / 60
@@ -156,9 +160,7 @@ def _bf16_is_faster() -> bool:
     return seconds[torch.bfloat16] < seconds[torch.float32]
 
 
-def _command(*words: str) -> None:
-    from llava_s2.cli import main
-
+def _command(main: Callable[[Sequence[str]], int], *words: str) -> None:
     print(f"$ llava-s2 {shlex.join(words)}", flush=True)
     if status := main(words):
         raise SystemExit(status)

@@ -1,6 +1,7 @@
-"""The parts of the package import one way, also inside functions."""
+"""The rooms of the package import one way, also inside functions, and no two files import each other."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import llava_s2
@@ -8,14 +9,18 @@ import llava_s2
 PACKAGE = Path(llava_s2.__file__).parent
 BELOW = {
     "s2": set(),
-    "model": {"s2"},
-    "data": {"model", "s2"},
-    "train": {"data", "model", "s2"},
-    "eval": {"data", "model", "s2"},
-    "serve": {"data", "model", "s2"},
-    "bench": {"eval", "data", "model", "s2"},
+    "towers": {"s2"},
+    "model": {"formats", "towers", "s2"},
+    "formats": {"model", "towers", "s2"},
+    "synthetic": set(),
+    "data": {"model", "formats", "towers", "s2"},
+    "train": {"data", "model", "formats", "towers", "s2"},
+    "eval": {"data", "model", "formats", "towers", "s2"},
+    "serve": {"data", "model", "formats", "towers", "s2"},
+    "studies": {"towers", "s2"},
+    "bench": {"eval", "data", "model", "formats", "towers", "s2"},
 }
-"""Part -> those that it may use beside itself and ``errors``."""
+"""Room -> those that it may use beside itself and the single files beside the rooms (``errors``, ``files``)."""
 
 
 def imported(file):
@@ -31,11 +36,23 @@ def imported(file):
 
 
 def test_imports_point_one_way():
-    parts = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert parts == set(BELOW)
-    for part, below in BELOW.items():
-        for file in (PACKAGE / part).rglob("*.py"):
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert rooms <= set(BELOW)
+    for room in rooms:
+        for file in (PACKAGE / room).rglob("*.py"):
             if file.name == "__main__.py":  # the command itself
                 continue
             used = {name.split(".")[1] for name in imported(file) if name.startswith("llava_s2.")}
-            assert used <= {part, "errors", "__version__"} | below, file
+            assert used <= {room, "errors", "files", "__version__"} | BELOW[room], file
+
+
+def test_no_two_files_import_each_other_in_a_circle():
+    files = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+    graph = {
+        module: {known for name in imported(path) for known in (name, name.rpartition(".")[0]) if known in files}
+        for module, path in files.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        raise AssertionError(" -> ".join(error.args[1])) from None

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llava_s2.model.quantizations import BITSANDBYTES, INT8
+
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-BITSANDBYTES, INT8 = ("4bit", "8bit"), ("int8", "int8-all")  # quantizations on a GPU, on a CPU
 _SAMPLED_BYTES = 1 << 20
 
 

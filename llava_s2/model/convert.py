@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from llava_s2.errors import InputError
+from llava_s2.files import new_folder
 from llava_s2.model.assemble import (
     generation_config,
     llava_config,
@@ -32,7 +33,7 @@ from llava_s2.model.checkpoint import (
     split_parts,
 )
 from llava_s2.model.embedded import resolve_model, resolve_vision_tower
-from llava_s2.model.folder import LazyTensor, lazy_tensors, new_folder, weight_bytes, write_weights
+from llava_s2.model.folder import LazyTensor, lazy_tensors, weight_bytes, write_weights
 from llava_s2.model.loading import (
     find_base,
     load_pretrained,

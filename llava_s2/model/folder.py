@@ -1,11 +1,7 @@
-"""A new checkpoint folder: it appears whole or not at all, whatever happens while it is written."""
+"""Weights of a checkpoint folder, read and written a shard at a time."""
 
-import fcntl
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -21,7 +17,6 @@ from llava_s2.model.checkpoint import read_tensors, weight_files
 from llava_s2.model.headers import TensorHeader, read_headers
 
 SHARD_BYTES = 10**9
-_SPARE_BYTES = 32 * 2**20  # for tokenizer, configs and headers
 
 
 @dataclass(frozen=True)
@@ -68,54 +63,6 @@ def lazy_tensors(name: str) -> dict[str, LazyTensor]:
     return {key: LazyTensor.stored(header) for file in weight_files(name) for key, header in read_headers(file).items()}
 
 
-@contextmanager
-def new_folder(dst: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
-    """A folder to write into that becomes ``dst`` when the block ends without an error, and else goes away.
-
-    Until then it stands beside ``dst`` as ``.NAME.partial``. What a killed process left there is taken over by the next
-    one that writes ``dst``.
-
-    Args:
-        dst: must not exist, or be an empty folder.
-        needed_bytes: of the weights that will be written.
-
-    Raises:
-        InputError: ``dst`` holds something, is being written by another process, or the disk is (or becomes) full.
-    """
-    dst = Path(dst)
-    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
-        raise InputError(f"{dst}: exists already; name a new folder")
-    dst.parent.mkdir(parents=True, exist_ok=True)
-    scratch = dst.parent / f".{dst.name}.partial"
-    scratch.mkdir(exist_ok=True)
-    lock = os.open(scratch, os.O_RDONLY)  # held until this process ends, however it does
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{dst}: another process is writing it") from None
-        try:
-            _empty(scratch)
-            free = shutil.disk_usage(dst.parent).free
-            if free < needed_bytes + _SPARE_BYTES:
-                raise InputError(
-                    f"{dst}: takes {(needed_bytes + _SPARE_BYTES) / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free there"
-                )
-            yield scratch
-            for path in [*scratch.rglob("*"), scratch]:  # on the disk before it has its name
-                _sync(path)
-            os.replace(scratch, dst)  # noqa: PTH105 - takes the place of an empty folder too
-            _sync(dst.parent)
-        except BaseException as error:
-            shutil.rmtree(scratch, ignore_errors=True)
-            # safetensors and tokenizers have exceptions of their own for what the system refuses.
-            if isinstance(error, OSError) or "(os error " in str(error):
-                raise InputError(f"{dst}: could not be written ({error})") from error
-            raise
-    finally:
-        os.close(lock)
-
-
 def weight_bytes(tensors: Mapping[str, LazyTensor], dtype: torch.dtype | None = None) -> int:
     """Bytes of these tensors as `write_weights` writes them."""
     return sum(tensor.nbytes(dtype) for tensor in tensors.values())
@@ -155,19 +102,3 @@ def write_tensors(path: Path, tensors: Mapping[str, LazyTensor], dtype: torch.dt
         path,
         metadata={"format": "pt"},
     )
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,7 +19,6 @@ from transformers import (
 )
 
 from llava_s2.errors import InputError
-from llava_s2.model.arguments import BITSANDBYTES, INT8
 from llava_s2.model.assemble import (
     build,
     load_image_statistics,
@@ -43,6 +42,7 @@ from llava_s2.model.checkpoint import (
 )
 from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
 from llava_s2.model.processor import build_processor, load_processor, set_template
+from llava_s2.model.quantizations import BITSANDBYTES, INT8
 from llava_s2.model.templates import IMAGE_END_TOKEN, IMAGE_START_TOKEN, TEMPLATES, with_image_start_end
 from llava_s2.model.tokenizer import load_tokenizer
 from llava_s2.s2 import S2VisionConfig, S2VisionModel

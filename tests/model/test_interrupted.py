@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 
 from llava_s2.cli import main
 from llava_s2.errors import InputError
+from llava_s2.files import new_folder
 from llava_s2.model import folder as folder_module
 from llava_s2.model.convert import convert
-from llava_s2.model.folder import LazyTensor, new_folder, write_weights
+from llava_s2.model.folder import LazyTensor, write_weights
 
 
 def contents(folder):

@@ -1,0 +1,104 @@
+"""Files and folders that appear whole or not at all, whatever happens while they are written."""
+
+import fcntl
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llava_s2.errors import InputError
+
+_SPARE_BYTES = 32 * 2**20  # for tokenizer, configs and headers
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yields a path to write to; the file takes its name when the block ends without an error, and else goes away.
+
+    Until then it stands beside ``path``, under a name that no other process or thread uses. A file of that name that
+    was there before stays until the new one replaces it.
+
+    Args:
+        path: the file to write. Its folder is created.
+
+    Usage::
+
+        with atomic_write("report.json") as partial:
+            partial.write_text(json.dumps(report))
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays: plotting and image libraries choose the format by it.
+    partial = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}.partial{path.suffix}")
+    try:
+        yield partial
+        _sync(partial)  # on the disk before it has its name
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(dst: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
+    """A folder to write into that becomes ``dst`` when the block ends without an error, and else goes away.
+
+    Until then it stands beside ``dst`` as ``.NAME.partial``. What a killed process left there is taken over by the next
+    one that writes ``dst``.
+
+    Args:
+        dst: must not exist, or be an empty folder.
+        needed_bytes: of the weights that will be written.
+
+    Raises:
+        InputError: ``dst`` holds something, is being written by another process, or the disk is (or becomes) full.
+    """
+    dst = Path(dst)
+    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
+        raise InputError(f"{dst}: exists already; name a new folder")
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    scratch = dst.parent / f".{dst.name}.partial"
+    scratch.mkdir(exist_ok=True)
+    lock = os.open(scratch, os.O_RDONLY)  # held until this process ends, however it does
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{dst}: another process is writing it") from None
+        try:
+            _empty(scratch)
+            free = shutil.disk_usage(dst.parent).free
+            if free < needed_bytes + _SPARE_BYTES:
+                raise InputError(
+                    f"{dst}: takes {(needed_bytes + _SPARE_BYTES) / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free there"
+                )
+            yield scratch
+            for path in [*scratch.rglob("*"), scratch]:  # on the disk before it has its name
+                _sync(path)
+            os.replace(scratch, dst)  # noqa: PTH105 - takes the place of an empty folder too
+            _sync(dst.parent)
+        except BaseException as error:
+            shutil.rmtree(scratch, ignore_errors=True)
+            # safetensors and tokenizers have exceptions of their own for what the system refuses.
+            if isinstance(error, OSError) or "(os error " in str(error):
+                raise InputError(f"{dst}: could not be written ({error})") from error
+            raise
+    finally:
+        os.close(lock)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
