@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from llava_s2.data.images import open_image
+from llava_s2.data.image_decoding import open_image
 from llava_s2.model.processor import build_image_processor
 from llava_s2.s2 import S2VisionModel
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from llava_s2 import encode_conversation, load_pretrained
-from llava_s2.data.images import open_image
+from llava_s2.data.image_decoding import open_image
 from llava_s2.data.scene_tasks import write_instructions
 from llava_s2.data.scenes import SceneConfig
 from llava_s2.model.embedded import default_model

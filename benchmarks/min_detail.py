@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AutoModel
 
 from llava_s2 import multiscale_forward
-from llava_s2.data.images import open_image
+from llava_s2.data.image_decoding import open_image
 from llava_s2.model.embedded import NAME, resolve_vision_tower
 
 THRESHOLDS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)

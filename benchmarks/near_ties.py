@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from evaluation import write_vqa
 
-from llava_s2.data.images import open_image
+from llava_s2.data.image_decoding import open_image
 from llava_s2.eval.benchmark import Sample
 from llava_s2.eval.generation import answers
 from llava_s2.eval.vqav2 import VQAv2

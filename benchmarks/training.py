@@ -138,7 +138,7 @@ def _plain(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
     from llava_s2 import encode_conversation, multiscale_forward
-    from llava_s2.data.images import open_image
+    from llava_s2.data.image_decoding import open_image
     from llava_s2.data.training_records import check_records
     from llava_s2.model.assemble import assemble
     from llava_s2.train.sampler import ModalitySampler

@@ -7,7 +7,7 @@ from pathlib import Path, PureWindowsPath
 from PIL import Image
 
 from llava_s2.data.faults import RecordFault
-from llava_s2.data.images import Embedded, open_image
+from llava_s2.data.image_decoding import Embedded, open_image
 from llava_s2.data.tars import TarMembers
 from llava_s2.errors import InputError
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from llava_s2.data.conversation import to_messages
 from llava_s2.data.faults import RecordFault
+from llava_s2.data.image_decoding import Embedded
 from llava_s2.data.image_files import ImageFiles
-from llava_s2.data.images import Embedded
 from llava_s2.data.records import images_of
 from llava_s2.model.templates import IMAGE_TOKEN
 

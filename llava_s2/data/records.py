@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from llava_s2.data.faults import RecordFault
-from llava_s2.data.images import Embedded
+from llava_s2.data.image_decoding import Embedded
 from llava_s2.errors import InputError
 
 _WINDOW = 1 << 22  # characters decoded ahead

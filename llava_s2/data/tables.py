@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from llava_s2.data.cache import cached
 from llava_s2.data.faults import RecordFault
-from llava_s2.data.images import Embedded
+from llava_s2.data.image_decoding import Embedded
 from llava_s2.errors import InputError
 
 _COLUMNS = ("id", "image", "conversations")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from llava_s2.data.images import Embedded
+from llava_s2.data.image_decoding import Embedded
 from llava_s2.errors import InputError
 
 Scoring = Literal["likelihood", "generate"]

@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import LlavaProcessor
 
-from llava_s2.data.images import Embedded, open_image
+from llava_s2.data.image_decoding import Embedded, open_image
 from llava_s2.errors import InputError
 from llava_s2.eval.benchmark import Sample
 from llava_s2.model.inference import Pictures, prepare_image

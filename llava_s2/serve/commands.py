@@ -29,7 +29,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _chat(args: argparse.Namespace) -> None:
-    from llava_s2.data.images import open_image
+    from llava_s2.data.image_decoding import open_image
 
     if args.json and args.prompt is None:
         raise InputError("--json needs --prompt")

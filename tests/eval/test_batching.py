@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_model import GOLDEN
 
-from llava_s2.data.images import open_image
+from llava_s2.data.image_decoding import open_image
 from llava_s2.eval import loading
 from llava_s2.eval.batching import Halving, automatic_size, batches
 from llava_s2.eval.benchmark import Sample

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import CLIPImageProcessorPil
 
-from llava_s2.data.images import open_image
+from llava_s2.data.image_decoding import open_image
 from llava_s2.errors import InputError
 from llava_s2.eval.generation import answers
 from llava_s2.model.inference import prepare_image, token_arguments, user_message

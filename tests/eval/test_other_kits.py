@@ -15,7 +15,7 @@ import tomllib
 import torch
 from PIL import Image
 
-from llava_s2.data.images import open_image
+from llava_s2.data.image_decoding import open_image
 from llava_s2.errors import InputError
 from llava_s2.model.inference import assistant_message, encode_prompts, user_message
 from llava_s2.model.labels import encode_messages

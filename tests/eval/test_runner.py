@@ -8,7 +8,7 @@ from tiny_model import GOLDEN, MODEL
 from vstar_data import ATTRIBUTES, POSITIONS, write_lettered, write_vstar
 
 from llava_s2 import cli
-from llava_s2.data.images import open_image
+from llava_s2.data.image_decoding import open_image
 from llava_s2.errors import InputError
 from llava_s2.eval import loading, runner
 from llava_s2.eval.benchmark import Benchmark, Grade, Sample

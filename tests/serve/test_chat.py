@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import LlavaForConditionalGeneration
 
 from llava_s2 import cli
-from llava_s2.data.images import open_image
+from llava_s2.data.image_decoding import open_image
 from llava_s2.errors import InputError
 from llava_s2.model.arguments import ModelSource
 from llava_s2.model.inference import assistant_message, encode_prompts, user_message

@@ -18,7 +18,7 @@ from PIL import Image
 from torch.nn.functional import log_softmax
 
 from llava_s2 import cli
-from llava_s2.data.images import open_image
+from llava_s2.data.image_decoding import open_image
 from llava_s2.errors import InputError
 from llava_s2.model.inference import assistant_message, user_message
 from llava_s2.serve.chat import Chat, Sampling

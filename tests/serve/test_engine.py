@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlavaForConditionalGeneration, TopPLogitsWarper
 
-from llava_s2.data.images import open_image
+from llava_s2.data.image_decoding import open_image
 from llava_s2.model.inference import encode_prompts, token_arguments, user_message
 from llava_s2.serve.api.batch import Batch
 from llava_s2.serve.api.engine import Begun, End, Engine, Job, Picture, Piece

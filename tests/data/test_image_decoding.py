@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava_s2.data.images import open_image
+from llava_s2.data.image_decoding import open_image
 from llava_s2.errors import InputError
 
 RAMP = np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5
