@@ -27,6 +27,8 @@ class Processes:
         self.rank = rank
         self.count = count
         self._store = store
+        # torchrun's store outlives a worker that it restarts; what the workers before it counted is not this run's.
+        self._prefix = f"{_KEY}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self._totals: dict[str, int] = {}
 
     @classmethod
@@ -49,7 +51,7 @@ class Processes:
         """The first process's value (JSON), which the others wait for; only the first calls ``value``."""
         if self.count == 1:
             return value()
-        key = f"{_KEY}/{name}"
+        key = f"{self._prefix}/{name}"
         if self.first:
             found = value()
             self._store.set(key, json.dumps(found))
@@ -62,7 +64,7 @@ class Processes:
         if self.count == 1:
             self._totals[name] = self._totals.get(name, 0) + amount
             return self._totals[name]
-        return self._store.add(f"{_KEY}/{name}", amount)
+        return self._store.add(f"{self._prefix}/{name}", amount)
 
     def claim(self, count: int) -> Iterator[int]:
         """Numbers from 0 to ``count`` - 1, each to one process only, to whoever asks first."""

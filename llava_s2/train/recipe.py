@@ -82,6 +82,11 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
         recipe.data_path, recipe.image_folder, template, weights=recipe.data_weights, seed=seed, skip_bad=skips
     )
 
+    if training.train_sampling_strategy == "batch_rebalance":
+        raise InputError(
+            "--train_sampling_strategy batch_rebalance: takes another number of examples a step; use "
+            "group_by_length, or --group_by_modality_length True"
+        )
     if training.use_liger_kernel and not torch.cuda.is_available():
         raise InputError("--use_liger_kernel: Liger's kernels need a GPU, and torch sees none; leave it out")
     for notice in checked.notices if training.process_index == 0 else []:
@@ -152,7 +157,7 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
         projector_lr=recipe.mm_projector_lr,
         tower_lr=recipe.mm_vision_tower_lr,
         peak=None if recipe.peak_tflops is None else recipe.peak_tflops * 1e12,
-        lengths=checked.lengths.tolist() if recipe.group_by_modality_length else None,
+        lengths=_lengths_to_group_by(recipe, training, checked),
         callbacks=[stop, *score, *([StopOnBadSamples(log, recipe.max_bad_share, len(dataset))] if skips else [])],
     )
     for callback in score:
@@ -172,6 +177,17 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
     if skips and (bad := count_bad(log)) and training.process_index == 0:
         logger.warning(f"{bad} records were bad, and others stood in their place: {log}")
     return output_dir
+
+
+def _lengths_to_group_by(
+    recipe: RecipeArguments, training: TrainingArguments, checked: TrainingRecords
+) -> list[int] | None:
+    """The examples' lengths, below zero for those to be batched apart, or None for batches of any examples."""
+    if recipe.group_by_modality_length:
+        return checked.lengths.tolist()
+    if training.train_sampling_strategy == "group_by_length":
+        return abs(checked.lengths).tolist()
+    return None
 
 
 def _bad_samples(

@@ -47,17 +47,18 @@ class ModalitySampler(Sampler[int]):
         yield from rest
 
 
-class FilledSampler(Sampler[int]):
-    """A sampler's order, filled up with `FILLER` so that every process has as many examples.
+class EpochSampler(Sampler[int]):
+    """A sampler's order of an epoch, filled up with `FILLER` so that every process has as many examples.
 
-    Without it accelerate tops an epoch's last batches up with other examples, and their loss counts.
+    Without the filling accelerate would repeat other examples in an epoch's last batches, and their loss would count.
+    accelerate replaces a bare random sampler by one of its own; it leaves this one alone.
 
     Args:
-        sampler: of all processes together.
+        sampler: the order for all processes together; its ``set_epoch``, if it has one, chooses the epoch's order.
         multiple: examples of one batch, over all processes.
     """
 
-    def __init__(self, sampler: Sampler[int], multiple: int) -> None:
+    def __init__(self, sampler: Sampler[int], multiple: int = 1) -> None:
         self._sampler, self._multiple = sampler, multiple
 
     def set_epoch(self, epoch: int) -> None:

@@ -13,7 +13,7 @@ import torch
 from accelerate.data_loader import SeedableRandomSampler
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.utils.data import Dataset, RandomSampler, Sampler
+from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer
 
 from llava_s2.data.collator import keep_targets
@@ -22,7 +22,7 @@ from llava_s2.errors import InputError
 from llava_s2.model.labels import IGNORE_INDEX
 from llava_s2.train.checkpoints import WRITING, publish
 from llava_s2.train.parts import PROJECTOR, TOWER
-from llava_s2.train.sampler import FILLER, FilledSampler, ModalitySampler
+from llava_s2.train.sampler import FILLER, EpochSampler, ModalitySampler
 from llava_s2.train.speed import memory_used, peak_flops, step_flops
 
 
@@ -71,10 +71,10 @@ class LlavaTrainer(Trainer):
         self._logged_at = time.monotonic()
 
     def get_train_dataloader(self) -> Any:
-        sampler_of: Any = self._get_train_sampler
-        numbered = _Numbered(self.train_dataset)
+        sampler = self._get_train_sampler()
+        numbered: Any = NumberedDataset(self.train_dataset, sampler)
         return self._get_dataloader(
-            numbered, "Training", self._train_batch_size, sampler_fn=sampler_of, is_training=True
+            numbered, "Training", self._train_batch_size, sampler_fn=lambda _: sampler, is_training=True
         )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -144,21 +144,19 @@ class LlavaTrainer(Trainer):
             speed["mfu"] = flops / seconds / self._peak / self.args.world_size
         return speed | {"memory_gb": memory_used(self.args.device) / 1e9}
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        """One order for all processes, filled up so that the last batch of an epoch is the same examples on any number
-        of them."""
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        """One order for all processes, a function of the seed and the epoch alone, whatever the number of processes."""
         args = self.args
         seed = args.seed if args.data_seed is None else args.data_seed
         if self._lengths is not None:
             per_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-            sampler: Any = ModalitySampler(self._lengths, per_step, seed)
+            order: Any = ModalitySampler(self._lengths, per_step, seed)
+        elif args.train_sampling_strategy == "sequential":
+            order = SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
         else:
-            sampler = super()._get_train_sampler(train_dataset)
-        if args.world_size == 1 or args.dataloader_drop_last:
-            return sampler
-        if isinstance(sampler, RandomSampler):  # accelerate would put this in its place, were it not wrapped
-            sampler = SeedableRandomSampler(sampler.data_source, data_seed=seed)
-        return FilledSampler(sampler, args.train_batch_size * args.world_size)
+            order = SeedableRandomSampler(self.train_dataset, data_seed=seed)
+        fills_up = args.world_size > 1 and not args.dataloader_drop_last
+        return EpochSampler(order, args.train_batch_size * args.world_size if fills_up else 1)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Gathers shards on one process, of an adapter only what learns.
@@ -222,11 +220,19 @@ class LlavaTrainer(Trainer):
                 file.replace(place)
 
 
-class _Numbered(Dataset[dict[str, Any]]):
-    """A dataset whose items know their number; number `FILLER` is a token without loss."""
+class NumberedDataset(Dataset[dict[str, Any]]):
+    """A dataset whose items know their number; number `FILLER` is a token without loss.
 
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
+    accelerate tells the epoch to the sampler that it finds in a DataLoader, and else to the dataset. After a resume in
+    the middle of an epoch on several processes the sampler lies a layer too deep for it (`skip_first_batches`), so the
+    dataset passes the epoch on. Without this the order would be epoch 0's.
+    """
+
+    def __init__(self, dataset: Any, sampler: EpochSampler) -> None:
+        self._dataset, self._sampler = dataset, sampler
+
+    def set_epoch(self, epoch: int) -> None:
+        self._sampler.set_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self._dataset)

@@ -30,12 +30,13 @@ def data(tmp_path_factory):
     return folder
 
 
-def start(data, output, processes):
+def start(data, output, processes, restarts=0):
     """``torchrun … -m llava_s2.eval vstar``, in a session of its own."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", processes, "--master_port", port]
+    launcher += ["--max_restarts", restarts]
     command = [*launcher, "-m", "llava_s2.eval", "vstar", *MODEL, "--data", data, "--output", output]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -100,15 +101,26 @@ def test_two_processes_answer_as_one(data, tmp_path, one_process):
     assert json.loads((tmp_path / "run/report.json").read_text())["processes"] == 2
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_loses_nothing(victim, data, tmp_path, one_process, loads):
-    output = tmp_path / "run"
-    process = start(data, output, 2)
+def kill_one(process, victim, output):
+    """Kills one of the processes when a few questions are answered; returns the launcher's status and what it says."""
     deadline = time.monotonic() + 200
     while len(lines(output)) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(workers(process)[victim], signal.SIGKILL)
-    status, printed = finish(process)
+    return finish(process)
+
+
+def test_a_process_that_torchrun_starts_again_goes_on(data, tmp_path, one_process):
+    """The launcher's store still holds what the killed processes counted."""
+    output = tmp_path / "run"
+    status, printed = kill_one(start(data, output, 2, restarts=2), 1, output)
+    assert status == 0, printed[-3000:]
+    assert_same(output, one_process)
+
+
+def test_a_killed_process_loses_nothing(data, tmp_path, one_process, loads):
+    output = tmp_path / "run"
+    status, printed = kill_one(start(data, output, 2), 0, output)
     assert status != 0, printed[-3000:]
     answered = {json.loads(line)["question_id"] for line in lines(output) if line.endswith(b"}")}
     assert 0 < len(answered) < 40
