@@ -14,9 +14,10 @@ from matplotlib.cbook import get_sample_data
 from PIL import Image
 from torch import Tensor
 
-from llava_s2.model.assemble import load_image_processor, load_vision_backbone, load_vision_config
+from llava_s2.model.assemble import load_image_processor
 from llava_s2.model.embedded import SCALES, resolve_vision_tower
 from llava_s2.s2 import S2VisionModel
+from llava_s2.towers.load_tower import load_vision_backbone, load_vision_config
 
 _FILE = Path(__file__).parent / "images" / "s2_features.png"
 

@@ -30,4 +30,4 @@ def __getattr__(name: str) -> Any:
 # `llava-s2 …` and `python -m llava_s2.…` (argv[0] is still "-m" while the package is imported) register later, with
 # the first command that needs a model.
 if not sys.argv or Path(sys.argv[0]).stem not in {"llava-s2", "-m"}:
-    import_module("llava_s2.s2")
+    import_module("llava_s2.towers")

@@ -57,9 +57,9 @@ def _add_scales(parser: argparse.ArgumentParser) -> None:
 def _scales(args: argparse.Namespace, tower: str) -> list[list[int]]:
     """The sets of scales asked for, or the paper's: 1, 1 and 2, 1 to 3 times the tower's own size."""
     from llava_s2.errors import InputError
-    from llava_s2.model.assemble import load_vision_config
     from llava_s2.model.embedded import resolve_vision_tower
     from llava_s2.s2.backbones import geometry
+    from llava_s2.towers.load_tower import load_vision_config
 
     if args.scales:
         try:

@@ -7,8 +7,8 @@ from tqdm import tqdm
 from llava_s2.bench.cost import Cost, cost
 from llava_s2.bench.paper import ROWS, Row
 from llava_s2.errors import InputError
-from llava_s2.model.assemble import load_vision_config
 from llava_s2.model.embedded import resolve_vision_tower
+from llava_s2.towers.load_tower import load_vision_config
 
 _CONSISTENT = 0.03
 

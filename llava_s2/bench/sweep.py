@@ -13,10 +13,11 @@ from llava_s2.bench.results import Curve, Results, draw
 from llava_s2.data.scenes import SceneConfig
 from llava_s2.errors import InputError
 from llava_s2.eval.statistics import wilson_interval
-from llava_s2.model.assemble import load_image_processor, load_vision_backbone, load_vision_config
+from llava_s2.model.assemble import load_image_processor
 from llava_s2.model.embedded import resolve_vision_tower
 from llava_s2.s2 import S2VisionConfig, S2VisionModel
 from llava_s2.s2.backbones import default_feature_layer
+from llava_s2.towers.load_tower import load_vision_backbone, load_vision_config
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from tqdm import tqdm
 from llava_s2.bench.cost import at_size
 from llava_s2.bench.paper import ROWS, Row
 from llava_s2.bench.results import Curve, Results, draw
-from llava_s2.model.assemble import load_vision_config
 from llava_s2.s2 import S2VisionConfig, S2VisionModel
 from llava_s2.s2.backbones import geometry
+from llava_s2.towers.load_tower import load_vision_config
 
 
 def random_tower(name: str, scales: list[int], dtype: torch.dtype, device: str = "cpu") -> S2VisionModel:

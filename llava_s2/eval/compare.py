@@ -7,7 +7,7 @@ from llava_s2.errors import InputError
 from llava_s2.eval.predictions import PREDICTIONS, REPORT, read_predictions
 from llava_s2.eval.report import OVERALL, format_table
 from llava_s2.eval.statistics import mcnemar_exact, paired_bootstrap, paired_difference
-from llava_s2.model.checkpoint import read_json
+from llava_s2.weight_files import read_json
 
 MCNEMAR = "exact McNemar test"
 PAIRED_BOOTSTRAP = "paired bootstrap"

@@ -18,7 +18,7 @@ from llava_s2.errors import InputError
 from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
 from llava_s2.eval.predictions import write_json
 from llava_s2.eval.records import prompt_of, text_of
-from llava_s2.model.checkpoint import read_json
+from llava_s2.weight_files import read_json
 
 CAPABILITIES = {
     "rec": "recognition",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_s2.errors import InputError
-from llava_s2.model.checkpoint import read_json
+from llava_s2.weight_files import read_json
 
 PREDICTIONS = "predictions.jsonl"
 RUN = "run.json"

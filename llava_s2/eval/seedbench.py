@@ -16,7 +16,7 @@ from llava_s2.errors import InputError
 from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
 from llava_s2.eval.records import prompt_of, read_objects, text_of, unique
 from llava_s2.eval.vstar import LETTER_SENTENCE
-from llava_s2.model.checkpoint import read_json
+from llava_s2.weight_files import read_json
 
 _LETTERS = "ABCD"
 _FOLDERS = {"image": "SEED-Bench-image", "video": "SEED-Bench-video-image"}

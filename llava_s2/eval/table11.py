@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from llava_s2.errors import InputError
 from llava_s2.eval.predictions import REPORT
 from llava_s2.eval.report import format_table
-from llava_s2.model.checkpoint import read_json
+from llava_s2.weight_files import read_json
 
 PAPER = {  # Shi et al. 2024, table 11
     "GPT-4V": (51.3, 60.5, 77.2, 78.0, None, 56.8, 49.9, 75.8, 71.6, 67.6),

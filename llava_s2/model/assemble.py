@@ -7,10 +7,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from transformers import (
-    MODEL_MAPPING,
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
     AutoModelForCausalLM,
     GenerationConfig,
     LlavaConfig,
@@ -21,14 +17,13 @@ from transformers import (
 )
 
 from llava_s2.errors import InputError
-from llava_s2.model.checkpoint import find_file, first_line, list_names, read_json
 from llava_s2.model.embedded import resolve_language_model, resolve_vision_tower
 from llava_s2.model.processor import build_image_processor, build_processor, num_image_tokens
 from llava_s2.model.templates import end_of_turn
 from llava_s2.model.tokenizer import IMAGE_TOKEN, load_tokenizer
-from llava_s2.model.towers import NamedTower
-from llava_s2.s2 import S2VisionConfig, S2VisionModel
-from llava_s2.s2.backbones import default_feature_layer
+from llava_s2.s2 import S2VisionModel
+from llava_s2.towers.load_tower import load_image_statistics, load_vision_backbone, tower_config
+from llava_s2.weight_files import first_line, list_names
 
 
 def assemble(
@@ -235,58 +230,6 @@ def load_language_model(
     return tensors, model.config
 
 
-def tower_config(
-    vision_tower: str | Path, scales: list[int], feature_layer: int | None = None, *, keep_aspect: bool = False
-) -> S2VisionConfig:
-    """The config of an S2 tower on a named backbone, told without its weights; arguments as of ``assemble``.
-
-    Raises:
-        InputError: no such tower, or scales or a layer that it does not have.
-    """
-    backbone_config = load_vision_config(vision_tower)
-    try:
-        layer = default_feature_layer(backbone_config) if feature_layer is None else feature_layer
-        return S2VisionConfig(
-            backbone_config=backbone_config, scales=scales, feature_layer=layer, keep_aspect=keep_aspect
-        )
-    except ValueError as error:
-        raise InputError(f"{vision_tower}: {error}") from error
-
-
-def load_vision_config(name: str | Path) -> PreTrainedConfig:
-    """The config of a vision model, or of the vision part of a two-tower model."""
-    if (tower := NamedTower.parse(name)) is not None:
-        return tower.config()
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"vision tower {name}: no such folder or reachable hub id of a vision model; name one with --vision_tower "
-            f"({first_line(error)})"
-        ) from error
-    return getattr(config, "vision_config", config)
-
-
-def load_vision_backbone(
-    name: str | Path, config: PreTrainedConfig, dtype: torch.dtype, tensors: dict[str, Tensor] | None = None
-) -> PreTrainedModel:
-    """A vision model with the weights in its folder, or with the tensors given."""
-    if not tensors and (tower := NamedTower.parse(name)) is not None:
-        return tower.load(dtype)
-    options: dict[str, Any] = {"config": config, "dtype": dtype, "output_loading_info": True}
-    try:
-        if tensors:
-            model_class: Any = MODEL_MAPPING[type(config)]
-            model, report = model_class.from_pretrained(None, state_dict=tensors, **options)
-        else:
-            model, report = AutoModel.from_pretrained(name, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"vision tower {name}: {first_line(error)}") from error
-    if missing := report["missing_keys"]:
-        raise InputError(f"vision tower {name}: the weights lack {list_names(missing)}")
-    return model.backbone if isinstance(model, S2VisionModel) else model
-
-
 def load_image_processor(
     name: str | Path,
     scales: list[int],
@@ -305,32 +248,6 @@ def load_image_processor(
     """
     mean, std = load_image_statistics(resolve_vision_tower(name))
     return build_image_processor(scales[-1], mean, std, image_aspect_ratio, backend=backend)
-
-
-def load_image_statistics(name: str | Path) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation by which the tower's images are normalised, per channel, for values in 0 … 1."""
-    if (tower := NamedTower.parse(name)) is not None:
-        return tower.image_statistics()
-    config_file = find_file(name, "config.json")
-    if config_file is not None and "mean" in (timm := read_json(config_file).get("pretrained_cfg") or {}):
-        return [float(value) for value in timm["mean"]], [float(value) for value in timm["std"]]
-    if not any(find_file(name, file) for file in ("preprocessor_config.json", "processor_config.json")):
-        raise InputError(
-            f"vision tower {name}: preprocessor_config.json is missing, which says how its images are normalised"
-        )
-    try:
-        image_processor = AutoImageProcessor.from_pretrained(name, backend="pil")
-        mean, std = (list(map(float, getattr(image_processor, key))) for key in ("image_mean", "image_std"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"vision tower {name}: preprocessor_config.json cannot be used ({first_line(error)})"
-        ) from error
-    if len(mean) != 3 or len(std) != 3 or not all(std):
-        raise InputError(
-            f"vision tower {name}: preprocessor_config.json has image_mean {mean} and image_std {std}; both are three "
-            "numbers, those of image_std not 0"
-        )
-    return mean, std
 
 
 def split_gguf(llm: str | Path, gguf_file: str | None = None) -> tuple[str, str | None]:

@@ -16,22 +16,8 @@ from transformers import (
 
 from llava_s2.errors import InputError
 from llava_s2.files import new_folder
-from llava_s2.model.assemble import (
-    generation_config,
-    llava_config,
-    load_vision_backbone,
-    load_vision_config,
-    torch_dtype,
-    with_mean_rows,
-)
-from llava_s2.model.checkpoint import (
-    Checkpoint,
-    find_file,
-    identify,
-    list_names,
-    read_tensors,
-    split_parts,
-)
+from llava_s2.model.assemble import generation_config, llava_config, torch_dtype, with_mean_rows
+from llava_s2.model.checkpoint import Checkpoint, identify, split_parts
 from llava_s2.model.embedded import resolve_model, resolve_vision_tower
 from llava_s2.model.folder import LazyTensor, lazy_tensors, weight_bytes, write_weights
 from llava_s2.model.loading import (
@@ -51,32 +37,13 @@ from llava_s2.model.original import (
     tower_place,
     write_original_files,
 )
-from llava_s2.s2 import (
-    S2VisionConfig,
-    aspect,
-    backbones,
-    configuration,
-    flat_tiles,
-    foreign,
-    modeling,
-    multiscale,
-    open_clip_vision,
-    remote,
-)
+from llava_s2.s2 import S2VisionConfig, aspect, backbones, configuration, modeling, multiscale, open_clip_vision, remote
+from llava_s2.towers.load_tower import load_vision_backbone, load_vision_config
+from llava_s2.weight_files import find_file, list_names, read_tensors
 
 Form = Literal["native", "llava", "hf"]
 _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-_REMOTE_CODE = (
-    aspect,
-    backbones,
-    configuration,
-    flat_tiles,
-    foreign,
-    modeling,
-    multiscale,
-    open_clip_vision,
-    remote,
-)
+_REMOTE_CODE = (aspect, backbones, configuration, modeling, multiscale, open_clip_vision, remote)
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def _read_bin(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
 
 def _read_legacy_bin(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """A file of torch before 1.6 has no header to speak of."""
-    from llava_s2.model.checkpoint import read_tensors
+    from llava_s2.weight_files import read_tensors
 
     return {
         name: (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))

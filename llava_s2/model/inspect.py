@@ -5,19 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from llava_s2.errors import InputError
-from llava_s2.model.checkpoint import (
-    Checkpoint,
-    ask_hub,
-    find_file,
-    identify,
-    list_names,
-    read_json,
-    split_parts,
-    weight_files,
-)
+from llava_s2.model.checkpoint import Checkpoint, identify, split_parts
 from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
 from llava_s2.model.headers import TensorHeader, read_headers
 from llava_s2.model.templates import TEMPLATES, with_image_start_end
+from llava_s2.weight_files import ask_hub, find_file, list_names, read_json, weight_files
 
 KINDS = {
     "llm": "a language model, no LLaVA",

@@ -19,27 +19,8 @@ from transformers import (
 )
 
 from llava_s2.errors import InputError
-from llava_s2.model.assemble import (
-    build,
-    load_image_statistics,
-    load_language_model,
-    load_vision_backbone,
-    load_vision_config,
-    split_gguf,
-    torch_dtype,
-)
-from llava_s2.model.checkpoint import (
-    Checkpoint,
-    Parts,
-    find_file,
-    first_line,
-    identify,
-    list_names,
-    model_tensors,
-    read_json,
-    read_tensors,
-    split_parts,
-)
+from llava_s2.model.assemble import build, load_language_model, split_gguf, torch_dtype
+from llava_s2.model.checkpoint import Checkpoint, Parts, identify, split_parts
 from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
 from llava_s2.model.processor import build_processor, load_processor, set_template
 from llava_s2.model.quantizations import BITSANDBYTES, INT8
@@ -47,6 +28,8 @@ from llava_s2.model.templates import IMAGE_END_TOKEN, IMAGE_START_TOKEN, TEMPLAT
 from llava_s2.model.tokenizer import load_tokenizer
 from llava_s2.s2 import S2VisionConfig, S2VisionModel
 from llava_s2.s2.int8 import check_int8, quantize_linears
+from llava_s2.towers.load_tower import load_image_statistics, load_vision_backbone, load_vision_config
+from llava_s2.weight_files import find_file, first_line, list_names, model_tensors, read_json, read_tensors
 
 _UNQUANTIZED = ["lm_head", "model.vision_tower", "model.multi_modal_projector"]  # matched from the front
 _IM_PATCH_TOKEN = "<im_patch>"

@@ -16,12 +16,12 @@ import torch
 from transformers import LlavaProcessor
 
 from llava_s2.errors import InputError
-from llava_s2.model.checkpoint import find_file, read_json
 from llava_s2.model.folder import LazyTensor, write_tensors
 from llava_s2.model.headers import read_headers
 from llava_s2.model.loading import TOWER_STEMS, prefix_tokens
 from llava_s2.model.templates import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN
 from llava_s2.s2 import S2VisionConfig
+from llava_s2.weight_files import find_file, read_json
 
 FOLDER = "llava"
 _LEFTOVER = "leftover.safetensors"
@@ -178,7 +178,7 @@ def original_config(
         usual = S2VisionConfig(
             backbone_config=vision.backbone_config, scales=vision.scales, feature_layer=vision.feature_layer
         )
-        for setting in ("max_split_size", "resize_output_to_idx", "merge", "split", "keep_aspect", "min_detail"):
+        for setting in ("max_split_size", "resize_output_to_idx", "merge", "split", "keep_aspect"):
             if getattr(vision, setting) != getattr(usual, setting):
                 raise InputError(f"the original LLaVA has no {setting}={getattr(vision, setting)!r} in its S2 tower")
         scales, layer, feature = vision.scales, vision.feature_layer, "patch"

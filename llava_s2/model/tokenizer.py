@@ -16,8 +16,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import generate_merges
 
 from llava_s2.errors import InputError
-from llava_s2.model.checkpoint import find_file, first_line, read_json
 from llava_s2.model.templates import IMAGE_TOKEN
+from llava_s2.weight_files import find_file, first_line, read_json
 
 _SENTENCEPIECE_CLASSES = {"LlamaTokenizer", "LlamaTokenizerFast"}
 

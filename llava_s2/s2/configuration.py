@@ -35,10 +35,6 @@ class S2VisionConfig(PreTrainedConfig):
             than the last scale, in which the picture is padded with the mean colour (the processor's
             `image_aspect_ratio="keep"`). In place of n x n tiles a scale has the grid nearest to the picture's shape
             that has no more tiles and at most n + 1 a side; its features are averaged to the same output tokens.
-        reuse_flat_tiles: in eval mode and without gradients, run tiles of one colour (padding) once and remember
-            their features. Exact.
-        min_detail: inexact, off by default: a tile with less detail than this (see `multiscale_forward`) beyond the
-            smaller scale is not run and takes that scale's features.
 
     Attributes:
         hidden_size: channels of the output. image_size: side in pixels of the input image (the last scale).
@@ -65,10 +61,11 @@ class S2VisionConfig(PreTrainedConfig):
     split: bool = True
     max_tiles_per_call: int | None = None
     keep_aspect: bool = False
-    reuse_flat_tiles: bool = True
-    min_detail: float | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop("reuse_flat_tiles", None)  # of version 0.1: it changed no feature
+        if kwargs.pop("min_detail", None) is not None:
+            raise ValueError("min_detail is no more: make the tower without it, so that all its tiles are run")
         self.backbone_config = _vision_config(self.backbone_config)
         if self.scales is None:
             self.scales = [self.backbone_image_size]
@@ -206,8 +203,6 @@ class S2VisionConfig(PreTrainedConfig):
                 "keep_aspect cuts pictures into tiles of the backbone's image size and gives the first scale's grid: "
                 "leave split, max_split_size and resize_output_to_idx unset"
             )
-        if self.min_detail is not None and self.min_detail < 0:
-            raise ValueError(f"min_detail must be at least 0, not {self.min_detail}")
 
 
 def _vision_config(config: dict | PreTrainedConfig | None) -> PreTrainedConfig:

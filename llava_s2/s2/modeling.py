@@ -1,6 +1,6 @@
 """The S2 vision tower: a stock transformers backbone run on several image scales."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -12,9 +12,10 @@ from transformers.utils.generic import can_return_tuple
 from .aspect import content_boxes, tile_grid
 from .backbones import default_feature_layer, keep_blocks, last_features
 from .configuration import S2VisionConfig
-from .flat_tiles import FlatTiles
-from .foreign import as_pretrained
 from .multiscale import multiscale_forward
+
+ADAPTERS: list[Callable[[nn.Module], PreTrainedModel]] = []
+"""Functions that make a transformers model of another library's; `llava_s2.towers` adds its own."""
 
 # On a CPU, more tokens in one call fall out of its caches.
 _CPU_TOKENS_A_CALL = 600
@@ -46,7 +47,6 @@ class S2VisionModel(PreTrainedModel):
     def __init__(self, config: S2VisionConfig) -> None:
         super().__init__(config)
         self.backbone = _keep_blocks(AutoModel.from_config(config.backbone_config), config)
-        self._flat_tiles = FlatTiles()
         self._share: Any = None  # how tiles are run by several processes or devices, see parallel.py
         self.cpu_tokens_a_call = _CPU_TOKENS_A_CALL
         self.post_init()
@@ -68,7 +68,7 @@ class S2VisionModel(PreTrainedModel):
             >>> tower = S2VisionModel.wrap(timm.create_model("vit_base_patch16_224"), scales=[224, 448])
         """
         if not isinstance(backbone, PreTrainedModel):
-            backbone = as_pretrained(backbone)
+            backbone = _as_pretrained(backbone)
         vision_config = getattr(backbone.config, "vision_config", backbone.config)
         config_kwargs.setdefault("feature_layer", default_feature_layer(vision_config))
         config = S2VisionConfig(backbone_config=vision_config, scales=scales, **config_kwargs)
@@ -140,7 +140,6 @@ class S2VisionModel(PreTrainedModel):
             merge=self.config.merge,
             split=self.config.split,
             max_tiles_per_call=self._tiles_per_call(images.device),
-            min_detail=self.config.min_detail,
         )
 
     def _pictures(self, pixel_values: Tensor) -> Iterator[tuple[Tensor, list[tuple[int, int]]]]:
@@ -170,12 +169,6 @@ class S2VisionModel(PreTrainedModel):
 
     def _patch_features(self, tiles: Tensor) -> Tensor:
         """Features (n, grid * grid, D) of square tiles (n, 3, t, t), without prefix tokens."""
-        fixed = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
-        if fixed and self.config.reuse_flat_tiles and not self._is_sharded:
-            return self._flat_tiles.run(self._run, tiles, self.backbone.parameters())
-        return self._run(tiles)
-
-    def _run(self, tiles: Tensor) -> Tensor:
         if self._share is None:
             return self._run_backbone(self.backbone, tiles)
         return self._share.run(self._run_backbone, self.backbone, tiles)
@@ -201,6 +194,14 @@ class S2VisionModel(PreTrainedModel):
                 f"pixels; one for every {self.config.backbone_stride} pixels makes {grid}"
             )
         return features[:, tokens - grid :]
+
+
+def _as_pretrained(model: nn.Module) -> PreTrainedModel:
+    if not ADAPTERS:
+        raise ValueError(
+            f"{type(model).__name__} is no model of transformers; import llava_s2.towers for other libraries'"
+        )
+    return ADAPTERS[0](model)
 
 
 def _keep_blocks(backbone: PreTrainedModel, config: S2VisionConfig) -> PreTrainedModel:

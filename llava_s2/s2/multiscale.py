@@ -49,7 +49,6 @@ def multiscale_forward(
     merge: Literal["concat", "add"] = "concat",
     split: bool = True,
     max_tiles_per_call: int | None = None,
-    min_detail: float | None = None,
 ) -> Tensor:
     """Run `model` on several scales of `input` and merge the features on one scale's grid.
 
@@ -76,10 +75,6 @@ def multiscale_forward(
         merge: "concat" scales along channels (the paper's choice) or "add" them (its table 13).
         split: False runs each scale as one whole image (the paper's table 12); the model must take any size.
         max_tiles_per_call: bound on tiles (of all images and scales) in one call; default: no bound.
-        min_detail: inexact, off by default: a tile that holds less detail than this beyond the scale before it in
-            the list takes that scale's features and is not run. Detail is the root mean square difference, in units
-            of `input`, between the tile and the smaller scale enlarged to it, in the eighth by eighth of the tile
-            where it is largest.
 
     Returns:
         (B, prefix + grid, D * number of scales) or (B, D * number of scales, h', w'), in the dtype `model`
@@ -102,15 +97,12 @@ def multiscale_forward(
         raise ValueError(f"num_prefix_token={num_prefix_token}: feature maps ('bchw') have no prefix tokens")
     if max_tiles_per_call is not None and max_tiles_per_call < 1:
         raise ValueError(f"max_tiles_per_call must be at least 1, not {max_tiles_per_call}")
-    if min_detail is not None and min_detail < 0:
-        raise ValueError(f"min_detail must be at least 0, not {min_detail}")
     plan = _plan(_sizes(input.shape[-2:], scales, img_sizes), input.shape[-2:], max_split_size, split)
     if not -len(plan) <= resize_output_to_idx < len(plan):
         raise ValueError(f"resize_output_to_idx={resize_output_to_idx}, but there are {len(plan)} scales")
     target = resize_output_to_idx % len(plan)
 
     batch = input.shape[0]
-    kept = [_with_detail(input, plan, index, min_detail) for index in range(len(plan))]
     limit = min(max_tiles_per_call or math.inf, batch if split_forward else math.inf)
     tiles_out: list[list[Tensor]] = [[] for _ in plan]
     prefix_out: list[list[Tensor]] = [[] for _ in plan]
@@ -119,8 +111,8 @@ def multiscale_forward(
     # pool to.
     for tile_size in dict.fromkeys([plan[target].tile_size, *(scale.tile_size for scale in plan)]):
         group = [index for index, scale in enumerate(plan) if scale.tile_size == tile_size]
-        tiles = torch.cat([_select(_tiles(input, plan[index]), kept[index]) for index in group])
-        owners = [index for index in group for _ in range(_count(plan[index], kept[index], batch))]
+        tiles = torch.cat([_tiles(input, plan[index]) for index in group])
+        owners = [index for index in group for _ in range(plan[index].rows * plan[index].columns * batch)]
         step = max(int(min(limit, len(owners))), 1)
         for start in range(0, len(owners), step):
             call_owners = owners[start : start + step]
@@ -138,11 +130,8 @@ def multiscale_forward(
     assert output_size is not None
 
     merged: list[Tensor] = []
-    for scale, parts, keep in zip(plan, tiles_out, kept, strict=True):
-        if keep is None:
-            merged.append(_join_tiles(torch.cat(parts), scale, output_size))
-        else:
-            merged.append(_fill_in(parts, scale, keep, merged[-1]))
+    for scale, parts in zip(plan, tiles_out, strict=True):
+        merged.append(_join_tiles(torch.cat(parts), scale, output_size))
         parts.clear()
     output = _merge(merged, merge)
     if output_shape == "bchw":
@@ -150,9 +139,7 @@ def multiscale_forward(
     output = output.flatten(1, 2)
     if num_prefix_token:
         means: list[Tensor] = []
-        for parts, keep in zip(prefix_out, kept, strict=True):
-            if keep is not None:
-                parts = [_spread(parts, keep, means[-1].repeat(len(keep) // batch, 1, 1))]
+        for parts in prefix_out:
             tokens = torch.cat(parts).unflatten(0, (-1, batch))
             means.append(tokens.mean(0, dtype=_wide(tokens.dtype)).to(tokens.dtype))
         output = torch.cat([_merge(means, merge), output], dim=1)
@@ -222,49 +209,6 @@ def _resize(images: Tensor, size: Size) -> Tensor:
         return images
     wide = images.to(_wide(images.dtype))
     return F.interpolate(wide, size=size, mode="bicubic", align_corners=False).to(images.dtype)
-
-
-def _with_detail(images: Tensor, plan: list[_Scale], index: int, min_detail: float | None) -> Tensor | None:
-    """Which tiles of a scale must be run, bool (rows * columns * B,) in the order of `_tiles`; None: all."""
-    if min_detail is None or index == 0:
-        return None
-    scale = plan[index]
-    enlarged = _resize(_resize(images, plan[index - 1].size), scale.size)
-    difference = (_tiles(images, scale) - _tiles(enlarged, scale)).to(_wide(images.dtype))
-    places = (min(8, scale.tile_size[0]), min(8, scale.tile_size[1]))
-    power = F.adaptive_avg_pool2d(difference.square().mean(1, keepdim=True), places)
-    return power.amax((1, 2, 3)).sqrt() >= min_detail
-
-
-def _select(tiles: Tensor, keep: Tensor | None) -> Tensor:
-    return tiles if keep is None else tiles[keep]
-
-
-def _count(scale: _Scale, keep: Tensor | None, batch: int) -> int:
-    return scale.rows * scale.columns * batch if keep is None else int(keep.sum())
-
-
-def _spread(parts: list[Tensor], keep: Tensor, others: Tensor) -> Tensor:
-    """Features of the kept tiles in their places among those of all tiles."""
-    if not parts:
-        return others
-    places = keep.to(others.device).nonzero()[:, 0]
-    return others.index_copy(0, places, torch.cat(parts).to(others.dtype))
-
-
-def _fill_in(parts: list[Tensor], scale: _Scale, keep: Tensor, smaller: Tensor) -> Tensor:
-    """The map (B, h, w, D) of a scale of which some tiles were not run: `smaller`, a map of the same size, there."""
-    if scale.run_size != scale.size:
-        raise ValueError("min_detail: a scale that is stretched to whole tiles cannot skip any; leave it unset")
-    if not parts:
-        return smaller
-    size = (scale.rows * parts[0].shape[1], scale.columns * parts[0].shape[2])
-    enlarged = smaller
-    if tuple(smaller.shape[1:3]) != size:
-        enlarged = F.interpolate(smaller.permute(0, 3, 1, 2), size=size, mode="nearest-exact").permute(0, 2, 3, 1)
-    grid = enlarged.unflatten(2, (scale.columns, -1)).unflatten(1, (scale.rows, -1))
-    tiles = grid.permute(1, 3, 0, 2, 4, 5).flatten(0, 2)
-    return _join_tiles(_spread(parts, keep, tiles), scale, (smaller.shape[1], smaller.shape[2]))
 
 
 def _check_features(features: Tensor, tiles: int, output_shape: str) -> None:

@@ -38,7 +38,6 @@ def prepare(tower: Any) -> Any:
     backbone = tower.backbone.requires_grad_(False)
     device = next(backbone.parameters()).device
     if device.type == "cuda":
-        tower.config.reuse_flat_tiles = False  # it would make calls of every size
         backbone.compile(mode="reduce-overhead")
     elif device.type == "cpu" and torch.backends.mkldnn.is_available():
         for name, mlp in list(backbone.named_modules()):

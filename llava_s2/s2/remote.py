@@ -9,7 +9,6 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Lla
 
 from .backbones import geometry  # noqa: F401 - so that transformers copies the files
 from .configuration import S2VisionConfig
-from .foreign import as_pretrained  # noqa: F401
 from .modeling import S2VisionModel
 from .multiscale import multiscale_forward  # noqa: F401
 from .open_clip_vision import OpenClipVisionConfig, OpenClipVisionModel

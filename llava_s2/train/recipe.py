@@ -23,16 +23,17 @@ from llava_s2.data.collator import Collator
 from llava_s2.data.dataset import ConversationDataset
 from llava_s2.data.training_records import TrainingRecords, check_records
 from llava_s2.errors import InputError
-from llava_s2.model.assemble import assemble, split_gguf, tower_config
-from llava_s2.model.checkpoint import identify, read_tensors, split_parts
+from llava_s2.model.assemble import assemble, split_gguf
+from llava_s2.model.checkpoint import identify, split_parts
 from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
 from llava_s2.model.lengths_only import processor_for_lengths
 from llava_s2.model.loading import load_pretrained, quantization_config, saved_template
 from llava_s2.model.processor import aspect_ratio, set_template
 from llava_s2.model.templates import TEMPLATES
-from llava_s2.model.towers import resolved
 from llava_s2.model.widen import widen
 from llava_s2.s2 import S2VisionConfig
+from llava_s2.towers.load_tower import tower_config
+from llava_s2.towers.named_tower import resolved
 from llava_s2.train.arguments import RecipeArguments, parse_flags
 from llava_s2.train.callbacks import ScoreCheckpoints, StopOnBadSamples, StopOnSignal, check_share, plot_losses
 from llava_s2.train.checkpoints import WRITING, find_checkpoint
@@ -41,6 +42,7 @@ from llava_s2.train.features import store_features
 from llava_s2.train.packing import packing_collator
 from llava_s2.train.parts import TrainedParts, choose_parts
 from llava_s2.train.trainer import LlavaTrainer
+from llava_s2.weight_files import read_tensors
 
 logger = logging.get_logger(__name__)
 

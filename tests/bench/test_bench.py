@@ -15,7 +15,7 @@ from llava_s2.bench.probe import Features, probe_score
 from llava_s2.bench.sweep import Setting
 from llava_s2.cli import main
 from llava_s2.errors import InputError
-from llava_s2.model.assemble import load_vision_config
+from llava_s2.towers.load_tower import load_vision_config
 
 
 def vit_macs(side: int, patch: int, width: int, depth: int, prefix: int, hidden: int) -> tuple[int, int]:

@@ -213,51 +213,6 @@ def test_tiles_a_call(options: dict, expected: list[int]) -> None:
     assert calls == expected
 
 
-@pytest.mark.parametrize("prefix", [0, 2])
-@pytest.mark.parametrize("a_call", [None, 1])
-def test_tiles_without_detail_take_the_smaller_scale(prefix: int, a_call: int | None) -> None:
-    model, calls = TokenBackbone(prefix), []
-
-    def counted(tiles: Tensor) -> Tensor:
-        calls.append(len(tiles))
-        return model(tiles)
-
-    torch.manual_seed(1)
-    x = F.interpolate(torch.randn(2, 3, 4, 4), size=32, mode="bicubic")  # little that is finer than the smaller scale
-    x[1, :, 17:31, 1:15] += torch.randn(3, 14, 14)  # but in one tile, below on the left
-    options: dict = {"img_sizes": [16, 32], "max_split_size": 16, "num_prefix_token": prefix}
-    exact = multiscale_forward(model, x, **options)
-    assert torch.equal(multiscale_forward(model, x, **options, min_detail=0.0), exact)
-    found = multiscale_forward(counted, x, **options, min_detail=0.5, max_tiles_per_call=a_call)
-    assert sum(calls) == 2 + 1
-    channels = exact.shape[-1] // 2
-    expected = exact.clone()
-    expected[:, :, channels:] = exact[:, :, :channels]
-    kept = exact[1, prefix:].unflatten(0, (4, 4))[2:, :2, channels:]
-    expected[1, prefix:].unflatten(0, (4, 4))[2:, :2, channels:] = kept
-    if prefix:  # the mean over a scale's tiles, of which three take the smaller scale's
-        tile = model(x[1:, :, 16:, :16])[0, :prefix]
-        expected[1, :prefix, channels:] = (3 * exact[1, :prefix, :channels] + tile) / 4
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-
-
-def test_output_tokens_over_a_skipped_and_a_run_tile() -> None:
-    model = TokenBackbone()
-    torch.manual_seed(1)
-    x = F.interpolate(torch.randn(1, 3, 4, 4), size=24, mode="bicubic")
-    x[..., 13:23] += torch.randn(3, 24, 10)  # the right one of two tiles a row
-    found = multiscale_forward(model, x, img_sizes=[12, 24], max_split_size=12, min_detail=0.5)
-    small, right = (
-        model(F.interpolate(x, size=12, mode="bicubic")).transpose(1, 2).unflatten(2, (3, 3)),
-        [model(x[..., y : y + 12, 12:]).transpose(1, 2).unflatten(2, (3, 3)) for y in (0, 12)],
-    )
-    # Nine cells of the output lie over six rows and columns of tokens: the middle column over both tiles.
-    whole = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    whole[..., 3:] = torch.cat(right, dim=2)
-    expected = torch.cat([small, F.avg_pool2d(whole, 2)], dim=1).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-
-
 class LargestTensor(TorchDispatchMode):
     numel = 0
 

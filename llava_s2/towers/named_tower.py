@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, TimmWrapperConfig, TimmWrapperModel
 
 from llava_s2.errors import InputError
-from llava_s2.model.checkpoint import first_line, list_names, read_pickle, read_tensors
-from llava_s2.s2.foreign import as_pretrained
+from llava_s2.towers.timm_tower import as_pretrained
+from llava_s2.weight_files import first_line, list_names, read_pickle, read_tensors
 
 _MAE = "vit_base_patch16_224.mae"  # for its normalisation; the sizes are the checkpoint's own
 # What a checkpoint may hold that no feature goes through: heads, final norms, MAE's decoder.

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TimmWrapperConfig, TimmWrapperModel
 
-from .open_clip_vision import OpenClipVisionConfig, OpenClipVisionModel
+from llava_s2.s2.open_clip_vision import OpenClipVisionConfig, OpenClipVisionModel
 
 
 def as_pretrained(model: nn.Module) -> PreTrainedModel:

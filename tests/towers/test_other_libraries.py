@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from llava_s2.s2 import S2VisionConfig, S2VisionModel
-from llava_s2.s2.foreign import as_pretrained
+from llava_s2.towers.timm_tower import as_pretrained
 
 OPEN_CLIP: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -17,17 +17,11 @@ from llava_s2.cli import main
 from llava_s2.data.scene_tasks import write_vstar
 from llava_s2.data.scenes import SceneConfig
 from llava_s2.errors import InputError
-from llava_s2.model.assemble import (
-    assemble,
-    load_image_processor,
-    load_image_statistics,
-    load_vision_backbone,
-    load_vision_config,
-    tower_config,
-)
+from llava_s2.model.assemble import assemble, load_image_processor
 from llava_s2.model.loading import load_pretrained
-from llava_s2.model.towers import NamedTower, resolved
 from llava_s2.s2 import S2VisionModel
+from llava_s2.towers.load_tower import load_image_statistics, load_vision_backbone, load_vision_config, tower_config
+from llava_s2.towers.named_tower import NamedTower, resolved
 from llava_s2.train.recipe import train
 
 LLM = Path(__file__).parents[1] / "golden" / "llava_tiny" / "vicuna-tiny"
@@ -208,9 +202,9 @@ def test_pictures_that_are_not_square_through_a_whole_llava(tmp_path: Path) -> N
     again, _ = load_pretrained(tmp_path / "whole")
     assert torch.equal(again.generate(**inputs, max_new_tokens=4, do_sample=False), answer)
 
-    changed = {"min_detail": 0.1, "reuse_flat_tiles": False, "max_tiles_per_call": 3}
+    changed = {"resize_output_to_idx": 0, "max_tiles_per_call": 3}
     config = json.loads((adapter / "config.json").read_text())
-    config["vision_config"].update(changed)
+    config["vision_config"].update(changed, reuse_flat_tiles=False)  # which version 0.1 had
     (adapter / "config.json").write_text(json.dumps(config))
     loaded, _ = load_pretrained(adapter)
     assert {key: getattr(loaded.config.vision_config, key) for key in changed} == changed
