@@ -1,12 +1,10 @@
 """`read_picture` on what strangers send."""
 
 import io
-import tracemalloc
 
 import numpy as np
-import psutil
 import pytest
-from hostile import HOSTILE, bomb, claimed_sides, encoded, noise, png
+from hostile import HOSTILE, encoded, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -40,19 +38,6 @@ def test_a_jpeg_keeps_what_a_phone_appends():
     assert read_picture(preview).size == (64, 64)
 
 
-def test_upright_alpha_palette_and_grey():
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    stripe = Image.fromarray(np.array([[10, 200, 60]], np.uint8))
-    for kind, options in (("PNG", {}), ("WEBP", {"lossless": True})):
-        turned = read_picture(encoded(stripe.convert("RGB"), kind, exif=exif, **options))
-        assert turned.mode == "RGB"
-        assert np.asarray(turned)[..., 0].tolist() == [[10], [200], [60]]
-    for odd in (Image.new("RGBA", (8, 8), (255, 0, 0, 9)), Image.new("RGB", (8, 8), "red").convert("P")):
-        assert np.asarray(read_picture(encoded(odd))).reshape(-1, 3).tolist() == [[255, 0, 0]] * 64
-    assert read_picture(encoded(Image.new("1", (8, 8), 1))).getpixel((0, 0)) == (255, 255, 255)
-
-
 def test_a_name_is_its_last_part_on_one_line():
     for name in ("../../etc/pass\nwd", "C:\\a\\pass\nwd", "/pass\nwd"):
         with pytest.raises(InputError, match=r"^pass\?wd: "):
@@ -63,25 +48,9 @@ def test_a_name_is_its_last_part_on_one_line():
         read_picture(b"", "../")
 
 
-def test_a_refused_size_costs_no_memory():
-    data = [bomb(9000), png(50_000, 50_000), claimed_sides("JPEG", 60_000), claimed_sides("GIF", 60_000)]
-    read_picture(encoded())
-    process, tracked = psutil.Process(), 0
-    before = process.memory_info().rss
-    for item in data:
-        tracemalloc.start()
-        with pytest.raises(InputError, match="pixels"):
-            read_picture(item)
-        tracked = max(tracked, tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert tracked < 4 << 20
-    assert process.memory_info().rss - before < 32 << 20
-
-
-def test_the_largest_side_is_taken():
+def test_the_largest_side_is_reduced_to():
     assert read_picture(encoded(Image.new("L", (MAX_SIDE, 2)))).size == (MAX_SIDE, 2)
-    with pytest.raises(InputError, match=f"{MAX_SIDE + 1} x 2"):
-        read_picture(encoded(Image.new("L", (MAX_SIDE + 1, 2))))
+    assert read_picture(encoded(Image.new("L", (2 * MAX_SIDE, 4)))).size == (MAX_SIDE, 2)
 
 
 @settings(deadline=None, max_examples=300)
