@@ -171,7 +171,7 @@ def _open(data: bytes, done: list[str], max_side: int | None) -> tuple[Image.Ima
     if data.startswith(b"\xff\xd8\xff"):
         data, exif, xmp = _strip_jpeg(data)
         jpeg = image = JpegImagePlugin.JpegImageFile(BytesIO(data))
-        _check_pixels(image)
+        _check_pixels(image.size)
         if max_side is not None and max(image.size) > max_side:
             width, height = (side * max_side // max(image.size) for side in image.size)
             jpeg.draft(None, (max(width, 1), max(height, 1)))
@@ -180,10 +180,10 @@ def _open(data: bytes, done: list[str], max_side: int | None) -> tuple[Image.Ima
     if data[:4] in (b"II*\0", b"MM\0*"):
         _check_tiff(data)
     image = Image.open(BytesIO(data), formats=_FORMATS)
-    _check_pixels(image)
+    _check_pixels(image.size)
     if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(262) == 6 and image.tag_v2.get(259) == 1:
         image = _open_with_libtiff(data)  # Pillow takes uncompressed YCbCr for four channels
-    if image.mode.startswith("I;16") or _SIXTEEN_BITS.search(str(image.tile)):
+    if image.mode.startswith("I;16") or _SIXTEEN_BITS.search(str(getattr(image, "tile", ""))):
         done.append("sixteen_bits")
     if getattr(image, "is_animated", False):
         done.append("first_frame")
@@ -205,7 +205,7 @@ def _open_heif(data: bytes) -> Image.Image:
             "it to JPEG"
         ) from None
     heif = pillow_heif.open_heif(BytesIO(data))
-    _check_pixels(heif)
+    _check_pixels(heif.size)
     return heif.to_pillow()
 
 
@@ -218,8 +218,8 @@ def _open_with_libtiff(data: bytes) -> Image.Image:
             TiffImagePlugin.READ_LIBTIFF = False
 
 
-def _check_pixels(image: Image.Image) -> None:
-    width, height = image.size
+def _check_pixels(size: tuple[int, int]) -> None:
+    width, height = size
     if width * height > MAX_PIXELS:
         raise InputError(f"has {width} x {height} pixels, more than {MAX_PIXELS // 10**6} million; shrink it")
 
@@ -302,9 +302,10 @@ def _finish(image: Image.Image, orientation: int, done: list[str], max_side: int
         done.append("cmyk")
     elif image.mode == "LAB":
         done.append("lab")
-        image = ImageCms.profileToProfile(
-            image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
-        )
+        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+        assert converted is not None  # only in place there is nothing to return
+        image = converted
     transparent = image.has_transparency_data
     if max_side is not None and max(image.size) > max_side:
         # A palette's indices cannot be averaged.
@@ -314,7 +315,7 @@ def _finish(image: Image.Image, orientation: int, done: list[str], max_side: int
             done.append("reduced")
     if transparent:
         image = image.convert("RGBA")
-        if image.getextrema()[3] != (255, 255):
+        if image.getchannel("A").getextrema() != (255, 255):
             done.append("transparency")
             white = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(white, image)

@@ -233,7 +233,7 @@ def test_files_that_are_no_pictures_are_told_and_left_out(visit):
         visit.upload({"name": name, "mimeType": "image/png", "buffer": make()})
         told(visit, message)
         expect(visit.thumbnails()).to_have_count(0)
-    make, message = HOSTILE["PNG and ZIP"]
+    make, message = HOSTILE["cut WebP"]
     visit.page.locator("#question input[type=file]").set_input_files(
         [{"name": name, "mimeType": "image/png", "buffer": make()}]
     )
