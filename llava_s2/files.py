@@ -74,8 +74,7 @@ def new_folder(dst: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
                     f"{dst}: takes {(needed_bytes + _SPARE_BYTES) / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free there"
                 )
             yield scratch
-            for path in [*scratch.rglob("*"), scratch]:  # on the disk before it has its name
-                _sync(path)
+            sync_folder(scratch)  # on the disk before it has its name
             os.replace(scratch, dst)  # noqa: PTH105 - takes the place of an empty folder too
             _sync(dst.parent)
         except BaseException as error:
@@ -86,6 +85,12 @@ def new_folder(dst: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
             raise
     finally:
         os.close(lock)
+
+
+def sync_folder(folder: Path) -> None:
+    """Returns when a folder and all files in it are on the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        _sync(path)
 
 
 def _empty(folder: Path) -> None:

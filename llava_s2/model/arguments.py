@@ -72,7 +72,9 @@ class ModelSource:
         parts = {"model": self.model, "base": self.base, "vision_tower": self.vision_tower}
         folders = {**parts, "model": resolve_model(self.model)}
         checksums = {
-            f"{key}_checksum": _checksum(Path(part)) for key, part in folders.items() if part and Path(part).is_dir()
+            f"{key}_checksum": folder_checksum(Path(part))
+            for key, part in folders.items()
+            if part and Path(part).is_dir()
         }
         quantized = {} if self.quantization is None else {"quantization": self.quantization}
         return {**parts, "dtype": self._dtype(), "template": self.template, **quantized, **checksums}
@@ -141,7 +143,7 @@ def positive(text: str) -> int:
     return number
 
 
-def _checksum(folder: Path) -> str:
+def folder_checksum(folder: Path) -> str:
     """Of the files' names and sizes and of both ends of each file: weights of gigabytes are not read whole."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.is_file()):

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +34,17 @@ RECIPE: dict[str, dict[str, str]] = {
 }
 
 # What LLaVA's scripts call a flag, and what it is called here or in transformers 5.
-_RENAMED = {"version": "template", "warmup_ratio": "warmup_steps", "evaluation_strategy": "eval_strategy"}
+_RENAMED = {
+    "version": "template",
+    "warmup_ratio": "warmup_steps",
+    "evaluation_strategy": "eval_strategy",
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
 _LLAVA_TEMPLATES = {"v1": "vicuna_v1", "llava_llama_2": "llama_2"}
 
 # Flags of one value or several, separated by spaces.
-_SEVERAL = ("data_path", "data_weights", "image_folder")
+_SEVERAL = ("data_path", "data_weights", "image_folder", "eval_data_path", "eval_image_folder")
 
 # Flags of LLaVA's scripts that choose what is the only choice here.
 _FIXED = {
@@ -114,7 +121,29 @@ class RecipeArguments:
     eval_data: str | None = _flag("folder of that benchmark")
     eval_limit: int | None = _flag("score that many of its questions")
 
+    eval_data_path: list[str] | None = _flag(  # noqa: RUF009
+        "records to evaluate on, as data_path: eval_loss is logged, for load_best_model_at_end and early stopping"
+    )
+    eval_image_folder: list[str] | None = _flag("where their images are (default: image_folder)")  # noqa: RUF009
+    eval_split: float | None = _flag("in its place: share of the records to hold out, such as 0.05")
+    early_stopping_patience: int | None = _flag("stop when eval_loss has not been lower for that many evaluations")
+    overwrite_output_dir: bool = _flag("delete the run that output_dir holds, and start anew", False)
+
     def __post_init__(self) -> None:
+        if self.eval_data_path is not None and self.eval_split is not None:
+            raise InputError("--eval_split holds out a share of --data_path; leave it or --eval_data_path out")
+        if self.eval_split is not None and not 0 < self.eval_split < 1:
+            raise InputError(f"--eval_split {self.eval_split}: must be a share between 0 and 1, such as 0.05")
+        if self.eval_split is not None and self.on_bad_sample == "skip":
+            raise InputError(
+                "--eval_split: --on_bad_sample skip would put held-out records in the place of bad ones; "
+                "name a file with --eval_data_path"
+            )
+        if self.early_stopping_patience is not None:
+            if not self.evaluates:
+                raise InputError("--early_stopping_patience: needs --eval_data_path or --eval_split")
+            if self.early_stopping_patience < 1:
+                raise InputError(f"--early_stopping_patience {self.early_stopping_patience}: must be 1 or more")
         if self.on_bad_sample not in ("error", "skip"):
             raise InputError(f"--on_bad_sample {self.on_bad_sample}: must be error or skip")
         if not 0 <= self.max_bad_share <= 1:
@@ -135,6 +164,11 @@ class RecipeArguments:
             self.model_name_or_path = self.widen_from
         if not self.model_name_or_path:
             raise InputError("--model_name_or_path is missing: the language model or LLaVA to start from")
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there are records to evaluate on."""
+        return self.eval_data_path is not None or self.eval_split is not None
 
     @property
     def scales(self) -> list[int]:
@@ -191,6 +225,9 @@ def parse_flags(stage: str, flags: Sequence[str]) -> "tuple[RecipeArguments, Tra
         raise InputError("--use_liger_kernel: liger-kernel is not installed: pip install liger-kernel")
     defaults = [text for name, value in RECIPE[stage].items() for text in (f"--{name}", value)]
     defaults += ["--report_to", "tensorboard" if find_spec("tensorboard") else "none"]
+    given = {flag.removeprefix("--").partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")}
+    if given & {"eval_data_path", "eval_split"} and not given & {"eval_strategy", "evaluation_strategy"}:
+        defaults += _evaluate_when_saving(flags)
     both: list[Any] = [RecipeArguments, TrainingArguments]
     parser = Parser(both, allow_abbrev=False)
     for name, value in _FIXED.items():
@@ -219,6 +256,15 @@ def parse_flags(stage: str, flags: Sequence[str]) -> "tuple[RecipeArguments, Tra
         package = "'llava-s2[train]'" if reporter == "tensorboard" else reporter
         raise InputError(f"--report_to {reporter}: {reporter} is not installed: pip install {package}")
     return recipe, training
+
+
+def _evaluate_when_saving(flags: Sequence[str]) -> list[str]:
+    """The flags that have a run evaluate where it saves; transformers' default would be never, or at every log."""
+    words = [word for flag in flags for word in flag.split("=", 1)]
+    named = {word.removeprefix("--"): after for word, after in pairwise(words)}
+    strategy = named.get("save_strategy", "steps")
+    steps = named.get("eval_steps", named.get("save_steps", "500"))
+    return ["--eval_strategy", "steps" if strategy in ("no", "best") else strategy, "--eval_steps", steps]
 
 
 def _bare_fsdp(flags: Sequence[str]) -> list[str]:

@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from llava_s2.data.bad_samples import count_bad
 from llava_s2.errors import InputError
+from llava_s2.files import atomic_write
 
 logger = logging.get_logger(__name__)
 
@@ -28,17 +29,14 @@ _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORC
 
 
 class StopOnSignal(TrainerCallback):
-    """On SIGTERM, which a scheduler sends before it takes a machine away: saves after the step at hand, then stops.
+    """On SIGTERM, which a scheduler sends before it takes a machine away: saves after the step at hand, then exits.
 
     The processes agree after every step, so that all of them save the same one even if the signal reached only one.
-
-    Attributes:
-        stopped: whether the run ended so.
+    The exit status is 143, as of a program that SIGTERM ended.
     """
 
     def __init__(self) -> None:
-        self.stopped = False
-        self._asked = False
+        self._asked = self._stops = False
         self._before: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -53,14 +51,35 @@ class StopOnSignal(TrainerCallback):
         asked = torch.tensor(int(self._asked), device=args.device)
         if args.world_size > 1:
             distributed.all_reduce(asked, op=distributed.ReduceOp.MAX)
-        if asked.item():
-            self.stopped = state.global_step < state.max_steps
-            control.should_save = control.should_training_stop = True
+        if asked.item() and state.global_step < state.max_steps:
+            self._stops = control.should_save = True
         return control
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._stops:  # here, for what Trainer does at the end of a training is not to be done now
+            raise SystemExit(128 + signal.SIGTERM)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
         logger.warning("SIGTERM: saving after this step, then stopping; the same command goes on from there")
+
+
+class StopEarly(TrainerCallback):
+    """Ends a run whose ``eval_loss`` has not been lower for some evaluations.
+
+    It goes by the log alone, so that a run that goes on counts those before.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self._patience = patience
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+        if len(losses) - 1 - losses.index(min(losses)) >= self._patience:
+            control.should_training_stop = True
+        return control
 
 
 class StopOnBadSamples(TrainerCallback):
@@ -163,7 +182,6 @@ def plot_losses(history: list[dict[str, float]], file: Path) -> bool:
             means.append(mean)
         axes.plot(steps, means, linewidth=2, label="running mean")
         axes.legend()
-    partial = file.with_name(f".{file.name}")
-    figure.savefig(partial, format="png", dpi=120)
-    partial.replace(file)
+    with atomic_write(file) as partial:
+        figure.savefig(partial, format="png", dpi=120)
     return True

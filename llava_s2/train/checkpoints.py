@@ -9,7 +9,10 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from llava_s2.errors import InputError
+from llava_s2.files import sync_folder
 
+# What a run is, in its output folder and in every checkpoint.
+RUN = "run.json"
 # Where a checkpoint is written before it is moved to its place, in the output folder.
 WRITING = ".writing"
 
@@ -18,13 +21,19 @@ def find_checkpoint(training: TrainingArguments) -> Path | None:
     """The checkpoint named by ``--resume_from_checkpoint``, or the newest whole one in ``output_dir``, or none.
 
     Raises:
-        InputError: what is named is no whole checkpoint, or it is in shards that this run cannot read: ZeRO's of
-            another number of processes, or of another backend.
+        InputError: what is named is no whole checkpoint, or it lacks what a run needs to go on, or it is in shards that
+            this run cannot read: ZeRO's of another number of processes, or of another backend.
     """
     found = _find(training)
     if found is not None:
+        _check_state(found)
         _check_backend(found, training)
     return found
+
+
+def steps_done(checkpoint: Path) -> int:
+    """Optimizer steps that a whole checkpoint has behind it."""
+    return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
 
 
 def _find(training: TrainingArguments) -> Path | None:
@@ -42,16 +51,22 @@ def _find(training: TrainingArguments) -> Path | None:
     return max(numbered, key=lambda folder: int(folder.name.rpartition("-")[2])) if numbered else None
 
 
-def publish(written: Path, training: TrainingArguments) -> None:
-    """Moves a checkpoint that all processes have written to its place, and removes those past ``save_total_limit``."""
+def publish(written: Path, training: TrainingArguments, best: str | None) -> None:
+    """Moves a checkpoint that all processes have written to its place, and removes those past ``save_total_limit``.
+
+    Args:
+        best: the checkpoint that stays in any case.
+    """
     output_dir = Path(str(training.output_dir))
     place = output_dir / written.name
+    shutil.copy(output_dir / RUN, written / RUN)
+    sync_folder(written)
     if place.exists():  # cut off by a program that wrote in place, or written again after a resume from an older one
         place.rename(written.parent / "replaced")
     written.rename(place)
     shutil.rmtree(written.parent)
     rotate_checkpoints(
-        output_dir=str(output_dir), save_total_limit=training.save_total_limit, best_model_checkpoint=None
+        output_dir=str(output_dir), save_total_limit=training.save_total_limit, best_model_checkpoint=best
     )
 
 
@@ -62,6 +77,24 @@ def _is_whole(checkpoint: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+# Without one of these Trainer goes on in silence: with new moments, another rate, other random numbers.
+_STATE = {
+    "optimizer": ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*"),
+    "schedule": ("scheduler.pt", "global_step*"),
+    "random numbers": ("rng_state*.pth",),
+}
+
+
+def _check_state(checkpoint: Path) -> None:
+    for what, patterns in _STATE.items():
+        if not any(any(checkpoint.glob(pattern)) for pattern in patterns):
+            raise InputError(
+                f"{checkpoint}: the state of the {what} is not in it (--save_only_model leaves it out), so the run "
+                "cannot go on; start anew with --overwrite_output_dir, or from it in another --output_dir with "
+                f"--model_name_or_path {checkpoint}"
+            )
 
 
 def _check_backend(checkpoint: Path, training: TrainingArguments) -> None:

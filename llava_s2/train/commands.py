@@ -1,7 +1,6 @@
 """``llava-s2 train pretrain|finetune``."""
 
 import argparse
-import os
 from typing import Any
 
 from llava_s2.train.arguments import STAGES, describe_flags
@@ -37,7 +36,4 @@ def add_stages(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> None:
     from llava_s2.train.recipe import train
 
-    output_dir = train(args.stage, args.more_flags)
-    if output_dir is None or os.environ.get("RANK", "0") != "0":
-        return
-    print(f"Saved to {output_dir}")
+    train(args.stage, args.more_flags)

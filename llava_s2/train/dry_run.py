@@ -44,10 +44,7 @@ def describe_run(
     images = int(checked.images_before_answer.max())
     longest = int(min(recipe.model_max_length, _TOKENS_A_WORD * np.abs(checked.lengths).max() + tokens * images))
     memory = estimate_memory(model, config, recipe, training, counts, longest * training.train_batch_size)
-    lines = [f"trains: {parts.describe()}"]
-    for name, count in counts.items():
-        if count.total:
-            lines.append(f"  {name:<15} {count.total:>14,} parameters, {count.learning:>14,} learn")
+    lines = describe_parameters(counts, parts)
     lines += [
         f"tokens an image: {tokens} of images of {config.vision_config.image_size} x {config.vision_config.image_size}",
         f"records: {records:,}, the longest about {longest:,} tokens of at most {recipe.model_max_length:,}",
@@ -57,6 +54,15 @@ def describe_run(
     ]
     lines += [f"  {name:<45} {size / 2**30:6.1f} GiB" for name, size in memory.items()]
     return "\n".join(lines)
+
+
+def describe_parameters(counts: dict[str, Parameters], parts: TrainedParts) -> list[str]:
+    """Lines that say what is trained, and of how many parameters."""
+    lines = [f"trains: {parts.describe()}"]
+    for name, count in counts.items():
+        if count.total:
+            lines.append(f"  {name:<15} {count.total:>14,} parameters, {count.learning:>14,} trainable")
+    return lines
 
 
 def estimate_memory(

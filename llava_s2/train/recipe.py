@@ -5,9 +5,9 @@ the projector and LoRA on the language model's linear layers. So both write, res
 """
 
 import shutil
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +35,78 @@ from llava_s2.s2 import S2VisionConfig
 from llava_s2.towers.load_tower import tower_config
 from llava_s2.towers.named_tower import resolved
 from llava_s2.train.arguments import RecipeArguments, parse_flags
-from llava_s2.train.callbacks import ScoreCheckpoints, StopOnBadSamples, StopOnSignal, check_share, plot_losses
-from llava_s2.train.checkpoints import WRITING, find_checkpoint
-from llava_s2.train.dry_run import describe_run
+from llava_s2.train.callbacks import (
+    ScoreCheckpoints,
+    StopEarly,
+    StopOnBadSamples,
+    StopOnSignal,
+    check_share,
+    plot_losses,
+)
+from llava_s2.train.checkpoints import WRITING
+from llava_s2.train.dry_run import describe_parameters, describe_run
+from llava_s2.train.examples import Examples, hold_out
 from llava_s2.train.features import store_features
+from llava_s2.train.fingerprint import fingerprint
+from llava_s2.train.output_folder import Start, check_inputs, claim, finish, locked
 from llava_s2.train.packing import packing_collator
 from llava_s2.train.parts import TrainedParts, choose_parts
+from llava_s2.train.speed import count_parameters
 from llava_s2.train.trainer import LlavaTrainer
 from llava_s2.weight_files import read_tensors
 
 logger = logging.get_logger(__name__)
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What is known of a run before any weight is loaded.
+
+    Attributes:
+        components: the modules that are trained.
+        template: the conversation template's name.
+        from_parts: whether training starts from a language model and a tower, rather than from a LLaVA.
+        vision_config: of the S2 tower, where it starts from parts.
+        projector: the state dict that the projector starts with, where one was given.
+        checked: the training records.
+        held_out: the records of ``--eval_data_path``.
+    """
+
+    stage: str
+    recipe: RecipeArguments
+    training: TrainingArguments
+    components: TrainedParts
+    template: str
+    from_parts: bool
+    vision_config: S2VisionConfig | None
+    projector: dict[str, Tensor] | None
+    checked: TrainingRecords
+    held_out: TrainingRecords | None
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(str(self.training.output_dir))
+
+    @property
+    def seed(self) -> int:
+        """Of the order of the data."""
+        return self.training.seed if self.training.data_seed is None else self.training.data_seed
+
+    @property
+    def skips_bad_samples(self) -> bool:
+        return self.recipe.on_bad_sample == "skip"
+
+    def say(self, text: str) -> None:
+        """Prints a line, once for all processes."""
+        if self.training.process_index == 0:
+            print(text, flush=True)
+
+
 def train(stage: str, flags: Sequence[str]) -> Path | None:
     """Runs a stage: ``train("finetune", ["--model_name_or_path", llm, "--vision_tower", tower, …])``.
 
-    Started again with the same flags, it goes on from the last whole checkpoint in ``output_dir``.
+    Started again with the same flags, it goes on from the last whole checkpoint in ``output_dir``; with other flags it
+    is refused there.
 
     Args:
         stage: ``pretrain`` or ``finetune``.
@@ -63,27 +119,80 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
     Raises:
         InputError: a flag, the data, or a checkpoint is wrong; as far as it can be known, before any weight is loaded.
     """
+    run = _check_run(stage, flags)
+    training = run.training
+    if run.recipe.dry_run:
+        with _no_sharding_at_load(training):
+            run.say(describe_run(run.recipe, training, run.components, run.checked, run.from_parts))
+        return None
+    with locked(training):
+        start = claim(training, _fingerprint(run), run.recipe.overwrite_output_dir)
+        if start.finished is not None:
+            run.say(_finished_already(run, start.finished))
+            return run.output_dir
+        set_seed(training.seed)
+        bad_samples = _bad_samples(run, goes_on=start.checkpoint is not None)
+        dataset = _dataset_before_weights(run, bad_samples)
+        model, processor = _load_model(run)
+        if dataset is None:
+            dataset = ConversationDataset(
+                run.checked, processor, run.template, run.recipe.model_max_length, bad_samples
+            )
+        examples, held_out = _examples(run, dataset, model, processor)
+        collate = _collator(run, model, processor)
+        trainable = choose_parts(model, run.components, run.recipe)
+        trainer = _build_trainer(run, trainable, processor, collate, examples, held_out)
+        run.say("\n".join([*describe_parameters(count_parameters(trainable), run.components), start.describe()]))
+        _train(trainer, start)
+        if held_out is not None and not training.load_best_model_at_end:
+            trainer.evaluate_once()
+        _save_result(run, trainer)
+        run.say(f"Saved to {run.output_dir}")
+    return run.output_dir
+
+
+def _check_run(stage: str, flags: Sequence[str]) -> _Run:
+    """Reads flags, configs and data.
+
+    Raises:
+        InputError: something of them is wrong, or they do not fit together.
+    """
     recipe, training = parse_flags(stage, flags)
     if recipe.vision_tower is None:
         recipe.model_name_or_path = resolve_model(recipe.model_name_or_path)
-    parts = TrainedParts.of(stage, recipe)
-    if recipe.bits != 16 and (training.fsdp or _is_zero3(training)):
-        raise InputError(f"--bits {recipe.bits}: quantized weights cannot be sharded; use ZeRO-2 or plain torchrun")
-    if recipe.cache_tower_features is not None and parts.tower:
-        raise InputError("--cache_tower_features: the tower learns, so its features change; leave it out")
-    resume_from = find_checkpoint(training)
-    if recipe.template not in (None, *TEMPLATES):
-        raise InputError(f"--template {recipe.template}: not known; use one of {', '.join(TEMPLATES)}")
-    is_llm = _is_language_model(recipe)
-    template = recipe.template or ("plain" if stage == "pretrain" else "vicuna_v1" if is_llm else _own_template(recipe))
+    components = TrainedParts.of(stage, recipe)
+    training.dataloader_pin_memory &= torch.cuda.is_available()
+    _check_flags(recipe, training, components)
+    from_parts = _is_language_model(recipe)
+    template = recipe.template or (
+        "plain" if stage == "pretrain" else "vicuna_v1" if from_parts else _own_template(recipe)
+    )
     projector = None if recipe.pretrain_mm_mlp_adapter is None else _read_projector(recipe.pretrain_mm_mlp_adapter)
-    vision_config = _check_parts(recipe, projector) if is_llm else None
+    vision_config = _check_parts(recipe, projector) if from_parts else None
+    check_inputs(
+        training, [recipe.model_name_or_path, recipe.vision_tower, recipe.base, recipe.pretrain_mm_mlp_adapter]
+    )
     seed = training.seed if training.data_seed is None else training.data_seed
     skips = recipe.on_bad_sample == "skip"
     checked = check_records(
         recipe.data_path, recipe.image_folder, template, weights=recipe.data_weights, seed=seed, skip_bad=skips
     )
+    held_out = None
+    if recipe.eval_data_path is not None:
+        held_out = check_records(recipe.eval_data_path, recipe.eval_image_folder or recipe.image_folder, template)
+    for notice in checked.notices if training.process_index == 0 else []:
+        logger.warning(notice)
+    return _Run(stage, recipe, training, components, template, from_parts, vision_config, projector, checked, held_out)
 
+
+def _check_flags(recipe: RecipeArguments, training: TrainingArguments, components: TrainedParts) -> None:
+    """Raises InputError for flags that contradict each other or ask for what is not there."""
+    if recipe.bits != 16 and (training.fsdp or _is_zero3(training)):
+        raise InputError(f"--bits {recipe.bits}: quantized weights cannot be sharded; use ZeRO-2 or plain torchrun")
+    if recipe.cache_tower_features is not None and components.tower:
+        raise InputError("--cache_tower_features: the tower learns, so its features change; leave it out")
+    if recipe.template not in (None, *TEMPLATES):
+        raise InputError(f"--template {recipe.template}: not known; use one of {', '.join(TEMPLATES)}")
     if training.train_sampling_strategy == "batch_rebalance":
         raise InputError(
             "--train_sampling_strategy batch_rebalance: takes another number of examples a step; use "
@@ -91,38 +200,67 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
         )
     if training.use_liger_kernel and not torch.cuda.is_available():
         raise InputError("--use_liger_kernel: Liger's kernels need a GPU, and torch sees none; leave it out")
-    for notice in checked.notices if training.process_index == 0 else []:
-        logger.warning(notice)
-    if recipe.dry_run:
-        with _no_sharding_at_load(training):
-            told = describe_run(recipe, training, parts, checked, is_llm)
-        if training.process_index == 0:
-            print(told)
+
+
+def _fingerprint(run: _Run) -> dict[str, Any]:
+    """The run's fingerprint, which the first process alone needs and works out."""
+    if run.training.process_index > 0:
+        return {}
+    return fingerprint(run.stage, run.recipe, run.training, run.components, run.template, run.checked, run.projector)
+
+
+def _finished_already(run: _Run, steps: int) -> str:
+    return (
+        f"{run.output_dir}: this run is finished ({steps:,} steps), nothing is left to do. --overwrite_output_dir True "
+        f"starts it anew; to train on, start from it with --model_name_or_path {run.output_dir} in another --output_dir"
+    )
+
+
+def _bad_samples(run: _Run, goes_on: bool) -> BadSamples | None:
+    """With ``--on_bad_sample skip``: starts the log with the records that were found bad before training.
+
+    Raises:
+        InputError: they are more than ``--max_bad_share``.
+    """
+    if not run.skips_bad_samples:
         return None
+    checked, log = run.checked, run.output_dir / LOG
+    found = BadSamples(log, checked.lengths)
+    if run.training.process_index == 0:
+        if not goes_on:
+            log.unlink(missing_ok=True)
+        for bad in checked.bad:
+            found.add(bad)
+    check_share(len({bad.record for bad in checked.bad}), len(checked.records), run.recipe.max_bad_share, log)
+    return found
 
-    log = Path(str(training.output_dir)) / LOG
-    bad_samples = _bad_samples(recipe, training, checked, log, resume_from is not None) if skips else None
-    dataset: ConversationDataset | None = None
-    if is_llm or identify(recipe.model_name_or_path).kind in ("hf", "adapter"):  # lengths, before any weight is loaded
-        early = processor_for_lengths(
-            recipe.model_name_or_path, vision_config=vision_config, gguf_file=recipe.gguf_file
-        )
-        dataset = ConversationDataset(checked, early, template, recipe.model_max_length, bad_samples)
-        if training.process_index == 0 and (too_long := dataset.too_long()):
-            logger.warning(too_long)
 
-    set_seed(training.seed)
+def _dataset_before_weights(run: _Run, bad_samples: BadSamples | None) -> ConversationDataset | None:
+    """The data set with a processor that knows lengths alone; None where the checkpoint's format has none to offer.
+
+    Raises:
+        InputError: a record has no target within ``--model_max_length``.
+    """
+    name = run.recipe.model_name_or_path
+    if not run.from_parts and identify(name).kind not in ("hf", "adapter"):
+        return None
+    processor = processor_for_lengths(name, vision_config=run.vision_config, gguf_file=run.recipe.gguf_file)
+    dataset = ConversationDataset(run.checked, processor, run.template, run.recipe.model_max_length, bad_samples)
+    if run.training.process_index == 0 and (too_long := dataset.too_long()):
+        logger.warning(too_long)
+    return dataset
+
+
+def _load_model(run: _Run) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """The model that training starts from, whole, and its processor."""
+    recipe, training = run.recipe, run.training
     with _no_sharding_at_load(training):
-        model, processor = _load(recipe, training, is_llm, parts)
+        model, processor = _load(recipe, training, run.from_parts, run.components)
     if recipe.attn_implementation is not None:
         try:
             model.set_attn_implementation(recipe.attn_implementation)
         except (ValueError, ImportError) as error:
             raise InputError(f"--attn_implementation: {' '.join(str(error).split())}") from None
-    tokenizer = processor.tokenizer
-    collate: Any = Collator(tokenizer.pad_token_id)
-    if recipe.packing:
-        collate = packing_collator(model, tokenizer, recipe.model_name_or_path)
     if recipe.vision_tower is not None:
         model.config.mm_vision_tower = resolved(recipe.vision_tower)  # so that load_pretrained finds it
     if recipe.base is not None:
@@ -130,85 +268,104 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
     elif hasattr(model.config, "mm_base"):  # of the adapter to go on from, which keeps it
         del model.config.mm_base
     model.model.multi_modal_projector.float()  # it is trained in float32, whatever the frozen weights are in
-    if projector is not None:
+    if run.projector is not None:
         first = model.model.multi_modal_projector.linear_1
-        _check_projector(recipe, projector, first.in_features, first.out_features)
-        model.model.multi_modal_projector.load_state_dict(projector)
-    if dataset is None:
-        dataset = ConversationDataset(checked, processor, template, recipe.model_max_length, bad_samples)
+        _check_projector(recipe, run.projector, first.in_features, first.out_features)
+        model.model.multi_modal_projector.load_state_dict(run.projector)
+    return model, processor
+
+
+def _examples(
+    run: _Run, dataset: ConversationDataset, model: LlavaForConditionalGeneration, processor: LlavaProcessor
+) -> tuple[Examples, Examples | None]:
+    """What is trained on and what is evaluated on, as the loaded model takes it."""
+    recipe, training = run.recipe, run.training
     dataset.processor = processor
     if recipe.cache_tower_features is not None:
         folder, limit = Path(recipe.cache_tower_features), recipe.cache_tower_features_gb * 1e9
         with _no_sharding_at_load(training):
             dataset.features = store_features(model, dataset, folder, limit, training)
-    chosen = choose_parts(model, parts, recipe)
-    if isinstance(chosen, PeftModel):
+    if run.held_out is not None:
+        held_out = ConversationDataset(run.held_out, processor, run.template, recipe.model_max_length)
+        return Examples(dataset), Examples(held_out)
+    if recipe.eval_split is not None:
+        return hold_out(dataset, recipe.eval_split, run.seed)
+    return Examples(dataset), None
+
+
+def _collator(run: _Run, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> Any:
+    if run.recipe.packing:
+        return packing_collator(model, processor.tokenizer, run.recipe.model_name_or_path)
+    return Collator(processor.tokenizer.pad_token_id)
+
+
+def _build_trainer(
+    run: _Run,
+    model: LlavaForConditionalGeneration | PeftModel,
+    processor: LlavaProcessor,
+    collate: Any,
+    examples: Examples,
+    held_out: Examples | None,
+) -> LlavaTrainer:
+    recipe, training = run.recipe, run.training
+    if isinstance(model, PeftModel):
         base = recipe.model_name_or_path
         base = base if recipe.gguf_file is None else f"{base}/{recipe.gguf_file}"
-        chosen.peft_config["default"].base_model_name_or_path = _where(base)
-    stop = StopOnSignal()
-    score = []
+        model.peft_config["default"].base_model_name_or_path = _where(base)
+    callbacks: list[Any] = [StopOnSignal()]
     if recipe.eval_task is not None and recipe.eval_data is not None:
-        score = [ScoreCheckpoints(recipe.eval_task, recipe.eval_data, recipe.eval_limit)]
+        callbacks.append(ScoreCheckpoints(recipe.eval_task, recipe.eval_data, recipe.eval_limit))
+    if recipe.early_stopping_patience is not None:
+        callbacks.append(StopEarly(recipe.early_stopping_patience))
+    if run.skips_bad_samples:
+        callbacks.append(StopOnBadSamples(run.output_dir / LOG, recipe.max_bad_share, len(examples)))
     trainer = LlavaTrainer(
-        model=chosen,
+        model=model,
         args=training,
-        train_dataset=dataset,
+        train_dataset=examples,
+        eval_dataset=held_out,
         data_collator=collate,
         processing_class=processor,
         projector_lr=recipe.mm_projector_lr,
         tower_lr=recipe.mm_vision_tower_lr,
         peak=None if recipe.peak_tflops is None else recipe.peak_tflops * 1e12,
-        lengths=_lengths_to_group_by(recipe, training, checked),
-        callbacks=[stop, *score, *([StopOnBadSamples(log, recipe.max_bad_share, len(dataset))] if skips else [])],
+        lengths=_lengths_to_group_by(run, examples),
+        callbacks=callbacks,
     )
-    for callback in score:
-        callback.trainer = trainer
-    output_dir = Path(str(training.output_dir))
+    for callback in callbacks:
+        if isinstance(callback, ScoreCheckpoints):
+            callback.trainer = trainer
+    return trainer
+
+
+def _lengths_to_group_by(run: _Run, examples: Examples) -> list[int] | None:
+    """The examples' lengths, below zero for those to be batched apart, or None for batches of any examples."""
+    lengths = run.checked.lengths[examples.indices]
+    if run.recipe.group_by_modality_length:
+        return lengths.tolist()
+    return abs(lengths).tolist() if run.training.train_sampling_strategy == "group_by_length" else None
+
+
+def _train(trainer: LlavaTrainer, start: Start) -> None:
     try:
-        trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
+        trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
     except InputError as error:  # from a DataLoader worker it comes with that worker's stack trace around it
         raise InputError(str(error).strip().splitlines()[-1].split("InputError: ")[-1]) from None
-    if stop.stopped:
-        raise SystemExit(128 + signal.SIGTERM)
+
+
+def _save_result(run: _Run, trainer: LlavaTrainer) -> None:
+    """Writes the model and the losses to ``output_dir``, and records that the run is finished."""
+    output_dir, log = run.output_dir, run.output_dir / LOG
     trainer.save_model()
-    if training.should_save:
+    if run.training.should_save:
         shutil.rmtree(output_dir / WRITING, ignore_errors=True)
         plot_losses(trainer.state.log_history, output_dir / "loss.png")
     trainer.save_state()
-    if skips and (bad := count_bad(log)) and training.process_index == 0:
+    if run.training.process_index > 0:
+        return
+    finish(run.training, trainer.state.global_step)
+    if run.skips_bad_samples and (bad := count_bad(log)):
         logger.warning(f"{bad} records were bad, and others stood in their place: {log}")
-    return output_dir
-
-
-def _lengths_to_group_by(
-    recipe: RecipeArguments, training: TrainingArguments, checked: TrainingRecords
-) -> list[int] | None:
-    """The examples' lengths, below zero for those to be batched apart, or None for batches of any examples."""
-    if recipe.group_by_modality_length:
-        return checked.lengths.tolist()
-    if training.train_sampling_strategy == "group_by_length":
-        return abs(checked.lengths).tolist()
-    return None
-
-
-def _bad_samples(
-    recipe: RecipeArguments, training: TrainingArguments, checked: TrainingRecords, log: Path, goes_on: bool
-) -> BadSamples:
-    """Starts the log with what was found before training.
-
-    Raises:
-        InputError: that is more than ``--max_bad_share``.
-    """
-    found = BadSamples(log, checked.lengths)
-    if training.process_index == 0:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        if not goes_on:
-            log.unlink(missing_ok=True)
-        for bad in checked.bad:
-            found.add(bad)
-    check_share(len({bad.record for bad in checked.bad}), len(checked.records), recipe.max_bad_share, log)
-    return found
 
 
 def _is_zero3(training: TrainingArguments) -> bool:

@@ -14,7 +14,10 @@ from accelerate.data_loader import SeedableRandomSampler
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
+from tqdm import tqdm
 from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from llava_s2.data.collator import keep_targets
 from llava_s2.data.pixels import Normalizer
@@ -51,8 +54,8 @@ class LlavaTrainer(Trainer):
         self._where: Callable[[int], str] = kwargs["train_dataset"].where
         self._normalize = Normalizer(kwargs["processing_class"].image_processor)
         training = kwargs["args"]
-        # Liger never holds logits, and label smoothing is Trainer's own loss over all of them.
-        of_targets = not training.use_liger_kernel and not training.label_smoothing_factor
+        # Liger's own loss never holds logits.
+        of_targets = not training.use_liger_kernel or training.label_smoothing_factor > 0
         kwargs["data_collator"] = _NumberedCollator(kwargs["data_collator"], of_targets)
         super().__init__(**kwargs)
         if self.args.fsdp and not self.is_fsdp_enabled:
@@ -76,6 +79,12 @@ class LlavaTrainer(Trainer):
         return self._get_dataloader(
             numbered, "Training", self._train_batch_size, sampler_fn=lambda _: sampler, is_training=True
         )
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        held_out: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        sampler = EpochSampler(SequentialSampler(held_out), self.args.eval_batch_size * self.args.world_size)
+        numbered: Any = NumberedDataset(held_out, sampler)
+        return self._get_dataloader(numbered, "Evaluation", self.args.eval_batch_size, sampler_fn=lambda _: sampler)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Splits each of Trainer's two groups (with and without weight decay) by part, each with its own rate."""
@@ -115,6 +124,45 @@ class LlavaTrainer(Trainer):
                 "or lower --learning_rate"
             )
         return loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The model's own loss, or with label smoothing ``Trainer``'s, over the labels that each position predicts."""
+        if self.label_smoother is not None:
+            inputs = {**inputs, "labels": inputs["shift_labels"]}
+            del inputs["shift_labels"]
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """The mean loss of a target over the whole set, the same whatever the batches and the number of processes."""
+        model = self.model_wrapped.eval()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)  # of losses and targets
+        for batch in tqdm(dataloader, description, disable=self.args.disable_tqdm or self.args.process_index > 0):
+            inputs = self._prepare_inputs(
+                {name: batch[name] for name in batch if name not in ("records", "real_tokens")}
+            )
+            with torch.no_grad(), self.compute_loss_context_manager():
+                loss = model(**inputs, num_items_in_batch=1).loss  # their sum
+            following = inputs["shift_labels"] if "shift_labels" in inputs else inputs["labels"][:, 1:]
+            sums += torch.stack([loss.double(), (following != IGNORE_INDEX).sum().double()])
+        total, targets = self.accelerator.reduce(sums, "sum").tolist()
+        metrics = {f"{metric_key_prefix}_loss": total / targets}
+        nothing: Any = None  # no predictions are kept
+        return EvalLoopOutput(nothing, nothing, metrics, self.num_examples(dataloader))
+
+    def evaluate_once(self) -> None:
+        """Evaluates the model as it is, unless the last step did."""
+        log = self.state.log_history
+        if not any("eval_loss" in entry and entry["step"] == self.state.global_step for entry in log):
+            self.evaluate()
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
@@ -192,12 +240,22 @@ class LlavaTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         try:
             super()._save_checkpoint(model, trial)
+            best = self._best_checkpoint()
+            self.state.best_model_checkpoint = best
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                publish(self._writing / f"checkpoint-{self.state.global_step}", self.args)
+                written = self._writing / f"checkpoint-{self.state.global_step}"
+                self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+                publish(written, self.args, best)
         finally:
             self._writing = None
         self.accelerator.wait_for_everyone()
+
+    def _best_checkpoint(self) -> str | None:
+        """Where the checkpoint with the best evaluation is or will be, if it was saved."""
+        step = self.state.best_global_step
+        place = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        return str(place) if step and (step == self.state.global_step or place.exists()) else None
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Writes what ``load_pretrained`` reads: the adapter, the projector in it, the model's config, the processor.

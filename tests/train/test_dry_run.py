@@ -47,7 +47,7 @@ def test_what_would_learn_of_a_7b_model(vicuna, capsys, stage, flags, counts):
     lines = capsys.readouterr().out.splitlines()
     for name, (total, learning) in counts.items():
         (line,) = [line for line in lines if line.startswith(f"  {name} ")]
-        assert f" {total:,} parameters, " in line and line.endswith(f" {learning:,} learn")
+        assert f" {total:,} parameters, " in line and line.endswith(f" {learning:,} trainable")
     assert any(line.startswith("tokens an image: 576 of images of 1008 x 1008") for line in lines)
     assert any(line.startswith("steps: 5 of 16 records") for line in lines)
     assert not Path(vicuna[-5]).joinpath("out").exists()

@@ -374,6 +374,7 @@ def test_the_whole_language_model(data, tmp_path):
     assert torch.allclose(logits(model, trainer), logits(trainer.model, trainer), atol=1e-4)
     whole = losses(tmp_path)
     shutil.rmtree(tmp_path / "checkpoint-6")
+    (tmp_path / "model.safetensors").unlink()
     run([], "finetune", *START, *flags, "--save_steps", 3)
     assert losses(tmp_path) == whole
 
