@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
-    LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedConfig,
@@ -22,6 +21,7 @@ from llava_s2.model.processor import build_image_processor, build_processor, num
 from llava_s2.model.templates import end_of_turn
 from llava_s2.model.tokenizer import IMAGE_TOKEN, load_tokenizer
 from llava_s2.s2 import S2VisionModel
+from llava_s2.s2.remote import LlavaConfig
 from llava_s2.towers.load_tower import load_image_statistics, load_vision_backbone, tower_config
 from llava_s2.weight_files import first_line, list_names
 

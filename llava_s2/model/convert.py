@@ -1,6 +1,5 @@
 """Checkpoints from one form into another, tensor by tensor."""
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -37,13 +36,12 @@ from llava_s2.model.original import (
     tower_place,
     write_original_files,
 )
-from llava_s2.s2 import S2VisionConfig, aspect, backbones, configuration, modeling, multiscale, open_clip_vision, remote
+from llava_s2.s2 import S2VisionConfig
 from llava_s2.towers.load_tower import load_vision_backbone, load_vision_config
 from llava_s2.weight_files import find_file, list_names, read_tensors
 
 Form = Literal["native", "llava", "hf"]
 _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-_REMOTE_CODE = (aspect, backbones, configuration, modeling, multiscale, open_clip_vision, remote)
 
 
 @dataclass(frozen=True)
@@ -283,27 +281,16 @@ def _write(model: _Model, tensors: dict[str, LazyTensor], dst: Path, dtype: torc
     config = model.config
     config.architectures = ["LlavaForConditionalGeneration"]
     config.dtype = dtype or model.dtype
-    is_s2 = isinstance(config.vision_config, S2VisionConfig)
     for part in (config, config.vision_config, getattr(config.vision_config, "backbone_config", None)):
         if part is not None and Path(part._name_or_path).exists():
             part._name_or_path = ""  # a folder of this machine
-    if is_s2:
-        config.auto_map = {"AutoConfig": f"{_module(remote)}.{remote.LlavaConfig.__name__}"}
     with new_folder(dst, weight_bytes(tensors, dtype)) as folder:
         config.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
         model.processor.save_pretrained(folder)
-        if is_s2:
-            for module in _REMOTE_CODE:
-                assert module.__file__ is not None
-                shutil.copyfile(module.__file__, folder / f"{_module(module)}.py")
         if model.original is not None:
             model.original.save(folder, dtype)
         write_weights(folder, tensors, dtype)
-
-
-def _module(module: Any) -> str:
-    return module.__name__.rpartition(".")[2]
 
 
 def _write_llava(

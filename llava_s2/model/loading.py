@@ -166,8 +166,6 @@ def read_config(name: str) -> Any:  # a LlavaConfig; its declared fields may be 
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{name}/config.json: {first_line(error)}") from error
-    if hasattr(config, "auto_map"):  # names files of that folder, which what is saved next does not hold
-        del config.auto_map
     return config
 
 

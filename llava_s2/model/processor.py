@@ -7,7 +7,6 @@ from typing import Literal
 from transformers import (
     AutoProcessor,
     LlavaImageProcessor,
-    LlavaImageProcessorPil,
     LlavaProcessor,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
@@ -15,6 +14,8 @@ from transformers import (
 
 from llava_s2.errors import InputError
 from llava_s2.model.templates import TEMPLATES, end_of_turn
+from llava_s2.model.tokenizer import pad_left
+from llava_s2.s2.image_processor import S2ImageProcessor
 
 ASPECT_RATIOS = ("pad", "square", "resize", "keep")
 
@@ -75,7 +76,7 @@ def build_image_processor(
     image_aspect_ratio: str = "pad",
     *,
     backend: Literal["pil", "torchvision"] = "pil",
-) -> LlavaImageProcessor | LlavaImageProcessorPil:
+) -> LlavaImageProcessor | S2ImageProcessor:
     """LLaVA's image preparation for a tower: one resize, to the largest scale; arguments as of ``build_processor``.
 
     Args:
@@ -93,7 +94,7 @@ def build_image_processor(
         raise InputError(
             f"image_aspect_ratio {image_aspect_ratio!r} is not known; use one of {', '.join(ASPECT_RATIOS)}"
         )
-    processor_class = LlavaImageProcessor if backend == "torchvision" else LlavaImageProcessorPil
+    processor_class = LlavaImageProcessor if backend == "torchvision" else S2ImageProcessor
     return processor_class(
         do_pad=image_aspect_ratio in ("pad", "keep"),
         size={"height": side, "width": side} if image_aspect_ratio == "resize" else {"shortest_edge": side},
@@ -154,5 +155,14 @@ def num_image_tokens(processor: LlavaProcessor) -> int:
 
 
 def load_processor(name: str | Path) -> LlavaProcessor:
-    """Loads a saved processor, on PIL: transformers' default torchvision backend resizes with other rounding."""
-    return AutoProcessor.from_pretrained(name, backend="pil")
+    """Loads a saved processor, whose images are resized by PIL from now on, saved again or not.
+
+    The tokenizer pads on the left, where generation needs it.
+    """
+    processor = AutoProcessor.from_pretrained(name)
+    found = processor.image_processor
+    if type(found).__name__.removesuffix("Pil") in ("LlavaImageProcessor", "CLIPImageProcessor"):
+        settings = {key: value for key, value in found.to_dict().items() if key != "image_processor_type"}
+        processor.image_processor = S2ImageProcessor(**settings)
+    pad_left(processor.tokenizer)
+    return processor

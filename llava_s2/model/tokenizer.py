@@ -55,8 +55,13 @@ def load_tokenizer(
     known = tokenizer.get_vocab()
     new = [token for token in (*extra_tokens, IMAGE_TOKEN) if token not in known]
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=True) for token in new], special_tokens=True)
-    tokenizer.padding_side = "right"
+    pad_left(tokenizer)
     return tokenizer
+
+
+def pad_left(tokenizer: Any) -> None:
+    """Has a tokenizer, also once it is saved and loaded, pad on the left, where ``generate`` needs it."""
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
 
 
 def _from_sentencepiece(model_file: str, settings: dict[str, Any], added: dict[str, int]) -> PreTrainedTokenizerFast:

@@ -1,25 +1,46 @@
-"""What a checkpoint with an S2 tower carries to load where this package is not installed.
+"""Registers the S2 tower and what goes with it with transformers' Auto classes.
 
-`llava-s2 convert` copies this file and the modules that it imports into the checkpoint and names its `LlavaConfig` in
-config.json (`auto_map`); transformers imports them from there with `trust_remote_code=True`. All else is stock.
+Imported with this package. Saving a model copies this file and the modules that it imports into the checkpoint and
+names `LlavaConfig` in its config.json (`auto_map`), so that `trust_remote_code=True` imports them from there where this
+package is not installed. All else of a LLaVA-S2 is stock.
 """
 
-import transformers
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, LlavaForConditionalGeneration
+from typing import Any
 
-from .backbones import geometry  # noqa: F401 - so that transformers copies the files
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageTextToText,
+    LlavaForConditionalGeneration,
+    LlavaModel,
+)
+
 from .configuration import S2VisionConfig
+from .image_processor import S2ImageProcessor
 from .modeling import S2VisionModel
-from .multiscale import multiscale_forward  # noqa: F401
 from .open_clip_vision import OpenClipVisionConfig, OpenClipVisionModel
 
 
 class LlavaConfig(transformers.LlavaConfig):
-    """LLaVA's config; importing its module registers the S2 tower."""
+    """LLaVA's config. With an S2 tower it saves the tower's code beside itself; otherwise it is the stock one."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if not isinstance(self.vision_config, S2VisionConfig):
+            self._auto_class = None
 
 
 AutoConfig.register("open_clip_vision", OpenClipVisionConfig, exist_ok=True)
 AutoModel.register(OpenClipVisionConfig, OpenClipVisionModel, exist_ok=True)
 AutoConfig.register("s2_vision", S2VisionConfig, exist_ok=True)
 AutoModel.register(S2VisionConfig, S2VisionModel, exist_ok=True)
+AutoImageProcessor.register(
+    S2VisionConfig, image_processor_classes=dict.fromkeys(("pil", "torchvision"), S2ImageProcessor), exist_ok=True
+)
+AutoConfig.register("llava", LlavaConfig, exist_ok=True)
+AutoModel.register(LlavaConfig, LlavaModel, exist_ok=True)
 AutoModelForImageTextToText.register(LlavaConfig, LlavaForConditionalGeneration, exist_ok=True)
+LlavaConfig.register_for_auto_class()
+S2ImageProcessor.register_for_auto_class("AutoImageProcessor")
