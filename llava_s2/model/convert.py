@@ -9,6 +9,7 @@ from transformers import (
     CLIPVisionConfig,
     GenerationConfig,
     LlavaForConditionalGeneration,
+    LlavaImageProcessorPil,
     LlavaProcessor,
     SiglipVisionConfig,
 )
@@ -347,6 +348,10 @@ def _stock(model: _Model, name: str, vision_tower: str | None) -> _Model:
         )
         processor.num_additional_image_tokens = prefix_tokens(backbone)
         processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+    # Under its stock name, because nobody trusts code of a folder that has none.
+    processor.image_processor = LlavaImageProcessorPil(
+        **{key: value for key, value in processor.image_processor.to_dict().items() if key != "auto_map"}
+    )
     return replace(model, config=config, processor=processor, vision_tower=tower, original=None)
 
 
