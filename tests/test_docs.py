@@ -85,7 +85,7 @@ def run(words, only_parse):
     elif words[0] in SERVERS:
         run_server(words, SERVERS[words[0]])
     else:
-        with open(os.devnull) as nothing:  # `chat` without a prompt reads the terminal
+        with Path(os.devnull).open() as nothing:  # `chat` without a prompt reads the terminal
             stdin, sys.stdin = sys.stdin, nothing
             try:
                 assert main(words) == 0, words

@@ -7,7 +7,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForCausalLM,
     GenerationConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -17,13 +16,14 @@ from transformers import (
 
 from llava_s2.errors import InputError
 from llava_s2.model.embedded import resolve_language_model, resolve_vision_tower
+from llava_s2.model.language_model import embedding_name, load_language_model
 from llava_s2.model.processor import build_image_processor, build_processor, num_image_tokens
 from llava_s2.model.templates import end_of_turn
 from llava_s2.model.tokenizer import IMAGE_TOKEN, load_tokenizer
 from llava_s2.s2 import S2VisionModel
 from llava_s2.s2.remote import LlavaConfig
 from llava_s2.towers.load_tower import load_image_statistics, load_vision_backbone, tower_config
-from llava_s2.weight_files import first_line, list_names
+from llava_s2.weight_files import list_names
 
 
 def assemble(
@@ -171,12 +171,13 @@ def add_token_rows(
     A new row is the mean of all rows. So the logit of a new token is the mean of the others, which is never the
     largest, and in a softmax over V tokens it takes less than 1 / V of the probability.
     """
-    rows = text_config.vocab_size = language_model["embed_tokens.weight"].shape[0]
+    embedding = embedding_name(text_config)
+    rows = text_config.vocab_size = language_model[embedding].shape[0]
     if rows >= vocab_size:
         return language_model
     text_config.vocab_size = vocab_size
     grown = dict(language_model)
-    for name in ("embed_tokens.weight", "lm_head.weight"):
+    for name in (embedding, "lm_head.weight"):
         if name in grown:
             grown[name] = with_mean_rows(grown[name], vocab_size)
     return grown
@@ -211,23 +212,6 @@ def generation_config(processor: LlavaProcessor, text_config: PreTrainedConfig) 
         pad_token_id=tokenizer.pad_token_id,
         suppress_tokens=[tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)],
     )
-
-
-def load_language_model(
-    llm: str, *, gguf_file: str | None = None, dtype: torch.dtype
-) -> tuple[dict[str, Tensor], PreTrainedConfig]:
-    """The tensors and the config of a causal language model, loaded by transformers."""
-    try:
-        model = AutoModelForCausalLM.from_pretrained(llm, gguf_file=gguf_file, dtype=dtype)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{llm}: not a causal language model ({first_line(error)})") from error
-    prefix = model.base_model_prefix + "."
-    tensors = {name.removeprefix(prefix): tensor for name, tensor in model.state_dict().items()}
-    if model.config.tie_word_embeddings:
-        tensors.pop("lm_head.weight", None)
-    if gguf_file:  # the tensors are dequantized, so the config must not ask for a quantizer
-        del model.config.quantization_config
-    return tensors, model.config
 
 
 def load_image_processor(

@@ -19,9 +19,10 @@ from transformers import (
 )
 
 from llava_s2.errors import InputError
-from llava_s2.model.assemble import build, load_language_model, split_gguf, torch_dtype
+from llava_s2.model.assemble import build, split_gguf, torch_dtype
 from llava_s2.model.checkpoint import Checkpoint, Parts, identify, split_parts
 from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
+from llava_s2.model.language_model import load_language_model
 from llava_s2.model.processor import build_processor, load_processor, set_template
 from llava_s2.model.quantizations import BITSANDBYTES, INT8
 from llava_s2.model.templates import IMAGE_END_TOKEN, IMAGE_START_TOKEN, TEMPLATES, with_image_start_end
