@@ -1,23 +1,24 @@
 """`multiscale_forward` held against the public s2wrapper on random calls: backbones, scales, prefix tokens, shapes.
 
-    pip install git+https://github.com/bfshi/scaling_on_scales
-    python benchmarks/public_wrapper.py --calls 1500
+    git clone https://github.com/bfshi/scaling_on_scales            # master, square images
+    git clone -b dev_any_shape https://github.com/bfshi/scaling_on_scales any_shape
+    python benchmarks/public_wrapper.py scaling_on_scales --calls 1500
+    python benchmarks/public_wrapper.py any_shape --calls 1500
 
-Calls that the public wrapper itself refuses are left out. With its branch `dev_any_shape` installed, pictures that are
-not square are among them too; that branch stretches a square scale to whole tiles where its main branch, and this
-package, cut equal smaller ones, so such calls are left out there.
+Calls that the public wrapper itself refuses are left out.
 """
 
 import argparse
 import inspect
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import timm
 import torch
-from s2wrapper import forward as public_forward
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModel
@@ -33,11 +34,14 @@ Backbone = tuple[Callable[[Tensor], Tensor], int, str, int]  # function, prefix 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("clone", help="folder of the public repository, on the branch to compare with")
     parser.add_argument("--calls", type=int, default=1500, help="that the public wrapper answers")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rng = random.Random(args.seed)
     torch.manual_seed(args.seed)
+    sys.path.insert(0, args.clone)
+    public_forward = import_module("s2wrapper").forward
     any_shape = "split_mode" in inspect.signature(public_forward).parameters
     models = backbones()
     worst, kinds = 0.0, Counter[str]()
@@ -88,23 +92,18 @@ def backbones() -> dict[str, Backbone]:
 def random_call(rng: random.Random, backbone: Backbone, any_shape: bool) -> tuple[Tensor, dict[str, Any]]:
     """Images and the arguments that both wrappers know."""
     _, prefix, shape, step = backbone
-    height = step * rng.randint(1, 4)
-    width = step * rng.randint(1, 5) if any_shape and rng.random() < 0.4 else height
+    height = width = step * rng.randint(1, 4)
     options: dict[str, Any] = {}
-    if rng.random() < 0.5:
-        options["scales"] = rng.choices([0.5, 1, 1.5, 2, 2.5, 3, 4], k=rng.randint(1, 4))
-        sizes = [(int(height * scale), int(width * scale)) for scale in options["scales"]]
-    elif width == height and not any_shape:
-        options["img_sizes"] = [step * rng.randint(1, 9) for _ in range(rng.randint(1, 3))]
-        sizes = [(side, side) for side in options["img_sizes"]]
+    if any_shape:  # which takes sizes alone, no scales
+        width = step * rng.randint(1, 5)
+        sizes = [(rng.randint(1, 9 * step), rng.randint(1, 9 * step)) for _ in range(rng.randint(1, 3))]
+        options |= {"img_sizes": sizes, "split_mode": rng.choice(["resize", "pad"])}
+    elif rng.random() < 0.5:
+        options["scales"] = sizes = rng.choices([0.5, 1, 1.5, 2, 2.5, 3, 4], k=rng.randint(1, 4))
     else:
-        sizes = [(step * rng.randint(1, 9), step * rng.randint(1, 9)) for _ in range(rng.randint(1, 3))]
-        options["img_sizes"] = sizes
-    split = step * rng.randint(1, 4)
-    if any(a != b for a, b in [*sizes, (height, width)]) or rng.random() < 0.4:
-        options["max_split_size"] = split
-    if any_shape and any(a == b and a % options.get("max_split_size", height) for a, b in sizes):
-        return random_call(rng, backbone, any_shape)
+        options["img_sizes"] = sizes = [step * rng.randint(1, 9) for _ in range(rng.randint(1, 3))]
+    if height != width or rng.random() < 0.4:
+        options["max_split_size"] = step * rng.randint(1, 4)
     images = torch.randn(rng.randint(1, 3), 3, height, width)
     options |= {
         "resize_output_to_idx": rng.randrange(-len(sizes), len(sizes)),

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from llava_s2.s2 import S2VisionConfig
-from llava_s2.s2.backbones import geometry, keep_blocks, last_features
+from llava_s2.s2.backbones import build_backbone, geometry, keep_blocks, last_features
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def cost(backbone_config: PreTrainedConfig, scales: list[int], feature_layer: in
     linear = attention = tiles = parameters = 0
     for tile, count in zip(config.tile_sizes, config.num_tiles, strict=True):
         parameters, tile_linear, tile_attention = _tile_cost(
-            config.backbone_config.to_json_string(), *blocks, tile, config.backbone_image_size, config.backbone_stride
+            config.backbone_config.to_json_string(), *blocks, tile, config.backbone_image_size
         )
         tiles += count**2
         linear += count**2 * tile_linear
@@ -82,21 +82,19 @@ def at_size(backbone_config: PreTrainedConfig, side: int) -> PreTrainedConfig:
 
 
 @lru_cache(maxsize=256)
-def _tile_cost(
-    config_json: str, blocks: int, used: int, side: int, image_size: int, stride: int
-) -> tuple[int, int, int]:
+def _tile_cost(config_json: str, blocks: int, used: int, side: int, image_size: int) -> tuple[int, int, int]:
     """Parameters, and multiply-accumulates of linear layers and of attention, of one tile."""
     settings = json.loads(config_json)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one opaque operation, which no counter sees into
     try:
         with torch.device("meta"), torch.no_grad():
-            model = AutoModel.from_config(AutoConfig.for_model(**settings)).eval()
+            model = build_backbone(AutoConfig.for_model(**settings)).eval()
             parameters = count_parameters(model)
             backbone = keep_blocks(model, blocks, used)
             images = torch.empty(1, getattr(model.config, "num_channels", 3), side, side, dtype=model.dtype)
             with FlopCounterMode(display=False) as counter:
-                last_features(backbone, images, used, image_size, stride)
+                last_features(backbone, images, used, image_size)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     counts = {str(operation): number for operation, number in counter.get_flop_counts()["Global"].items()}

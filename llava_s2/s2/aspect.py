@@ -1,4 +1,4 @@
-"""Pictures of any aspect ratio in a square that was padded: where the picture is, and which tiles fit it."""
+"""Images of any aspect ratio in a square that was padded: where the image is, and which tiles fit it."""
 
 import math
 
@@ -9,13 +9,14 @@ from torch import Tensor
 _MEAN_COLOUR = 0.02
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right
+Grid = tuple[int, int]  # rows, columns
 
 
 def content_boxes(images: Tensor) -> list[Box]:
-    """The picture inside its padding, for each of a batch of squares.
+    """The image inside its padding, for each of a batch of squares.
 
     Args:
-        images: (B, C, S, S), normalised; a picture that was padded to a square with the mean colour on two opposite
+        images: (B, C, S, S), normalised; an image that was padded to a square with the mean colour on two opposite
             sides, which is how LLaVA does it.
 
     Returns:
@@ -40,13 +41,39 @@ def content_boxes(images: Tensor) -> list[Box]:
     return boxes
 
 
-def tile_grid(height: int, width: int, most: int) -> tuple[int, int]:
-    """Rows and columns of tiles whose shape is nearest to a picture's, at most `most` squared of them.
+def kept_grids(height: int, width: int, tiles_per_side: list[int]) -> list[Grid]:
+    """A grid of tiles for each scale, nearest to an image's shape. Each scale has more tiles than the one before.
 
-    A side has at most `most` + 1 tiles. Of grids equally near the one with more tiles is taken.
+    Args:
+        tiles_per_side: n of each scale, ascending: its grid has at most n squared tiles and n + 1 on a side. Of grids
+            that are equally near the one with more tiles is taken.
     """
-    grids = [
-        (rows, columns) for rows in range(1, most + 2) for columns in range(1, most + 2) if rows * columns <= most**2
-    ]
-    wanted = math.log(width / height)
-    return min(grids, key=lambda grid: (round(abs(math.log(grid[1] / grid[0]) - wanted), 6), -grid[0] * grid[1]))
+    grids: list[Grid] = []
+    for most in tiles_per_side:
+        before = grids[-1][0] * grids[-1][1] if grids else 0
+
+        def key(grid: Grid) -> tuple[float, int]:
+            return round(abs(math.log(grid[1] / grid[0]) - math.log(width / height)), 6), -grid[0] * grid[1]
+
+        grids.append(min(_grids(before + 1, most**2, most + 1), key=key))
+    return grids
+
+
+def dynamic_grids(height: int, width: int, tiles_per_side: list[int]) -> list[Grid]:
+    """Dynamic-S2 (NVILA, arXiv:2412.04468): the smaller scales are square, whatever the image's shape.
+
+    The largest, of n tiles a side, has the grid of n squared to n squared + n tiles (9 to 12 where n is 3) whose width
+    over height is nearest to the image's, as InternVL and NVILA choose it.
+    """
+    *small, most = tiles_per_side
+    largest = min(
+        _grids(most**2, most**2 + most, most**2 + most),
+        key=lambda grid: (round(abs(grid[1] / grid[0] - width / height), 6), -grid[0] * grid[1]),
+    )
+    return [*((side, side) for side in small), largest]
+
+
+def _grids(fewest: int, most: int, longest: int) -> list[Grid]:
+    """Grids of `fewest` to `most` tiles, at most `longest` on a side."""
+    sides = range(1, longest + 1)
+    return [(rows, columns) for rows in sides for columns in sides if fewest <= rows * columns <= most]

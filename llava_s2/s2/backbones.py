@@ -1,97 +1,62 @@
-"""What S2 must know of a backbone, family by family: image size, hidden states, how one of them is had."""
+"""What S2 must know of a backbone: read off one forward pass without weights, on torch's meta device."""
 
 import inspect
 import json
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
+
+# Whose features through a cut backbone the tests hold against the stock model's; others are tried when wrapped.
+TESTED = {
+    "aimv2_vision_model", "blip_2_vision_model", "clip_vision_model", "convnext", "dinov2", "dinov2_with_registers",
+    "dinov3_convnext", "dinov3_vit", "internvl_vision", "metaclip_2_vision_model", "open_clip_vision",
+    "siglip_vision_model", "swin", "timm_wrapper", "vit", "vit_mae",
+}  # fmt: skip
+# Which change themselves with the image's size, or are built for one.
+_ONE_SIZE = {"swin", "swinv2", "donut-swin", "open_clip_vision"}
+_USE = "use a backbone with one feature grid, such as clip_vision_model, siglip_vision_model, dinov2, vit or convnext"
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """The hidden states of a backbone, numbered as transformers does.
+    """The hidden states of a backbone, numbered as transformers does: the embeddings, then each block's output.
 
     Attributes:
         image_size: side in pixels of the images that the backbone was trained on.
-        widths: channels of each hidden state: the embeddings, then every block's (or stage's) output.
-        strides: pixels that one feature of each hidden state covers, along one side.
-        first: the first hidden state that can be had; not all families hand out the embeddings.
-        in_stages: whether the map shrinks from block to block (ConvNeXt, Swin), as it does not in a plain ViT.
-        other_sizes: whether tiles of another size than `image_size` can be run.
-        rounds_up: whether the map of a side that is no multiple of a stride has a feature for the rest (a net that
-            pads), or drops it.
+        widths: channels of each hidden state; 0 for one that is not handed out.
+        grids: features of each hidden state along one side of an image.
+        prefix: tokens (CLS, registers) before the grid.
     """
 
     image_size: int
     widths: tuple[int, ...]
-    strides: tuple[int, ...]
-    first: int = 0
-    in_stages: bool = False
-    other_sizes: bool = True
-    rounds_up: bool = False
+    grids: tuple[int, ...]
+    prefix: int = 0
 
     @property
     def blocks(self) -> int:
         return len(self.widths) - 1
 
-    def features(self, side: int, state: int) -> int:
-        """How many features of hidden state number `state` lie along a side of `side` pixels."""
-        stride = self.strides[state]
-        return -(-side // stride) if self.rounds_up else side // stride
+    @property
+    def in_stages(self) -> bool:
+        """Whether the map shrinks from block to block (ConvNeXt, Swin), as it does not in a plain ViT."""
+        return len({grid for grid in self.grids if grid}) > 1
 
 
 def geometry(config: PreTrainedConfig) -> Geometry:
     """The geometry of the backbone that a config describes.
 
     Raises:
-        ValueError: a config without one square image size or without one feature grid; the message says what to use.
+        ValueError: a config without one square image size, or of a model that does not give one feature grid; the
+            message says what to use.
     """
-    if config.model_type == "timm_wrapper":
-        return _timm_geometry(
-            config.architecture, json.dumps(config.model_args or {}), getattr(config, "image_size", None)
-        )
-    size = _square(getattr(config, "image_size", None))
-    if size is None:
-        raise ValueError(
-            f"{config.model_type!r} has image_size {getattr(config, 'image_size', None)!r}: S2 needs a backbone whose "
-            "config has one side in pixels as image_size"
-        )
-    # DINOv3's ConvNeXt says nothing of its stem, which is ConvNeXt's.
-    patch = _square(getattr(config, "patch_size", 4 if config.model_type == "dinov3_convnext" else None))
-    depths = getattr(config, "depths", None)
-    if patch is not None and depths is not None:
-        stages = len(depths)
-        if (sizes := getattr(config, "hidden_sizes", None)) is not None:  # the map shrinks before a stage
-            shrunk = [max(state - 1, 0) for state in range(stages + 1)]
-            first = int(config.model_type == "dinov3_convnext")  # whose stem is part of its first stage
-            return Geometry(size, (sizes[0], *sizes), tuple(patch * 2**n for n in shrunk), first, in_stages=True)
-        if (width := getattr(config, "embed_dim", None)) is not None:  # Swin's shrinks after one, but for the last
-            shrunk = [min(state, stages - 1) for state in range(stages + 1)]
-            return Geometry(
-                size,
-                tuple(width * 2**n for n in shrunk),
-                tuple(patch * 2**n for n in shrunk),
-                in_stages=True,
-                other_sizes=False,
-                rounds_up=True,
-            )
-    width, blocks = (getattr(config, key, None) for key in ("hidden_size", "num_hidden_layers"))
-    needed = {"patch_size": patch, "hidden_size": width, "num_hidden_layers": blocks}
-    missing = [key for key, value in needed.items() if not value]
-    if missing or depths is not None:
-        raise ValueError(
-            f"a {config.model_type!r} config has no {' and no '.join(missing or ['hidden_sizes'])}: use a backbone "
-            "with one feature grid, such as clip_vision_model, siglip_vision_model, dinov2, vit, swin or convnext"
-        )
-    assert patch is not None and width is not None and blocks is not None
-    open_clip = config.model_type == "open_clip_vision"
-    return Geometry(
-        size, (width,) * (blocks + 1), (patch,) * (blocks + 1), first=int(open_clip), other_sizes=not open_clip
-    )
+    return _geometry(_settings(config))
 
 
 def default_feature_layer(config: PreTrainedConfig) -> int:
@@ -100,6 +65,34 @@ def default_feature_layer(config: PreTrainedConfig) -> int:
     A net in stages has another resolution one stage earlier, so that its -2 would be no neighbour of its last.
     """
     return -1 if geometry(config).in_stages else -2
+
+
+def features_per_side(config: PreTrainedConfig, blocks_used: int, tile: int) -> int:
+    """Features along one side of a tile of `tile` pixels, of the backbone cut to its first blocks.
+
+    Raises:
+        ValueError: the backbone cannot be cut so, or does not run on such tiles.
+    """
+    return _features_per_side(_settings(config), blocks_used, tile)
+
+
+def model_class(config: PreTrainedConfig) -> Any:
+    """The class that a backbone is built by: AutoModel's, or the one named as the config where AutoModel has none.
+
+    Raises:
+        ValueError: transformers has no such class.
+    """
+    found: Any = MODEL_MAPPING.get(type(config), None) or getattr(
+        transformers, type(config).__name__.removesuffix("Config") + "Model", None
+    )
+    if found is None:
+        raise ValueError(f"transformers has no vision model for a {config.model_type!r} config: {_USE}")
+    return found[0] if isinstance(found, tuple) else found
+
+
+def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
+    """A backbone with fresh weights, on the current default device."""
+    return model_class(config)._from_config(config)
 
 
 def keep_blocks(backbone: PreTrainedModel, blocks: int, used: int) -> PreTrainedModel:
@@ -132,18 +125,21 @@ def keep_blocks(backbone: PreTrainedModel, blocks: int, used: int) -> PreTrained
             if module is not None and any(True for _ in module.parameters()):
                 parent.set_submodule(later, nn.Identity())
         parent = parent.get_submodule(part)
+    if getattr(backbone.config, "use_head", False):  # AIMv2's pooling, a head that has been taken away
+        vision: Any = backbone
+        vision.use_head = False
     if backbone.config.model_type == "vit_mae":  # a random three quarters of the patches are for pretraining
         pretraining: Any = backbone.embeddings
         backbone.config.mask_ratio = pretraining.config.mask_ratio = 0.0
     return backbone
 
 
-def last_features(backbone: Any, tiles: Tensor, used: int, image_size: int, stride: int) -> Tensor:
+def last_features(backbone: Any, tiles: Tensor, used: int, image_size: int) -> Tensor:
     """The features of a backbone that `keep_blocks` cut.
 
     Args:
         tiles: (n, 3, t, t) in the backbone's dtype. used: blocks that it was cut to.
-        image_size: side of the tiles it was trained on. stride: pixels a feature covers.
+        image_size: side of the tiles it was trained on.
 
     Returns:
         Tokens (n, prefix + grid, D), row by row, or maps (n, D, h', w').
@@ -152,14 +148,165 @@ def last_features(backbone: Any, tiles: Tensor, used: int, image_size: int, stri
         return backbone(
             tiles, output_hidden_states=[used - 1], do_pooling=False, norm=False, stop_early=True, output_fmt="NCHW"
         ).hidden_states[0]
+    return backbone(tiles, **_options(backbone, tiles, image_size)).last_hidden_state
+
+
+def check_cut_features(whole: PreTrainedModel, config: PreTrainedConfig, used: int) -> None:
+    """Runs one image through a backbone and through its copy cut to `used` blocks: they must agree.
+
+    Raises:
+        ValueError: they do not, so that this family cannot be cut as `keep_blocks` does it.
+    """
+    import copy
+
+    parameter = next(whole.parameters())
+    side = geometry(config).image_size
+    image = torch.randn(1, getattr(config, "num_channels", 3), side, side).to(parameter)
+    cut = keep_blocks(copy.deepcopy(whole), geometry(config).blocks, used).eval()
+    was_training = whole.training
+    with torch.no_grad():
+        expected = _hidden_states(whole.eval(), image, side)[used]
+        found = last_features(cut, image, used, side)
+    whole.train(was_training)
+    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-2, atol=1e-3):
+        raise ValueError(f"a {config.model_type!r} backbone cut to {used} blocks gives other features: {_USE}")
+
+
+def _options(backbone: Any, images: Tensor, image_size: int) -> dict[str, Any]:
     options: dict[str, Any] = {}
-    side = tiles.shape[-1]
+    side = images.shape[-1]
     if side != image_size and "interpolate_pos_encoding" in inspect.signature(backbone.forward).parameters:
         options["interpolate_pos_encoding"] = True
     if backbone.config.model_type == "vit_mae":  # which sorts its patches by this
-        order = torch.arange((side // stride) ** 2, device=tiles.device, dtype=torch.float32)
-        options["noise"] = order.expand(tiles.shape[0], -1)
-    return backbone(tiles, **options).last_hidden_state
+        order = torch.arange((side // backbone.config.patch_size) ** 2, device=images.device, dtype=torch.float32)
+        options["noise"] = order.expand(images.shape[0], -1)
+    return options
+
+
+def _hidden_states(model: Any, images: Tensor, image_size: int) -> list[Tensor | None]:
+    """All hidden states; None for one that is not handed out."""
+    if model.config.model_type == "timm_wrapper":
+        states = model.timm_model.forward_intermediates(images, norm=False, intermediates_only=True, output_fmt="NCHW")
+        return [None, *states]
+    options = _options(model, images, image_size)
+    states = model(images, output_hidden_states=True, **options).hidden_states or ()
+    # Nets whose stem is part of their first stage give the image itself as the first.
+    return [None if state is None or state.shape[1:] == images.shape[1:] else state for state in states]
+
+
+def _settings(config: PreTrainedConfig) -> str:
+    if config.model_type != "timm_wrapper":
+        return config.to_json_string(use_diff=False)
+    kept = {key: getattr(config, key, None) for key in ("architecture", "model_args", "image_size")}
+    return json.dumps({"model_type": "timm_wrapper", **kept})
+
+
+def _meta_model(settings: str) -> tuple[Any, PreTrainedConfig, int]:
+    """A whole backbone without weights, its config, and its image size."""
+    config = AutoConfig.for_model(**json.loads(settings))
+    kind = config.model_type
+    with torch.device("meta"):
+        model: Any = build_backbone(config).eval()
+    size = _square(getattr(config, "image_size", None))
+    if kind == "timm_wrapper":
+        inner = model.timm_model
+        if not hasattr(inner, "forward_intermediates") or not hasattr(inner, "prune_intermediate_layers"):
+            raise ValueError(f"timm's {config.architecture} does not hand out its blocks' features")
+        embedding = getattr(inner, "patch_embed", None)
+        size = size or _square(getattr(embedding, "img_size", None)) or _square(inner.pretrained_cfg["input_size"][1:])
+        kind = f"timm's {config.architecture}"
+    if size is None:
+        raise ValueError(
+            f"{kind!r} has image_size {getattr(config, 'image_size', None)!r}: S2 needs a backbone whose "
+            "config has one side in pixels as image_size"
+        )
+    return model, config, size
+
+
+@torch.no_grad()
+def _run_meta(kind: str, what: str, run: Any) -> Any:
+    try:
+        return run()
+    except Exception as error:  # whatever a model meets that is not made for this
+        message = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"a {kind!r} backbone {what} ({message}): {_USE}") from error
+
+
+@lru_cache(maxsize=256)
+def _geometry(settings: str) -> Geometry:
+    kind = json.loads(settings)["model_type"]
+    try:
+        model, config, size = _meta_model(settings)
+    except ImportError as error:
+        library = "timm" if kind == "timm_wrapper" else kind.removesuffix("_vision")
+        raise ImportError(f"a tower of {library} needs it: pip install 'llava-s2[openclip]'") from error
+    if kind == "vit_mae":
+        model.embeddings.config.mask_ratio = 0.0
+    images = torch.empty(1, _channels(config, model), size, size, dtype=model.dtype, device="meta")
+    states = _run_meta(
+        kind, "does not give its hidden states for an image", lambda: _hidden_states(model, images, size)
+    )
+    known = [state for state in states if state is not None]
+    if not known:
+        raise ValueError(f"a {kind!r} backbone does not give its hidden states: {_USE}")
+    patch = _square(getattr(config, "patch_size", None))
+    tokens = {state.shape[1] for state in known if state.dim() == 3}
+    prefix = 0
+    if patch and len(tokens) == 1:  # a plain ViT
+        prefix = max(next(iter(tokens)) - (size // patch) ** 2, 0)
+    grids, widths = [], []
+    for state in states:
+        if state is None:
+            grids.append(0)
+            widths.append(0)
+            continue
+        grid = state.shape[2] if state.dim() == 4 else math.isqrt(state.shape[1] - prefix)
+        cells = state.shape[2] * state.shape[3] if state.dim() == 4 else state.shape[1] - prefix
+        if grid**2 != cells:
+            raise ValueError(f"a {kind!r} backbone gives {tuple(state.shape)} for an image: {_USE}")
+        grids.append(grid)
+        widths.append(state.shape[1] if state.dim() == 4 else state.shape[2])
+    return Geometry(size, tuple(widths), tuple(grids), prefix)
+
+
+@lru_cache(maxsize=256)
+def _features_per_side(settings: str, used: int, tile: int) -> int:
+    whole = _geometry(settings)
+    kind = json.loads(settings)["model_type"]
+    if tile != whole.image_size and kind in _ONE_SIZE:
+        raise ValueError(f"a {kind!r} backbone runs on tiles of {whole.image_size} pixels alone, not of {tile}")
+    if tile == whole.image_size and kind in TESTED - {"timm_wrapper"}:  # which has nets that fail once they are cut
+        return whole.grids[used]
+    features = _cut_shape(settings, used, tile)
+    if len(features) == 4:
+        grid, cells = features[2], features[2] * features[3]
+    else:  # what stands before the grid does not depend on the tile's size
+        native = _cut_shape(settings, used, whole.image_size)
+        cells = features[1] - (native[1] - whole.grids[used] ** 2)
+        grid = math.isqrt(max(cells, 0))
+    if grid < 1 or grid**2 != cells:
+        raise ValueError(f"a {kind!r} backbone gives {features} for a tile of {tile} pixels: {_USE}")
+    return grid
+
+
+@lru_cache(maxsize=256)
+def _cut_shape(settings: str, used: int, tile: int) -> tuple[int, ...]:
+    model, config, size = _meta_model(settings)
+    blocks = _geometry(settings).blocks
+    images = torch.empty(1, _channels(config, model), tile, tile, dtype=model.dtype, device="meta")
+
+    def run() -> Tensor:
+        return last_features(keep_blocks(model, blocks, used), images, used, size)
+
+    return tuple(
+        _run_meta(config.model_type, f"cut to {used} blocks does not run on tiles of {tile} pixels", run).shape
+    )
+
+
+def _channels(config: Any, model: Any) -> int:
+    if config.model_type == "timm_wrapper":
+        return model.timm_model.pretrained_cfg["input_size"][0]
+    return getattr(config, "num_channels", 3)
 
 
 def _square(size: Any) -> int | None:
@@ -167,36 +314,3 @@ def _square(size: Any) -> int | None:
     if isinstance(size, (list, tuple)) and len(size) == 2 and size[0] == size[1]:
         size = size[0]
     return size if isinstance(size, int) else None
-
-
-@lru_cache(maxsize=64)
-def _timm_geometry(architecture: str, model_args: str, image_size: int | None) -> Geometry:
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError("a tower of timm needs timm: pip install timm") from error
-    with torch.device("meta"):
-        model: Any = timm.create_model(architecture, num_classes=0, **json.loads(model_args))
-    if not hasattr(model, "forward_intermediates") or not hasattr(model, "prune_intermediate_layers"):
-        raise ValueError(f"timm's {architecture} does not hand out its blocks' features (forward_intermediates)")
-    info = [dict(model.feature_info[index]) for index in range(len(model.feature_info))]
-    embedding = getattr(model, "patch_embed", None)
-    trained = model.pretrained_cfg["input_size"]
-    size = image_size or _square(getattr(embedding, "img_size", None)) or _square(trained[1:])
-    if size is None:
-        raise ValueError(f"timm's {architecture} takes {trained}: S2 needs square images")
-    strides = [int(entry["reduction"]) for entry in info]
-    rounds_up = False
-    if size % strides[-1] and strides[0] != strides[-1]:  # nets in stages pad or not, each in its way
-        with torch.device("meta"), torch.no_grad():
-            images = torch.empty(1, trained[0], size, size)
-            rounds_up = model.forward_intermediates(images, intermediates_only=True)[-1].shape[2] > size // strides[-1]
-    return Geometry(
-        size,
-        tuple(int(entry["num_chs"]) for entry in [info[0], *info]),
-        (strides[0], *strides),
-        first=1,
-        in_stages=strides[0] != strides[-1],
-        other_sizes=not getattr(embedding, "strict_img_size", False),
-        rounds_up=rounds_up,
-    )

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from .backbones import Geometry, geometry
+from .backbones import Geometry, features_per_side, geometry
 
 
 class S2VisionConfig(PreTrainedConfig):
@@ -14,27 +14,29 @@ class S2VisionConfig(PreTrainedConfig):
     Takes keywords only, as transformers configs do.
 
     Args:
-        backbone_config: config (or its dict, with `model_type`) of any transformers vision model that gives a
-            grid of tokens or one feature map: CLIP, SigLIP, DINOv2 (with or without registers), DINOv3, ViT,
-            ViT-MAE, ConvNeXt, Swin; timm's models are `TimmWrapperConfig`, open_clip's `OpenClipVisionConfig`. The
-            config of a whole CLIP or SigLIP stands for its vision part. Default: CLIP-L/14-336, the tower of
+        backbone_config: config (or its dict, with `model_type`) of a transformers vision model that gives a grid of
+            tokens or one feature map and has an `image_size`: CLIP, SigLIP, DINOv2 and v3, ViT, AIMv2, InternViT,
+            ConvNeXt, Swin …; timm's models are `TimmWrapperConfig`, open_clip's `OpenClipVisionConfig`. The config of
+            a larger model (CLIP, a whole VLM) stands for its vision part. Default: CLIP-L/14-336, the tower of
             LLaVA-1.5.
-        scales: image sides in pixels, ascending; the first is the backbone's own image size and the others
-            are whole multiples of it. Default: that first scale alone.
+        scales: image sides in pixels, ascending. Whole multiples of the backbone's image size give tiles of that size.
+            Others give equal tiles no larger than that, or than the first scale where that is larger; position
+            embeddings are interpolated to them. Default: the backbone's image size alone.
         feature_layer: which of the backbone's hidden states, counted as transformers does: 0 is the
             embeddings, k the output of block (ConvNeXt: stage) k, -1 the last block's. No norm that follows
             the blocks is applied.
-        max_split_size: largest tile side in pixels. Default: the backbone's image size, so that all tiles are
-            what it was trained on. Other tile sizes interpolate position embeddings.
+        max_split_size: largest tile side in pixels, if not the one told under `scales`.
         resize_output_to_idx: the scale whose feature grid the output has.
         merge: "concat" the scales along channels, or "add" them.
         split: False runs each scale as one whole image, with interpolated position embeddings.
-        max_tiles_per_call: bound on the tiles of one call of the backbone. Default: as many as make 600 tokens on a
-            CPU (one tile of CLIP-L/14-336), where more are slower and take memory; no bound on other devices.
-        keep_aspect: tile a picture on its own aspect ratio. The input is a square of `image_size`, one tile larger
-            than the last scale, in which the picture is padded with the mean colour (the processor's
-            `image_aspect_ratio="keep"`). In place of n x n tiles a scale has the grid nearest to the picture's shape
-            that has no more tiles and at most n + 1 a side; its features are averaged to the same output tokens.
+        max_tiles_per_call: bound on the tiles of one call of the backbone. Default: as many as make 2,400 tokens (four
+            tiles of CLIP-L/14-336) on a CPU; where the backbone is trained, as many as make 16,384; no bound otherwise.
+        keep_aspect: tile an image on its own aspect ratio. The input is a square of `image_size`, one tile larger
+            than the last scale, in which the image is padded with the mean colour (the processor's
+            `image_aspect_ratio="keep"` or `"dynamic"`). True: in place of n x n tiles a scale has the grid nearest to
+            the image's shape that has no more tiles and at most n + 1 on a side. "dynamic": Dynamic-S2 (NVILA), the
+            last scale alone has a grid of the image's shape, of n squared to n squared + n tiles. Features are averaged
+            to the same output tokens.
 
     Attributes:
         hidden_size: channels of the output. image_size: side in pixels of the input image (the last scale).
@@ -60,7 +62,7 @@ class S2VisionConfig(PreTrainedConfig):
     merge: Literal["concat", "add"] = "concat"
     split: bool = True
     max_tiles_per_call: int | None = None
-    keep_aspect: bool = False
+    keep_aspect: bool | Literal["dynamic"] = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("reuse_flat_tiles", None)  # of version 0.1: it changed no feature
@@ -104,14 +106,9 @@ class S2VisionConfig(PreTrainedConfig):
         """Channels of one scale's features."""
         return self.geometry.widths[self.num_used_blocks]
 
-    @property
-    def backbone_stride(self) -> int:
-        """Pixels of a tile that one of its features covers, along one side."""
-        return self.geometry.strides[self.num_used_blocks]
-
-    def features_a_side(self, tile: int) -> int:
+    def features_per_side(self, tile: int) -> int:
         """Features along one side of a tile of `tile` pixels."""
-        return self.geometry.features(tile, self.num_used_blocks)
+        return features_per_side(self.backbone_config, self.num_used_blocks, tile)
 
     @property
     def tile_sizes(self) -> list[int]:
@@ -121,14 +118,14 @@ class S2VisionConfig(PreTrainedConfig):
     @property
     def num_tiles(self) -> list[int]:
         """Tiles along one side of every scale."""
-        limit = self.max_split_size or self.backbone_image_size
+        limit = self.max_split_size or max(self.backbone_image_size, self.scales[0])
         return [-(-side // limit) if self.split else 1 for side in self.scales]
 
     @property
     def grid_size(self) -> int:
         """Output tokens along one side."""
         index = self.resize_output_to_idx
-        return self.num_tiles[index] * self.features_a_side(self.tile_sizes[index])
+        return self.num_tiles[index] * self.features_per_side(self.tile_sizes[index])
 
     @property
     def hidden_size(self) -> int:
@@ -157,51 +154,52 @@ class S2VisionConfig(PreTrainedConfig):
         fitting = [base * factor for factor in (1, 2, 3)]
         if not self.scales or not all(type(side) is int for side in self.scales):
             raise ValueError(f"scales must be whole numbers of pixels, such as {fitting}, not {self.scales}")
-        if self.scales[0] != base:
-            raise ValueError(
-                f"the first scale is {self.scales[0]}, but the backbone ({kind}) was trained on {base} "
-                f"pixels: use scales such as {fitting}"
-            )
         if any(small >= large for small, large in zip(self.scales, self.scales[1:], strict=False)):
             raise ValueError(f"scales must ascend, such as {fitting}, not {self.scales}")
         if self.max_split_size is not None and self.max_split_size < 1:
             raise ValueError(f"max_split_size must be positive, not {self.max_split_size}")
-        if self.max_split_size is None and self.split and any(side % base for side in self.scales):
-            raise ValueError(
-                f"scales {self.scales} do not all split into tiles of {base} pixels, the backbone's ({kind}) "
-                f"image size: use whole multiples of {base}, such as {fitting}"
-            )
         for side, count in zip(self.scales, self.num_tiles, strict=True):
-            if side % count or side // count < self.backbone_stride:
+            if side % count:
                 raise ValueError(
-                    f"a scale of {side} pixels does not split into {count} equal tiles a side of at least "
-                    f"{self.backbone_stride} pixels (max_split_size={self.max_split_size}): leave "
-                    "max_split_size unset"
+                    f"a scale of {side} pixels does not split into {count} x {count} equal tiles "
+                    f"(max_split_size={self.max_split_size}, the backbone's image size is {base}): use multiples of "
+                    f"{base}, such as {fitting}"
                 )
-        if not self.geometry.other_sizes and set(self.tile_sizes) != {base}:
-            raise ValueError(
-                f"the backbone ({kind}) runs on tiles of {base} pixels alone, not of {self.tile_sizes}: leave split "
-                "and max_split_size unset (a timm model can be made with dynamic_img_size=True)"
-            )
         if not -self.num_blocks - 1 <= self.feature_layer <= self.num_blocks:
             raise ValueError(
                 f"feature_layer {self.feature_layer} does not exist: the backbone ({kind}) has {self.num_blocks} "
                 f"blocks, so 0 (embeddings) to {self.num_blocks}, or -1 (last) to {-self.num_blocks - 1}"
             )
-        if self.num_used_blocks < self.geometry.first:
+        if not self.backbone_hidden_size:
             raise ValueError(f"feature_layer {self.feature_layer}: a {kind} backbone does not hand out its embeddings")
         if not -len(self.scales) <= self.resize_output_to_idx < len(self.scales):
             raise ValueError(
                 f"resize_output_to_idx {self.resize_output_to_idx}, but there are {len(self.scales)} scales"
             )
+        for tile in set(self.tile_sizes):
+            try:
+                self.features_per_side(tile)
+            except ValueError as error:
+                if tile == base:
+                    raise
+                raise ValueError(f"scales {self.scales}: {error}. Multiples of {base} need no other size") from error
+        if self.image_size // self.patch_size != self.grid_size:
+            raise ValueError(
+                f"{self.grid_size} tokens a side do not lie evenly over {self.image_size} pixels: use scales such as "
+                f"{fitting}, or another resize_output_to_idx"
+            )
         if self.merge not in ("concat", "add"):
             raise ValueError(f"merge must be 'concat' or 'add', not {self.merge!r}")
         if self.max_tiles_per_call is not None and self.max_tiles_per_call < 1:
             raise ValueError(f"max_tiles_per_call must be at least 1, not {self.max_tiles_per_call}")
-        if self.keep_aspect and (not self.split or set(self.tile_sizes) != {base} or self.resize_output_to_idx):
+        if self.keep_aspect not in (True, False, "dynamic"):
+            raise ValueError(f"keep_aspect must be True, False or 'dynamic', not {self.keep_aspect!r}")
+        if self.keep_aspect and (
+            not self.split or set(self.tile_sizes) != {base} or self.resize_output_to_idx or self.scales[0] != base
+        ):
             raise ValueError(
-                "keep_aspect cuts pictures into tiles of the backbone's image size and gives the first scale's grid: "
-                "leave split, max_split_size and resize_output_to_idx unset"
+                "keep_aspect cuts images into tiles of the backbone's image size and gives the first scale's grid: "
+                f"use scales such as {fitting}, and leave split, max_split_size and resize_output_to_idx unset"
             )
 
 
@@ -222,4 +220,6 @@ def _vision_config(config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
         if "model_type" not in config:
             raise ValueError("backbone_config needs a model_type, such as 'clip_vision_model'")
         config = AutoConfig.for_model(**config)
-    return copy.deepcopy(getattr(config, "vision_config", config))
+    while getattr(config, "vision_config", None) is not None:
+        config = config.vision_config
+    return copy.deepcopy(config)

@@ -1,24 +1,34 @@
 """The S2 vision tower: a stock transformers backbone run on several image scales."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
-from .aspect import content_boxes, tile_grid
-from .backbones import default_feature_layer, keep_blocks, last_features
+from .aspect import content_boxes, dynamic_grids, kept_grids
+from .backbones import (
+    TESTED,
+    build_backbone,
+    check_cut_features,
+    default_feature_layer,
+    keep_blocks,
+    last_features,
+    model_class,
+)
 from .configuration import S2VisionConfig
-from .multiscale import multiscale_forward
+from .multiscale import Scale, merge_scales, multiscale_forward, run_scales
 
-ADAPTERS: list[Callable[[nn.Module], PreTrainedModel]] = []
+ADAPTERS: list[Callable[[nn.Module], PreTrainedModel | None]] = []
 """Functions that make a transformers model of another library's; `llava_s2.towers` adds its own."""
 
-# On a CPU, more tokens in one call fall out of its caches.
-_CPU_TOKENS_A_CALL = 600
+# Bounds on the tokens of one call: four tiles of CLIP-L/14-336 on a CPU, whose caches hold little more, and what a
+# backbone that is trained keeps for its backward pass anywhere.
+_CPU_TOKENS_PER_CALL = 2400
+_TRAINING_TOKENS_PER_CALL = 16384
 
 
 class S2VisionModel(PreTrainedModel):
@@ -46,9 +56,14 @@ class S2VisionModel(PreTrainedModel):
 
     def __init__(self, config: S2VisionConfig) -> None:
         super().__init__(config)
-        self.backbone = _keep_blocks(AutoModel.from_config(config.backbone_config), config)
-        self._share: Any = None  # how tiles are run by several processes or devices, see parallel.py
-        self.cpu_tokens_a_call = _CPU_TOKENS_A_CALL
+        self.backbone = _keep_blocks(build_backbone(config.backbone_config), config)
+        self._tile_parallel: Any = None  # see parallel.py
+        # Read off the config once: it asks the backbone's class, which no compiled or exported forward should.
+        self._base, self._used = config.backbone_image_size, config.num_used_blocks
+        self._side, self._channels = config.image_size, config.num_channels
+        self._output = (config.num_image_tokens, config.hidden_size)
+        self._tiles_per_side = config.num_tiles
+        self._tokens = {tile: config.features_per_side(tile) ** 2 for tile in config.tile_sizes}
         self.post_init()
 
     @classmethod
@@ -69,17 +84,23 @@ class S2VisionModel(PreTrainedModel):
         """
         if not isinstance(backbone, PreTrainedModel):
             backbone = _as_pretrained(backbone)
-        vision_config = getattr(backbone.config, "vision_config", backbone.config)
+        for adapt in ADAPTERS:
+            backbone = adapt(backbone) or backbone
+        vision_config = backbone.config
+        while getattr(vision_config, "vision_config", None) is not None:
+            vision_config = vision_config.vision_config
         config_kwargs.setdefault("feature_layer", default_feature_layer(vision_config))
         config = S2VisionConfig(backbone_config=vision_config, scales=scales, **config_kwargs)
         # The class that AutoModel builds for this config, so that a saved tower loads again.
-        stock: Any = MODEL_MAPPING.get(type(vision_config), ())
+        stock = model_class(vision_config)
         found = next((module for module in backbone.modules() if isinstance(module, stock)), None)
         if found is None:
             raise ValueError(
                 f"{type(backbone).__name__} neither is nor holds the vision model that AutoModel builds for "
                 f"{vision_config.model_type!r}: load it with AutoModel"
             )
+        if vision_config.model_type not in TESTED and not next(found.parameters()).is_meta:
+            check_cut_features(cast(PreTrainedModel, found), vision_config, config.num_used_blocks)
         with torch.device("meta"):
             model = cls(config)
         model.backbone = _keep_blocks(cast(PreTrainedModel, found), config)
@@ -106,62 +127,71 @@ class S2VisionModel(PreTrainedModel):
         Raises:
             ValueError: images of another size.
         """
-        side = self.config.image_size
-        if tuple(pixel_values.shape[1:]) != (self.config.num_channels, side, side):
+        side = self._side
+        if tuple(pixel_values.shape[1:]) != (self._channels, side, side):
             raise ValueError(
-                f"pixel_values must be (B, {self.config.num_channels}, {side}, {side}), the largest scale, "
+                f"pixel_values must be (B, {self._channels}, {side}, {side}), the largest scale, "
                 f"not {tuple(pixel_values.shape)}: the processor's image size must be {side}"
             )
         # A frozen tower keeps no activations, whatever hooks put on its embeddings
         # (enable_input_require_grads).
         learns = pixel_values.requires_grad or any(p.requires_grad for p in self.backbone.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-            if self.config.keep_aspect:
-                if self._is_sharded:
-                    raise ValueError(
-                        "keep_aspect calls the backbone as often as the pictures need, for which ZeRO-3 and FSDP wait "
-                        "in vain: train with DDP or ZeRO-2, or with pictures padded or stretched"
-                    )
-                features = torch.cat(
-                    [self._multiscale(picture, sizes) for picture, sizes in self._pictures(pixel_values)]
-                )
+            if not torch.compiler.is_compiling() and not pixel_values.shape[0]:
+                features = pixel_values.new_empty(0, *self._output, dtype=self.backbone.dtype)
+            elif self.config.keep_aspect:
+                features = self._kept_aspects(pixel_values)
             else:
-                features = self._multiscale(pixel_values, list(self.config.scales))
+                features = multiscale_forward(
+                    self._patch_features,
+                    pixel_values,
+                    img_sizes=list(self.config.scales),
+                    max_split_size=self.config.max_split_size or max(self._base, self.config.scales[0]),
+                    resize_output_to_idx=self.config.resize_output_to_idx,
+                    merge=self.config.merge,
+                    split=self.config.split,
+                    max_tiles_per_call=self._tiles_per_call(pixel_values.device),
+                )
         return BaseModelOutputWithPooling(last_hidden_state=features, hidden_states=(features,))
 
-    def _multiscale(self, images: Tensor, sizes: list[Any]) -> Tensor:
-        base = self.config.backbone_image_size
-        return multiscale_forward(
-            self._patch_features,
-            images,
-            img_sizes=sizes,
-            max_split_size=(base, base) if self.config.keep_aspect else self.config.max_split_size or base,
-            resize_output_to_idx=self.config.resize_output_to_idx,
-            merge=self.config.merge,
-            split=self.config.split,
-            max_tiles_per_call=self._tiles_per_call(images.device),
-        )
-
-    def _pictures(self, pixel_values: Tensor) -> Iterator[tuple[Tensor, list[tuple[int, int]]]]:
-        """The pictures (1, 3, h, w) inside their padding, and the height and width of each scale."""
-        base = self.config.backbone_image_size
+    def _kept_aspects(self, pixel_values: Tensor) -> Tensor:
+        """Features of the images inside their padding, each on grids of its own shape; their tiles share calls."""
+        if self._is_sharded:
+            raise ValueError(
+                "keep_aspect calls the backbone as often as the images need, for which ZeRO-3 and FSDP wait "
+                "in vain: train with DDP or ZeRO-2, or with images padded or stretched"
+            )
+        grids_of = dynamic_grids if self.config.keep_aspect == "dynamic" else kept_grids
+        parts = []
         for image, (top, bottom, left, right) in zip(pixel_values, content_boxes(pixel_values), strict=True):
-            grids = [tile_grid(bottom - top, right - left, most) for most in self.config.num_tiles]
-            yield image[None, :, top:bottom, left:right], [(rows * base, columns * base) for rows, columns in grids]
+            content = image[None, :, top:bottom, left:right]
+            for rows, columns in grids_of(bottom - top, right - left, self._tiles_per_side):
+                size = (rows * self._base, columns * self._base)
+                parts.append((content, Scale(size, size, rows, columns)))
+        maps, _ = run_scales(
+            self._patch_features, parts, 0, max_tiles_per_call=self._tiles_per_call(pixel_values.device)
+        )
+        scales = len(self._tiles_per_side)
+        merged = [merge_scales(maps[at : at + scales], self.config.merge) for at in range(0, len(maps), scales)]
+        return torch.cat(merged).flatten(1, 2)
 
     def _tiles_per_call(self, device: torch.device) -> int | None:
-        workers = 1 if self._share is None else self._share.workers
+        workers = 1 if self._tile_parallel is None else self._tile_parallel.workers
         if self.config.max_tiles_per_call is not None:
             return self.config.max_tiles_per_call * workers
-        if device.type != "cpu" or self._is_sharded:
+        # One call of all tiles: for the compiler, which would unroll a loop, and where weights are gathered at each
+        # call, of which all processes must make as many.
+        if torch.compiler.is_compiling() or self._is_sharded:
             return None
-        tokens = self.config.features_a_side(max(self.config.tile_sizes)) ** 2
-        return max(self.cpu_tokens_a_call // tokens, 1) * workers
+        tokens = _CPU_TOKENS_PER_CALL if device.type == "cpu" else _TRAINING_TOKENS_PER_CALL
+        if device.type != "cpu" and not torch.is_grad_enabled():
+            return None
+        return max(tokens // max(self._tokens.values()), 1) * workers
 
     @property
     def _is_sharded(self) -> bool:
         """Whether ZeRO-3 or FSDP gathers weights at each call: all processes must then call as often as each other,
-        whatever pictures they have."""
+        whatever images they have."""
         return any(
             hasattr(weight, "ds_id") or hasattr(weight, "placements") or hasattr(weight, "_is_flat_param")
             for weight in self.backbone.parameters()
@@ -169,39 +199,33 @@ class S2VisionModel(PreTrainedModel):
 
     def _patch_features(self, tiles: Tensor) -> Tensor:
         """Features (n, grid * grid, D) of square tiles (n, 3, t, t), without prefix tokens."""
-        if self._share is None:
+        if self._tile_parallel is None:
             return self._run_backbone(self.backbone, tiles)
-        return self._share.run(self._run_backbone, self.backbone, tiles)
+        return self._tile_parallel.run(self._run_backbone, self.backbone, tiles)
 
     def _run_backbone(self, backbone: Any, tiles: Tensor) -> Tensor:
-        side = tiles.shape[-1]
-        features = last_features(
-            backbone,
-            tiles.to(self.backbone.dtype),
-            self.config.num_used_blocks,
-            self.config.backbone_image_size,
-            self.config.backbone_stride,
-        )
+        features = last_features(backbone, tiles.to(self.backbone.dtype), self._used, self._base)
         if backbone._compiled_call_impl is not None:
             features = features.clone()  # a CUDA graph's next call writes into its output
-        is_map = features.dim() == 4
-        if is_map:
+        if features.dim() == 4:
             features = features.flatten(2).transpose(1, 2)
-        tokens, grid = features.shape[1], self.config.features_a_side(side) ** 2
-        if tokens < grid or (is_map and tokens > grid):
+        tokens = self._tokens[tiles.shape[-1]]
+        if features.shape[1] < tokens:
             raise ValueError(
-                f"the backbone ({self.config.backbone_config.model_type}) gave {tokens} tokens for a tile of {side} "
-                f"pixels; one for every {self.config.backbone_stride} pixels makes {grid}"
+                f"the backbone ({self.config.backbone_config.model_type}) gave {features.shape[1]} tokens for a tile "
+                f"of {tiles.shape[-1]} pixels, not the {tokens} that its class gives without weights"
             )
-        return features[:, tokens - grid :]
+        return features[:, features.shape[1] - tokens :]
 
 
 def _as_pretrained(model: nn.Module) -> PreTrainedModel:
-    if not ADAPTERS:
-        raise ValueError(
-            f"{type(model).__name__} is no model of transformers; import llava_s2.towers for other libraries'"
-        )
-    return ADAPTERS[0](model)
+    for adapt in ADAPTERS:
+        if (found := adapt(model)) is not None:
+            return found
+    raise ValueError(
+        f"{type(model).__name__} is no model of transformers, or of open_clip or timm (which llava_s2.towers knows); "
+        "multiscale_forward takes any function of images"
+    )
 
 
 def _keep_blocks(backbone: PreTrainedModel, config: S2VisionConfig) -> PreTrainedModel:

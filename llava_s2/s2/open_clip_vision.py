@@ -115,11 +115,21 @@ class OpenClipVisionModel(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.visual.conv1
 
-    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutput:
-        """Features of images (n, 3, S, S), S = `config.image_size`, before any final norm."""
+    def forward(self, pixel_values: Tensor, output_hidden_states: bool = False, **kwargs: Any) -> BaseModelOutput:
+        """Features of images (n, 3, S, S), S = `config.image_size`, before any final norm.
+
+        `hidden_states`, if asked for, has None for the embeddings, which open_clip does not hand out.
+        """
         last = len(self.visual.transformer.resblocks) - 1
         out = self.visual.forward_intermediates(
-            pixel_values, indices=[last], intermediates_only=True, output_fmt="NLC", output_extra_tokens=True
+            pixel_values,
+            indices=None if output_hidden_states else [last],
+            intermediates_only=True,
+            output_fmt="NLC",
+            output_extra_tokens=True,
         )
-        tokens = torch.cat([out["image_intermediates_prefix"][0], out["image_intermediates"][0]], dim=1)
-        return BaseModelOutput(last_hidden_state=tokens)
+        pairs = zip(out["image_intermediates_prefix"], out["image_intermediates"], strict=True)
+        states: list[Any] = [torch.cat(pair, dim=1) for pair in pairs]
+        return BaseModelOutput(
+            last_hidden_state=states[-1], hidden_states=(None, *states) if output_hidden_states else None
+        )

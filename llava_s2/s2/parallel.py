@@ -35,9 +35,9 @@ def share_tiles(tower: Any, *, group: Any = None, devices: Sequence[str | torch.
     if devices is not None:
         if not devices:
             raise ValueError("devices is empty: name those that run tiles, such as ['cuda:0', 'cuda:1']")
-        tower._share = OverDevices(tower.backbone, [torch.device(device) for device in devices])
+        tower._tile_parallel = OverDevices(tower.backbone, [torch.device(device) for device in devices])
     elif dist.is_available() and dist.is_initialized():
-        tower._share = OverProcesses(group)
+        tower._tile_parallel = OverProcesses(group)
     else:
         raise ValueError("no process group: call torch.distributed.init_process_group, or name devices")
     return tower

@@ -48,7 +48,6 @@ def prepare(tower: Any) -> Any:
             if type(layer) is nn.Linear and layer.weight.dtype == torch.float32:
                 backbone.set_submodule(name, PackedLinear(layer))
                 del layer.weight  # the list above still holds the layer; no more than one is in memory twice
-        tower.cpu_tokens_a_call *= 4
     return tower
 
 

@@ -9,12 +9,17 @@ from transformers import PreTrainedModel, TimmWrapperConfig, TimmWrapperModel
 from llava_s2.s2.open_clip_vision import OpenClipVisionConfig, OpenClipVisionModel
 
 
-def as_pretrained(model: nn.Module) -> PreTrainedModel:
+def as_pretrained(model: nn.Module) -> PreTrainedModel | None:
     """A transformers model around a timm model or around the image tower of an open_clip model; it shares the weights.
 
+    Returns:
+        None for a model of neither library.
+
     Raises:
-        ValueError: neither of them, or a model that its library would not build again from what it tells of itself.
+        ValueError: a model that its library would not build again from what it tells of itself.
     """
+    if isinstance(model, PreTrainedModel):
+        return None
     visual: Any = getattr(model, "visual", model)
     if hasattr(visual, "trunk"):  # open_clip's image towers that are timm's, at a size of open_clip's
         wrapped = of_timm(visual.trunk)
@@ -24,10 +29,7 @@ def as_pretrained(model: nn.Module) -> PreTrainedModel:
         return _of_open_clip(visual)
     if hasattr(visual, "pretrained_cfg") and hasattr(visual, "forward_features"):
         return of_timm(visual)
-    raise ValueError(
-        f"{type(model).__name__} is no model of transformers, open_clip or timm; multiscale_forward takes any function "
-        "of images"
-    )
+    return None
 
 
 def of_timm(model: Any, model_args: dict[str, Any] | None = None) -> TimmWrapperModel:

@@ -83,7 +83,7 @@ def step_flops(model: Any) -> tuple[float, float]:
     if hasattr(vision, "scales"):
         tokens = vision.num_image_tokens
         positions = sum(
-            (count * vision.features_a_side(tile)) ** 2
+            (count * vision.features_per_side(tile)) ** 2
             for count, tile in zip(vision.num_tiles, vision.tile_sizes, strict=True)
         )
     else:

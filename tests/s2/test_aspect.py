@@ -1,6 +1,7 @@
 """Tiles on a picture's own aspect ratio: which tiles, the same tokens out, and through a whole LLaVA."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,13 +12,13 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava_s2.s2 import S2VisionConfig, S2VisionModel
-from llava_s2.s2.aspect import content_boxes, tile_grid
+from llava_s2.s2.aspect import content_boxes, dynamic_grids, kept_grids
 
 BASE, PATCH = 24, 6
 GRID = BASE // PATCH
 
 
-def tower() -> S2VisionModel:
+def tower(keep_aspect: Any = True) -> S2VisionModel:
     torch.manual_seed(0)
     config = CLIPVisionConfig(
         hidden_size=16,
@@ -28,7 +29,7 @@ def tower() -> S2VisionModel:
         patch_size=PATCH,
     )
     backbone = CLIPVisionModel(config).eval()
-    return S2VisionModel.wrap(backbone, [BASE, 2 * BASE, 3 * BASE], feature_layer=-1, keep_aspect=True)
+    return S2VisionModel.wrap(backbone, [BASE, 2 * BASE, 3 * BASE], feature_layer=-1, keep_aspect=keep_aspect)
 
 
 def padded(picture: Tensor, side: int) -> Tensor:
@@ -39,22 +40,55 @@ def padded(picture: Tensor, side: int) -> Tensor:
     return square
 
 
-@given(height=st.integers(1, 400), width=st.integers(1, 400), most=st.integers(1, 4))
-def test_the_grid_is_the_nearest_in_shape(height: int, width: int, most: int) -> None:
-    rows, columns = tile_grid(height, width, most)
-    assert rows * columns <= most**2
-    distance = abs(math.log(columns / rows * height / width))
-    for r in range(1, most + 2):
-        for c in range(1, most + 2):
-            if r * c <= most**2:
-                other = abs(math.log(c / r * height / width))
-                assert other > distance - 1e-5
-                assert other > distance + 1e-5 or r * c <= rows * columns
+@given(
+    height=st.integers(1, 400), width=st.integers(1, 400), scales=st.sampled_from([[1], [1, 2, 3], [1, 3], [1, 2, 4]])
+)
+def test_grids_are_the_nearest_in_shape_and_every_scale_adds_tiles(height: int, width: int, scales: list[int]) -> None:
+    before = 0
+    for most, (rows, columns) in zip(scales, kept_grids(height, width, scales), strict=True):
+        assert before < rows * columns <= most**2
+        distance = abs(math.log(columns / rows * height / width))
+        for r in range(1, most + 2):
+            for c in range(1, most + 2):
+                if before < r * c <= most**2:
+                    other = abs(math.log(c / r * height / width))
+                    assert other > distance - 1e-5
+                    assert other > distance + 1e-5 or r * c <= rows * columns
+        before = rows * columns
 
 
-@pytest.mark.parametrize(("size", "grid"), [((1, 1), (3, 3)), ((3, 4), (2, 3)), ((1, 2), (2, 4)), ((9, 1), (4, 1))])
-def test_grids_of_usual_pictures(size: tuple[int, int], grid: tuple[int, int]) -> None:
-    assert tile_grid(*size, 3) == grid
+@pytest.mark.parametrize("ratio", [1 + step / 20 for step in range(381)])  # 1:1 to 20:1
+def test_no_two_scales_are_alike_at_any_ratio(ratio: float) -> None:
+    for grids in (
+        kept_grids(1000, round(1000 * ratio), [1, 2, 3]),
+        dynamic_grids(1000, round(1000 * ratio), [1, 2, 3]),
+    ):
+        tiles = [rows * columns for rows, columns in grids]
+        assert tiles == sorted(set(tiles))
+
+
+@pytest.mark.parametrize(
+    ("size", "grids"),
+    [
+        ((1, 1), [(1, 1), (2, 2), (3, 3)]),
+        ((3, 4), [(1, 1), (2, 2), (2, 3)]),
+        ((1, 2), [(1, 1), (1, 2), (2, 4)]),
+        ((1, 3), [(1, 1), (1, 3), (1, 4)]),
+        ((20, 1), [(1, 1), (3, 1), (4, 1)]),
+    ],
+)
+def test_grids_of_usual_images(size: tuple[int, int], grids: list[tuple[int, int]]) -> None:
+    assert kept_grids(*size, [1, 2, 3]) == grids
+
+
+@pytest.mark.parametrize(
+    ("size", "largest", "tiles"),
+    [((1, 1), (3, 3), 14), ((1, 3), (2, 6), 17), ((3, 1), (6, 2), 17), ((3, 4), (3, 4), 17), ((1, 20), (1, 12), 17)],
+)
+def test_grids_of_dynamic_s2(size: tuple[int, int], largest: tuple[int, int], tiles: int) -> None:
+    grids = dynamic_grids(*size, [1, 2, 3])
+    assert grids == [(1, 1), (2, 2), largest]
+    assert sum(rows * columns for rows, columns in grids) == tiles
 
 
 @pytest.mark.parametrize("size", [(96, 96), (96, 40), (33, 96), (96, 1)])
@@ -72,16 +106,14 @@ def test_what_only_looks_like_padding() -> None:
     assert content_boxes(torch.cat([white, blank])) == [(0, 64, 0, 64)] * 2
 
 
-@pytest.mark.parametrize(
-    ("size", "grids"), [((48, 96), [(1, 1), (1, 2), (2, 4)]), ((96, 64), [(1, 1), (2, 1), (3, 2)])]
-)
-@torch.no_grad()
-def test_features_are_those_of_the_tiles(size: tuple[int, int], grids: list[tuple[int, int]]) -> None:
-    model, picture = tower(), torch.randn(3, *size) + 0.5
-    assert model.config.image_size == 4 * BASE == 96
+def by_tiles(model: S2VisionModel, content: Tensor, grids: list[tuple[int, int]]) -> Tensor:
+    """Features (1, N, 3 D) of an image (3, h, w): a loop over scales and tiles, whole maps, area interpolation.
+
+    With square grids for the smaller scales and the image's own for the largest this is what NVILA describes.
+    """
     maps = []
     for rows, columns in grids:
-        resized = F.interpolate(picture[None], size=(rows * BASE, columns * BASE), mode="bicubic")
+        resized = F.interpolate(content[None], size=(rows * BASE, columns * BASE), mode="bicubic")
         whole = torch.zeros(1, 16, rows * GRID, columns * GRID)
         for row in range(rows):
             for column in range(columns):
@@ -90,12 +122,35 @@ def test_features_are_those_of_the_tiles(size: tuple[int, int], grids: list[tupl
                 y, x = row * GRID, column * GRID
                 whole[:, :, y : y + GRID, x : x + GRID] = tokens.transpose(1, 2).unflatten(2, (GRID, GRID))
         maps.append(F.interpolate(whole, size=(GRID, GRID), mode="area"))
-    expected = torch.cat(maps, dim=1).flatten(2).transpose(1, 2)
-    other = torch.randn(3, 96, 96)
-    features = model(torch.stack([other, padded(picture, 96)])).last_hidden_state
+    return torch.cat(maps, dim=1).flatten(2).transpose(1, 2)
+
+
+@pytest.mark.parametrize("tiles_per_call", [None, 1, 5])
+@pytest.mark.parametrize(
+    ("mode", "size", "grids"),
+    [
+        (True, (48, 96), [(1, 1), (1, 2), (2, 4)]),
+        (True, (96, 64), [(1, 1), (2, 1), (3, 2)]),
+        ("dynamic", (32, 96), [(1, 1), (2, 2), (2, 6)]),
+        ("dynamic", (96, 74), [(1, 1), (2, 2), (4, 3)]),
+    ],
+)
+@torch.no_grad()
+def test_features_are_those_of_the_tiles(mode: Any, size: Any, grids: Any, tiles_per_call: int | None) -> None:
+    model, image = tower(mode), torch.randn(3, *size) + 0.5
+    model.config.max_tiles_per_call = tiles_per_call
+    assert model.config.image_size == 4 * BASE == 96
+    other = torch.randn(3, 96, 96)  # images of several shapes share the calls
+    calls: list[int] = []
+    handle = model.backbone.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+    features = model(torch.stack([other, padded(image, 96)])).last_hidden_state
+    handle.remove()
     assert features.shape == (2, model.config.num_image_tokens, model.config.hidden_size)
-    torch.testing.assert_close(features[1:], expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(features[:1], model(other[None]).last_hidden_state, rtol=0, atol=1e-5)
+    torch.testing.assert_close(features[1:], by_tiles(model, image, grids), rtol=0, atol=1e-5)
+    square = [(1, 1), (2, 2), (3, 3)]
+    torch.testing.assert_close(features[:1], by_tiles(model, other, square), rtol=0, atol=1e-5)
+    assert sum(calls) == sum(rows * columns for rows, columns in [*square, *grids])
+    assert max(calls) <= (tiles_per_call or sum(calls))
 
 
 def test_it_is_saved_and_learns(tmp_path) -> None:

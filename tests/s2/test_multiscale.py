@@ -160,19 +160,62 @@ def test_tokens_of_non_square_images(size: tuple[int, int]) -> None:
     torch.testing.assert_close(out, reference(model, x, sizes, size, prefix=2), rtol=1e-5, atol=1e-5)
 
 
-def test_square_tiles_over_a_non_square_image() -> None:
-    """Whole tiles as they are; otherwise stretched to whole tiles, the map brought back in proportion."""
-    model = TokenBackbone()
-    x = torch.randn(1, 3, 16, 32)
-    out = multiscale_forward(model, x, [1, 2], max_split_size=16)
-    expected = reference(model, x, [(16, 32), (32, 64)], (16, 16))
-    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+def dev_any_shape(
+    model: nn.Module, x: Tensor, sizes: list[tuple[int, int]], tile: int, mode: str, index: int, prefix: int
+) -> Tensor:
+    """What the public wrapper's branch `dev_any_shape` (809ce65) computes, as its description has it: every scale is
+    stretched or padded to whole square tiles; padding's features are dropped, stretched maps stay as they are."""
+    maps, prefixes = [], []
+    for height, width in sizes:
+        rows, columns = math.ceil(height / tile), math.ceil(width / tile)
+        image, full = resize(x, (height, width)), (rows * tile, columns * tile)
+        image = resize(image, full) if mode == "resize" else F.pad(image, (0, full[1] - width, 0, full[0] - height))
+        (whole,), seen = whole_maps(model, image, [full], (tile, tile), prefix, True)
+        prefixes += seen
+        if mode == "pad":
+            kept = (math.ceil(height / full[0] * whole.shape[2]), math.ceil(width / full[1] * whole.shape[3]))
+            whole = whole[:, :, : kept[0], : kept[1]]
+        maps.append(whole)
+    merged = torch.cat([F.interpolate(m, size=maps[index].shape[2:], mode="area") for m in maps], dim=1)
+    tokens = merged.flatten(2).transpose(1, 2)
+    return torch.cat([torch.cat(prefixes, dim=-1), tokens], dim=1) if prefix else tokens
 
-    x = torch.randn(1, 3, 16, 24)
-    out = multiscale_forward(model, x, [1], max_split_size=16)
-    (stretched,), _ = whole_maps(model, resize(x, (16, 32)), [(16, 32)], (16, 16), 0, True)
-    expected = F.interpolate(stretched, size=(4, 6), mode="area").flatten(2).transpose(1, 2)
-    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_images_and_scales_that_are_not_square(data: st.DataObject) -> None:
+    side = st.integers(1, 9)
+    sizes = data.draw(st.lists(st.tuples(side, side), min_size=1, max_size=3))
+    tile = PATCH * data.draw(st.integers(1, 4))
+    mode = data.draw(st.sampled_from([None, "resize", "pad"]))
+    if mode is None and all(height == width for height, width in sizes):
+        sizes.append((sizes[0][0], sizes[0][0] + 1))
+    sizes = [(5 * height, 5 * width) for height, width in sizes]
+    index, prefix = data.draw(st.integers(0, len(sizes) - 1)), data.draw(st.integers(0, 2))
+    model, x = TokenBackbone(prefix), torch.randn(2, 3, 4 * data.draw(side), 4 * data.draw(side))
+    found = multiscale_forward(
+        model,
+        x,
+        img_sizes=sizes,
+        max_split_size=tile,
+        split_mode=mode,
+        resize_output_to_idx=index,
+        num_prefix_token=prefix,
+        max_tiles_per_call=data.draw(st.sampled_from([None, 1, 3])),
+    )
+    expected = dev_any_shape(model, x, sizes, tile, mode or "resize", index, prefix)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", ["bnc", "bchw"])
+@pytest.mark.parametrize("options", [{}, {"max_tiles_per_call": 2}, {"split_forward": True}])
+def test_an_empty_batch(shape: str, options: dict) -> None:
+    model = TokenBackbone(prefix=1) if shape == "bnc" else MapBackbone()
+    prefix = int(shape == "bnc")
+    arguments = {"scales": [1, 2.5, 3], "output_shape": shape, "num_prefix_token": prefix, "max_split_size": 20}
+    full = multiscale_forward(model, torch.randn(1, 3, 16, 16), **arguments)
+    empty = multiscale_forward(model, torch.empty(0, 3, 16, 16), **arguments, **options)
+    assert empty.shape == (0, *full.shape[1:])
 
 
 def test_scales_can_be_added() -> None:
@@ -319,6 +362,8 @@ X = torch.zeros(1, 3, 16, 16)
         ({"scales": [1], "max_split_size": -1}, "positive"),
         ({"scales": [1, 2], "resize_output_to_idx": 2}, "2 scales"),
         ({"img_sizes": [16, 34]}, "34 x 34 .* 3 x 3 equal tiles .* use 33 x 33"),
+        ({"scales": [1], "split_mode": "crop"}, "'resize' or 'pad'"),
+        ({"scales": [1], "split_mode": "pad", "max_split_size": (8, 4)}, "one number of pixels"),
         ({"scales": [1], "num_prefix_token": 3}, "num_prefix_token must count"),
         ({"scales": [1], "output_shape": "bchw"}, "channels, height, width"),
         ({"scales": [1], "model": lambda x: {"last_hidden_state": x}}, "last_hidden_state"),
