@@ -165,7 +165,7 @@ def check_cut_features(whole: PreTrainedModel, config: PreTrainedConfig, used: i
     cut = keep_blocks(copy.deepcopy(whole), geometry(config).blocks, used).eval()
     was_training = whole.training
     with torch.no_grad():
-        expected = _hidden_states(whole.eval(), image, side)[used]
+        expected: Any = _hidden_states(whole.eval(), image, side)[used]
         found = last_features(cut, image, used, side)
     whole.train(was_training)
     if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-2, atol=1e-3):
@@ -229,7 +229,7 @@ def _run_meta(kind: str, what: str, run: Any) -> Any:
         return run()
     except Exception as error:  # whatever a model meets that is not made for this
         message = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"a {kind!r} backbone {what} ({message}): {_USE}") from error
+        raise ValueError(f"a {kind!r} backbone {what} ({message})") from error
 
 
 @lru_cache(maxsize=256)

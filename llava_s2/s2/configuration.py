@@ -182,7 +182,10 @@ class S2VisionConfig(PreTrainedConfig):
             except ValueError as error:
                 if tile == base:
                     raise
-                raise ValueError(f"scales {self.scales}: {error}. Multiples of {base} need no other size") from error
+                raise ValueError(
+                    f"scales {self.scales}: {error}; use multiples of {base} and leave split and max_split_size unset "
+                    "(a timm model can be made with dynamic_img_size=True)"
+                ) from error
         if self.image_size // self.patch_size != self.grid_size:
             raise ValueError(
                 f"{self.grid_size} tokens a side do not lie evenly over {self.image_size} pixels: use scales such as "
@@ -220,6 +223,7 @@ def _vision_config(config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
         if "model_type" not in config:
             raise ValueError("backbone_config needs a model_type, such as 'clip_vision_model'")
         config = AutoConfig.for_model(**config)
-    while getattr(config, "vision_config", None) is not None:
-        config = config.vision_config
-    return copy.deepcopy(config)
+    found: Any = config
+    while getattr(found, "vision_config", None) is not None:
+        found = found.vision_config
+    return copy.deepcopy(found)

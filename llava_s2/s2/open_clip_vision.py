@@ -130,6 +130,5 @@ class OpenClipVisionModel(PreTrainedModel):
         )
         pairs = zip(out["image_intermediates_prefix"], out["image_intermediates"], strict=True)
         states: list[Any] = [torch.cat(pair, dim=1) for pair in pairs]
-        return BaseModelOutput(
-            last_hidden_state=states[-1], hidden_states=(None, *states) if output_hidden_states else None
-        )
+        hidden_states: Any = (None, *states) if output_hidden_states else None
+        return BaseModelOutput(last_hidden_state=states[-1], hidden_states=hidden_states)

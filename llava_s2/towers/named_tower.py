@@ -83,7 +83,8 @@ class NamedTower:
         if self.library == "open_clip":
             with torch.device("meta"):
                 model = self._open_clip(load_weights=False)
-                return as_pretrained(model).config
+                wrapped: Any = as_pretrained(model)
+                return wrapped.config
         return TimmWrapperConfig(architecture=self.architecture, model_args=self._timm_arguments() or None)
 
     def load(self, dtype: torch.dtype) -> PreTrainedModel:
