@@ -1,5 +1,7 @@
-"""A tower made faster for inference where it is: packed weights on a CPU, a compiled backbone on a GPU."""
+"""Frozen weights made faster where they are: packed for oneDNN on a CPU, a compiled backbone on a GPU."""
 
+import os
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -8,17 +10,48 @@ from torch import Tensor, nn
 from transformers.activations import QuickGELUActivation
 from transformers.models.clip.modeling_clip import CLIPMLP
 
+SWITCH = "LLAVA_S2_PACK"
+"""Environment variable: 0 leaves all layers as torch has them."""
+
 # What a product is packed for, the tokens of one tile of CLIP-L/14-336; other numbers of rows work too.
 _ROWS = 577
 _QUICK = 1.702  # CLIP's activation is x * sigmoid(1.702 x)
 
 
-def prepare(tower: Any) -> Any:
-    """Readies a tower for inference on the device it is on. In place; its answers stay the same.
+def pack_frozen(model: nn.Module) -> nn.Module:
+    """Packs the weights of all frozen linear layers on a CPU once, in the order in which oneDNN's product reads them.
 
-    In float32 on a CPU the linear layers' weights are packed once for oneDNN, CLIP's activation is part of the product
-    before it, and a call takes four times the tiles, which products like better. The weights can still be saved, but
-    not trained, moved or cast. On a GPU the backbone is compiled with CUDA graphs; images should then come in batches
+    In place; results stay the same to float rounding, in float32 and bfloat16. Gradients pass through a packed layer to
+    its input, so that LoRA and a projector train over it. Its weight is saved as before, but cannot be trained, moved
+    or cast. CLIP's activation becomes part of the product before it. Every command of `llava-s2` does this where the
+    model is on a CPU, unless the environment has LLAVA_S2_PACK=0.
+
+    Args:
+        model: layers whose weight requires no gradient are packed; quantized and tied ones are left alone.
+
+    Returns:
+        The same model. Packing it again changes nothing.
+
+    Example:
+        >>> pack_frozen(model.requires_grad_(False))
+    """
+    if os.environ.get(SWITCH) == "0" or not torch.backends.mkldnn.is_available():
+        return model
+    for name, mlp in list(model.named_modules()):
+        layers = (getattr(mlp, "fc1", None), getattr(mlp, "fc2", None))
+        if type(mlp) is CLIPMLP and type(mlp.activation_fn) is QuickGELUActivation and all(map(_is_packable, layers)):
+            model.set_submodule(name, PackedMLP(mlp))
+    owners = Counter(id(weight) for module in model.modules() for weight in module._parameters.values())
+    for layer in model.modules():
+        if _is_packable(layer) and owners[id(layer.weight)] == 1:
+            _pack(layer)
+    return model
+
+
+def prepare(tower: Any) -> Any:
+    """Readies a tower for inference on the device it is on. In place; its features stay the same.
+
+    On a CPU see `pack_frozen`. On a GPU the backbone is compiled with CUDA graphs; images should then come in batches
     of few different sizes.
 
     Args:
@@ -36,42 +69,50 @@ def prepare(tower: Any) -> Any:
     if tower.training:
         raise ValueError("a prepared tower does not learn: call eval() first")
     backbone = tower.backbone.requires_grad_(False)
-    device = next(backbone.parameters()).device
-    if device.type == "cuda":
+    if next(backbone.parameters()).device.type == "cuda":
         backbone.compile(mode="reduce-overhead")
-    elif device.type == "cpu" and torch.backends.mkldnn.is_available():
-        for name, mlp in list(backbone.named_modules()):
-            if type(mlp) is CLIPMLP and type(mlp.activation_fn) is QuickGELUActivation and _is_float(mlp):
-                backbone.set_submodule(name, PackedMLP(mlp))
-                del mlp.fc1.weight, mlp.fc2.weight
-        for name, layer in list(backbone.named_modules()):
-            if type(layer) is nn.Linear and layer.weight.dtype == torch.float32:
-                backbone.set_submodule(name, PackedLinear(layer))
-                del layer.weight  # the list above still holds the layer; no more than one is in memory twice
+    else:
+        pack_frozen(backbone)
     return tower
 
 
-class PackedLinear(nn.Module):
-    """A float32 `nn.Linear` whose weight lies in the order in which oneDNN's product reads it."""
+class PackedLinear(nn.Linear):
+    """A frozen `nn.Linear` whose weight lies in the order in which oneDNN's product reads it."""
 
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS)
-        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
-        self.out_features, self.in_features = linear.weight.shape
+    # Its transpose, for the gradient of the input: there from the first backward on.
+    transposed: Tensor | None
 
     def forward(self, input: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(input, self.packed, self.bias, "none", [], "")
+        if input.dtype != self.weight.dtype:  # as under autocast
+            return nn.functional.linear(input, self.dense().to(input.dtype), self.bias)
+        if input.requires_grad and torch.is_grad_enabled():
+            return _PackedProduct.apply(input, self)
+        return _product(input, self.weight, self.bias)
+
+    def dense(self) -> Tensor:
+        """The weight (out, in) as it was."""
+        return self.weight.detach().to_dense()
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "weight"] = self.packed.to_dense()
+        destination[prefix + "weight"] = self.dense()
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "PackedLinear":
-        moved = fn(torch.empty(0))
-        if moved.device.type != "cpu" or moved.dtype != torch.float32:
-            raise ValueError("a prepared tower stays in float32 on the CPU: load it anew to move or cast it")
-        return super()._apply(fn, recurse)
+        moved = fn(torch.empty(0, dtype=self.weight.dtype))
+        if moved.device.type != "cpu" or moved.dtype != self.weight.dtype:
+            raise ValueError(
+                f"packed weights stay in {str(self.weight.dtype)[6:]} on the CPU: load the model anew to move or cast "
+                f"it, or set {SWITCH}=0"
+            )
+        return self
+
+    def __deepcopy__(self, memo: dict) -> "PackedLinear":
+        copy = nn.Linear(self.in_features, self.out_features, self.bias is not None, "meta", self.weight.dtype)
+        copy.weight = nn.Parameter(self.dense(), requires_grad=False)
+        if self.bias is not None:
+            copy.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=False)
+        memo[id(self)] = packed = _pack(copy.train(self.training))
+        return packed
 
 
 class PackedMLP(nn.Module):
@@ -82,15 +123,52 @@ class PackedMLP(nn.Module):
 
     def __init__(self, mlp: Any) -> None:
         super().__init__()
-        self.fc1, self.fc2 = PackedLinear(mlp.fc1), PackedLinear(mlp.fc2)
+        self.fc1, self.fc2 = _pack(mlp.fc1), _pack(mlp.fc2)
+        self.train(mlp.training)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        inner = torch.ops.mkldnn._linear_pointwise(
-            hidden_states * _QUICK, self.fc1.packed, self.fc1.bias * _QUICK, "swish", [], ""
-        )
-        product = torch.ops.mkldnn._linear_pointwise(inner, self.fc2.packed, None, "none", [], "")
-        return torch.add(self.fc2.bias, product, alpha=1 / _QUICK)
+        if hidden_states.requires_grad and torch.is_grad_enabled():
+            inner = self.fc1(hidden_states)
+            return self.fc2(inner * torch.sigmoid(_QUICK * inner))
+        inner = _product(hidden_states * _QUICK, self.fc1.weight, self.fc1.bias * _QUICK, "swish")
+        return torch.add(self.fc2.bias, _product(inner, self.fc2.weight, None), alpha=1 / _QUICK)
 
 
-def _is_float(mlp: Any) -> bool:
-    return all(type(layer) is nn.Linear and layer.weight.dtype == torch.float32 for layer in (mlp.fc1, mlp.fc2))
+class _PackedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, layer: PackedLinear) -> Tensor:
+        ctx.layer = layer
+        return _product(input, layer.weight, layer.bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        layer = ctx.layer
+        if layer.transposed is None:
+            layer.transposed = torch.ops.mkldnn._reorder_linear_weight(layer.dense().t().contiguous(), _ROWS)
+        return _product(gradient, layer.transposed, None), None
+
+
+def _product(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(input.contiguous(), weight, bias, activation, [], "")
+
+
+def _is_packable(layer: Any) -> bool:
+    return (
+        type(layer) is nn.Linear
+        and layer.weight.device.type == "cpu"
+        and (layer.weight.dtype == torch.float32 or (layer.weight.dtype == torch.bfloat16 and _has_bfloat16()))
+        and not any(weight.requires_grad for weight in layer.parameters())
+    )
+
+
+def _has_bfloat16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _pack(layer: Any) -> Any:
+    """Turns an `nn.Linear` into a `PackedLinear` where it stands."""
+    weight = layer.weight.detach()
+    layer.weight = nn.Parameter(torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS), requires_grad=False)
+    layer.__class__ = PackedLinear
+    layer.transposed = None
+    return layer
