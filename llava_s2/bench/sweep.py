@@ -17,6 +17,7 @@ from llava_s2.model.assemble import load_image_processor
 from llava_s2.model.embedded import resolve_vision_tower
 from llava_s2.s2 import S2VisionConfig, S2VisionModel
 from llava_s2.s2.backbones import default_feature_layer
+from llava_s2.s2.prepare import pack_frozen
 from llava_s2.towers.load_tower import load_vision_backbone, load_vision_config
 
 
@@ -56,7 +57,7 @@ class Setting:
         backbone: Any = load_vision_backbone(name, config.backbone_config, torch.float32)
         options = {"feature_layer": config.feature_layer, "split": self.split, "merge": self.merge}
         tower: Any = S2VisionModel.wrap(backbone, list(self.scales), **options)
-        return tower.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
+        return pack_frozen(tower.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def sweep(settings: list[Setting], output: Path, pictures: int = 600, tests: int = 300, seed: int = 0) -> str:

@@ -12,6 +12,7 @@ from llava_s2.bench.paper import ROWS, Row
 from llava_s2.bench.results import Curve, Results, draw
 from llava_s2.s2 import S2VisionConfig, S2VisionModel
 from llava_s2.s2.backbones import geometry
+from llava_s2.s2.prepare import pack_frozen
 from llava_s2.towers.load_tower import load_vision_config
 
 
@@ -26,7 +27,7 @@ def random_tower(name: str, scales: list[int], dtype: torch.dtype, device: str =
     with torch.no_grad():
         for parameter in tower.parameters():
             parameter.normal_(std=0.02)
-    return tower
+    return pack_frozen(tower)
 
 
 @torch.inference_mode()

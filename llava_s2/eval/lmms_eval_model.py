@@ -20,6 +20,7 @@ from llava_s2.model.inference import Message, assistant_message, encode_prompts,
 from llava_s2.model.labels import IGNORE_INDEX, encode_messages
 from llava_s2.model.loading import load_pretrained
 from llava_s2.model.processor import set_template
+from llava_s2.s2.prepare import pack_frozen
 
 _PLACEHOLDER = re.compile(r"<image(?: \d+)?>")
 _MAX_NEW_TOKENS = 1024  # where a task sets no bound, as lmms-eval's own LLaVA has it
@@ -60,6 +61,7 @@ class LlavaS2(lmms):
         self.model, self.processor = load_pretrained(
             pretrained, base, vision_tower=vision_tower, dtype=dtype, device_map={"": str(self.device)}
         )
+        pack_frozen(self.model.requires_grad_(False))
         if template is not None:
             set_template(self.processor, template)
         try:

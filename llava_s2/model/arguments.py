@@ -50,6 +50,7 @@ class ModelSource:
         from llava_s2.model.loading import load_pretrained
         from llava_s2.model.processor import set_template
         from llava_s2.model.templates import TEMPLATES
+        from llava_s2.s2.prepare import pack_frozen
 
         if self.template is not None and self.template not in TEMPLATES:
             raise InputError(f"template {self.template!r} is not known; use one of {', '.join(TEMPLATES)}")
@@ -63,7 +64,7 @@ class ModelSource:
         )
         if self.template is not None:
             set_template(processor, self.template)
-        return model, processor
+        return pack_frozen(model.requires_grad_(False)), processor
 
     def fingerprint(self) -> dict[str, Any]:
         """What tells this source from another, as JSON values: the fields, and a checksum of each folder's content."""

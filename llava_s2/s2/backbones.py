@@ -277,6 +277,9 @@ def _features_per_side(settings: str, used: int, tile: int) -> int:
         raise ValueError(f"a {kind!r} backbone runs on tiles of {whole.image_size} pixels alone, not of {tile}")
     if tile == whole.image_size and kind in TESTED - {"timm_wrapper"}:  # which has nets that fail once they are cut
         return whole.grids[used]
+    patch = _square(json.loads(settings).get("patch_size"))
+    if patch and not whole.in_stages and tile != whole.image_size and tile % patch:
+        raise ValueError(f"a tile of {tile} pixels is no whole number of the backbone's patches of {patch}")
     features = _cut_shape(settings, used, tile)
     if len(features) == 4:
         grid, cells = features[2], features[2] * features[3]

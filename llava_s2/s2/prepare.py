@@ -83,7 +83,9 @@ class PackedLinear(nn.Linear):
     transposed: Tensor | None
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.dtype != self.weight.dtype:  # as under autocast
+        if torch.is_autocast_enabled("cpu"):
+            input = input.to(torch.get_autocast_dtype("cpu"))
+        if input.dtype != self.weight.dtype:  # weights in float32 under autocast
             return nn.functional.linear(input, self.dense().to(input.dtype), self.bias)
         if input.requires_grad and torch.is_grad_enabled():
             return _PackedProduct.apply(input, self)

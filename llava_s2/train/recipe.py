@@ -32,6 +32,7 @@ from llava_s2.model.processor import aspect_ratio, set_template
 from llava_s2.model.templates import TEMPLATES
 from llava_s2.model.widen import widen
 from llava_s2.s2 import S2VisionConfig
+from llava_s2.s2.prepare import pack_frozen
 from llava_s2.towers.load_tower import tower_config
 from llava_s2.towers.named_tower import resolved
 from llava_s2.train.arguments import RecipeArguments, parse_flags
@@ -143,6 +144,8 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
         trainable = choose_parts(model, run.components, run.recipe)
         trainer = _build_trainer(run, trainable, processor, collate, examples, held_out)
         run.say("\n".join([*describe_parameters(count_parameters(trainable), run.components), start.describe()]))
+        if training.world_size == 1 and not (training.bf16 or training.fp16 or training.deepspeed or training.fsdp):
+            pack_frozen(trainable)  # on a CPU; several processes would exchange the weights, autocast would cast them
         _train(trainer, start)
         if held_out is not None and not training.load_best_model_at_end:
             trainer.evaluate_once()

@@ -461,7 +461,7 @@ def test_the_papers_tower() -> None:
     ("options", "says"),
     [
         ({"scales": [48, 24]}, r"ascend, such as \[24, 48, 72\]"),
-        ({"scales": [3, 24]}, "tiles of 3 pixels"),
+        ({"scales": [3, 24]}, "tile of 3 pixels is no whole number"),
         ({"scales": [24, 72, 48]}, "ascend"),
         ({"scales": [24, 24]}, "ascend"),
         ({"scales": []}, "whole numbers of pixels"),

@@ -148,8 +148,8 @@ def test_missing_flags(folder, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("scales", "message"),
     [
-        ("56,100", "clip-tiny: scales [56, 100] do not all split"),
-        ("112,56", "clip-tiny: the first scale is 112"),
+        ("56,100", "clip-tiny: scales [56, 100]: a tile of 50 pixels is no whole number"),
+        ("112,56", "clip-tiny: scales must ascend"),
         ("56,112,112", "clip-tiny: scales must ascend"),
         ("big", "--s2_scales big: must be sides in pixels"),
     ],
