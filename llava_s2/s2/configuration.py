@@ -182,9 +182,10 @@ class S2VisionConfig(PreTrainedConfig):
             except ValueError as error:
                 if tile == base:
                     raise
+                dynamic = " or make the timm model with dynamic_img_size=True" if kind == "timm_wrapper" else ""
                 raise ValueError(
-                    f"scales {self.scales}: {error}; use multiples of {base} and leave split and max_split_size unset "
-                    "(a timm model can be made with dynamic_img_size=True)"
+                    f"scales {self.scales}: {error}; use multiples of {base}, such as {fitting}, and leave split and "
+                    f"max_split_size unset{dynamic}"
                 ) from error
         if self.image_size // self.patch_size != self.grid_size:
             raise ValueError(

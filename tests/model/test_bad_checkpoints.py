@@ -169,7 +169,7 @@ def test_a_lora_without_its_projector(tmp_path):
     ("change", "told"),
     [
         ({"s2_scales": "56,100"}, "56, 112, 168"),
-        ({"s2_scales": "112,168"}, "the projector takes features"),
+        ({"s2_scales": "56,112,160"}, "56, 112, 168"),
         ({"s2_scales": "large"}, "s2_scales"),
         ({"image_aspect_ratio": "anyres"}, "image_aspect_ratio"),
         ({"mm_vision_select_layer": -9}, "feature_layer"),
