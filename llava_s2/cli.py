@@ -19,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; every subcommand sets ``run``, a function of the parsed arguments."""
     from llava_s2 import quickstart
     from llava_s2.bench import commands as bench_commands
-    from llava_s2.data import commands as data_commands
+    from llava_s2.data import data_cli
     from llava_s2.eval import commands as eval_commands
     from llava_s2.model import commands as model_commands
     from llava_s2.serve import commands as serve_commands
@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for part in (
         quickstart,
-        data_commands,
+        data_cli,
         train_commands,
         eval_commands,
         serve_commands,

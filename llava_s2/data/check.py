@@ -12,17 +12,18 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import LlavaProcessor
 
-from llava_s2.data.conversation import encode_conversation
-from llava_s2.data.faults import KINDS, RecordFault
+from llava_s2.data.conversation import encode_record
 from llava_s2.data.image_files import ImageFiles
-from llava_s2.data.record_checks import look_at
-from llava_s2.data.records import Records
+from llava_s2.data.json_records import Records
 from llava_s2.data.sources import Reader, read_records
 from llava_s2.data.training_records import repeated
+from llava_s2.data.validate_record import validate_record
+from llava_s2.data.validation_error import KINDS, ValidationError
 from llava_s2.errors import InputError
 from llava_s2.model.labels import IGNORE_INDEX
+from llava_s2.model.templates import find_template
 
-_CHUNK = 16  # records that a worker looks at in one go
+_CHUNK = 16  # records that a worker validates in one go
 
 
 @dataclass
@@ -53,12 +54,14 @@ class Check:
         faults: kind -> faults of that kind, in order; a record has one of a kind at most. Every kind is there.
         lengths: int64 (records,): tokens of each as training makes them; -1 of what has none.
         ignored: kinds that are listed and do not count.
+        with_images: records that name images; the others that can be read are text alone.
     """
 
     records: int
     faults: dict[str, list[FaultyRecord]]
     lengths: np.ndarray
     ignored: Sequence[str] = ()
+    with_images: int = 0
     reader: Any = field(default=None, repr=False)
 
     @property
@@ -68,39 +71,54 @@ class Check:
         return {fault.index for fault in chain.from_iterable(counted)}
 
 
-class _Chunks(Dataset[list[tuple[int, Any, int, list[tuple[str, str, int | None]]]]]):
-    """Looks at records, some at a time: index, id, length and faults of each."""
+@dataclass
+class _Checked:
+    """What a worker found in one record; its length is -1 where it cannot be told."""
+
+    index: int
+    id: Any
+    length: int
+    has_images: bool
+    faults: list[tuple[str, str, int | None]]
+
+
+class _Chunks(Dataset[list[_Checked]]):
+    """Validates records, some at a time: index, id, length and faults of each."""
 
     def __init__(
-        self, reader: Reader, files: ImageFiles, processor: LlavaProcessor | None, template: str, max_length: int
+        self, reader: Reader, files: ImageFiles, processor: LlavaProcessor | None, chat_template: str, max_length: int
     ) -> None:
         self.reader, self.files, self.processor = reader, files, processor
-        self.template, self.max_length = template, max_length
+        self.chat_template, self.max_length = chat_template, max_length
 
     def __len__(self) -> int:
         return -(-len(self.reader) // _CHUNK)
 
-    def __getitem__(self, chunk: int) -> list[tuple[int, Any, int, list[tuple[str, str, int | None]]]]:
+    def __getitem__(self, chunk: int) -> list[_Checked]:
         start = chunk * _CHUNK
-        return [self._look(index) for index in range(start, min(start + _CHUNK, len(self.reader)))]
+        return [self._validate(index) for index in range(start, min(start + _CHUNK, len(self.reader)))]
 
-    def _look(self, index: int) -> tuple[int, Any, int, list[tuple[str, str, int | None]]]:
+    def _validate(self, index: int) -> _Checked:
         try:
             record = self.reader[index]
-        except RecordFault as fault:
-            return index, None, -1, [(fault.kind, str(fault), None)]
-        look = look_at(record, self.template, self.files, decode=True)
-        faults: list[tuple[str, str, int | None]] = [(fault.kind, str(fault), None) for fault in look.faults]
+        except ValidationError as fault:
+            return _Checked(index, None, -1, False, [(fault.kind, str(fault), None)])
+        found = validate_record(record, self.chat_template, self.files, decode=True)
         length = -1
-        if self.processor is not None and look.messages is not None:
-            encoded = encode_conversation(record["conversations"], self.processor, self.template)
-            length = len(encoded["input_ids"])
+        if self.processor is not None and found.messages is not None:
+            try:
+                encoded = encode_record(record, self.processor, self.chat_template)
+                length = len(encoded["input_ids"])
+            except ValidationError as fault:
+                found.add(fault)
+        faults: list[tuple[str, str, int | None]] = [(fault.kind, str(fault), None) for fault in found.faults]
+        if length >= 0:
             excess = length - self.max_length
             if excess > 0:
                 faults.append(("too_long", f"{length} tokens, {excess} more than {self.max_length}", excess))
                 if all(label == IGNORE_INDEX for label in encoded["labels"][: self.max_length]):
                     faults.append(("no_target", f"no target within its first {self.max_length} tokens", None))
-        return index, record.get("id"), length, faults
+        return _Checked(index, record.get("id"), length, bool(found.images), faults)
 
 
 def check_file(
@@ -127,21 +145,24 @@ def check_file(
         InputError: there is no such file or image folder, or nothing in it can be read.
     """
     reader = read_records(path, tolerant=True)
-    chunks = _Chunks(reader, ImageFiles(images), processor, template, max_length)
+    chat_template = find_template(template, None if processor is None else processor.tokenizer.chat_template)
+    chunks = _Chunks(reader, ImageFiles(images), processor, chat_template, max_length)
     # Chunks come in order, whichever process looked at them; None: they are no tensors to be stacked.
     loader = DataLoader(chunks, batch_size=None, num_workers=min(workers, len(chunks)), collate_fn=_same)
     faults: dict[str, list[FaultyRecord]] = {kind: [] for kind in KINDS}
     lengths = np.full(len(reader), -1, np.int64)
     ids = np.zeros(len(reader), np.int64)
     has_id = np.zeros(len(reader), bool)
+    with_images = 0
     with tqdm(total=len(reader), desc="checking records", unit="record") as bar:
         for chunk in loader:
-            for index, identity, length, found in chunk:
-                lengths[index] = length
-                has_id[index] = identity is not None
-                ids[index] = hash(identity if isinstance(identity, str | int) else str(identity))
-                for kind, message, excess in found:
-                    faults[kind].append(FaultyRecord(index, identity, None, message, excess))
+            for each in chunk:
+                lengths[each.index] = each.length
+                has_id[each.index] = each.id is not None
+                ids[each.index] = hash(each.id if isinstance(each.id, str | int) else str(each.id))
+                with_images += each.has_images
+                for kind, message, excess in each.faults:
+                    faults[kind].append(FaultyRecord(each.index, each.id, None, message, excess))
             bar.update(len(chunk))
     with_id = np.flatnonzero(has_id)
     for later, earlier in repeated(ids[with_id]):
@@ -156,7 +177,7 @@ def check_file(
         for fault in chain.from_iterable(faults.values()):
             fault.line = None if fault.index is None else line_of[fault.index]
         faults["malformed"] += [FaultyRecord(None, None, line, text) for line, text in reader.misplaced_lines()]
-    return Check(len(reader), faults, lengths, ignored, reader)
+    return Check(len(reader), faults, lengths, ignored, with_images, reader)
 
 
 def _same(chunk: Any) -> Any:
@@ -213,6 +234,7 @@ def report(check: Check, **told: Any) -> dict[str, Any]:
         **told,
         "records": check.records,
         "good": check.records - len(check.bad - {None}),
+        "with_images": check.with_images,
         "ignored": list(check.ignored),
         "faults": {
             kind: {
@@ -231,6 +253,7 @@ def tell(check: Check, shown: int = 5) -> Iterator[str]:
     """The lines to print: a table of faults with the first of each kind, and the histogram."""
     width = max(map(len, KINDS))
     yield f"{check.records:,} records, {check.records - len(check.bad - {None}):,} without fault"
+    yield f"{check.with_images:,} records with images, {check.records - check.with_images:,} text alone"
     for kind, found in check.faults.items():
         if not found:
             continue

@@ -1,26 +1,32 @@
-"""One LLaVA conversation → token ids and labels."""
+"""One training record → token ids and labels."""
+
+import re
+from typing import Any
 
 from transformers import LlavaProcessor
 
-from llava_s2.data.faults import RecordFault
+from llava_s2.data.record_shapes import LITERAL_IMAGE, Turn, count_images, read_turns
+from llava_s2.data.validation_error import ValidationError
 from llava_s2.errors import InputError
-from llava_s2.model.labels import encode_messages
-from llava_s2.model.templates import TEMPLATES
-from llava_s2.model.tokenizer import IMAGE_TOKEN
+from llava_s2.model.labels import IGNORE_INDEX, encode_messages
+from llava_s2.model.templates import IMAGE_TOKEN, TEMPLATES, find_template, takes_system
 
-_ROLES = {"human": "user", "gpt": "assistant"}
+_END_TOKENS = re.compile(r"</?s>|<\|(im_end|endoftext|eot_id|end_of_text|end)\|>|<eos>|<end_of_turn>")
+# As serving writes it: a space keeps the tokenizer from reading an image.
+_ESCAPED_IMAGE = f"{IMAGE_TOKEN[0]} {IMAGE_TOKEN[1:]}"
 
 
 def encode_conversation(
-    conversations: list[dict[str, str]], processor: LlavaProcessor, template: str = "vicuna_v1"
+    conversations: list[dict[str, Any]], processor: LlavaProcessor, template: str = "vicuna_v1"
 ) -> dict[str, list[int]]:
     """Encodes the ``"conversations"`` list of one LLaVA record for training.
 
     Args:
-        conversations: turns ``{"from": "human" | "gpt", "value": text}``, each ``<image>`` standing for one image.
+        conversations: turns ``{"from": "human" | "gpt", "value": text}`` (or of another shape that
+            `llava_s2.data.record_shapes` knows), each ``<image>`` standing for one image.
         processor: the model's; its tokenizer and its number of tokens an image are used.
-        template: a name in ``llava_s2.model.templates.TEMPLATES``. ``plain`` (stage 1) keeps nothing of the question
-            but its image.
+        template: what `find_template` takes: a name in ``TEMPLATES``, ``own`` for the tokenizer's, a Jinja file or its
+            text. ``plain`` (stage 1) keeps nothing of the question but its image.
 
     Returns:
         ``{"input_ids": ..., "labels": ...}`` as `encode_messages` gives them.
@@ -28,59 +34,93 @@ def encode_conversation(
     Raises:
         InputError: unknown template or role, turns out of order, an empty conversation, or no answer that is not empty.
     """
-    if template not in TEMPLATES:
-        raise InputError(f"unknown template {template!r}; there are {', '.join(TEMPLATES)}")
-    return encode_messages(to_messages(conversations, template), processor, TEMPLATES[template])
+    chat_template = find_template(template, processor.tokenizer.chat_template)
+    return encode_record({"conversations": conversations}, processor, chat_template)
 
 
-def to_messages(conversations: list[dict[str, str]], template: str) -> list[dict[str, str]]:
-    """Checks a LLaVA conversation and turns it into chat messages, placing images where LLaVA places them.
+def encode_record(record: dict[str, Any], processor: LlavaProcessor, chat_template: str) -> dict[str, list[int]]:
+    """Encodes a record of any known shape with a chat template (Jinja text), see `encode_conversation`.
+
+    Raises:
+        ValidationError: what is wrong with the record, or that the chat template refuses it.
+    """
+    messages = to_messages(read_turns(record), chat_template)
+    try:
+        encoded = encode_messages(messages, processor, chat_template)
+    except InputError as error:
+        raise ValidationError("roles", str(error)) from None
+    if all(label == IGNORE_INDEX for label in encoded["labels"]):
+        raise ValidationError(
+            "no_target", "no answer has text beside special tokens, so there is nothing to learn; drop the record"
+        )
+    return encoded
+
+
+def to_messages(turns: list[Turn], chat_template: str) -> list[dict[str, str]]:
+    """Checks turns and makes chat messages of them, placing images where LLaVA places them.
 
     The only image of a turn moves to the turn's front, on a line of its own; several stay where they are. An answer
     before the first question is left out. Both as in LLaVA's ``preprocess_multimodal`` and ``preprocess_v1``.
 
     Raises:
-        InputError: as `encode_conversation`.
+        ValidationError: turns are out of order, an image stands in an answer, there is no answer, or the chat template
+            has no place for a system message or a tool's turn.
     """
-    if not isinstance(conversations, list) or not conversations:
-        raise RecordFault("malformed", '"conversations" must be a list of turns, and it is empty or missing')
     messages: list[dict[str, str]] = []
-    for number, turn in enumerate(conversations):
-        role, value = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
-        if role not in _ROLES:
-            raise RecordFault("roles", f'turn {number}: unknown role {role!r}, "from" must be "human" or "gpt"')
-        if not isinstance(value, str):
-            raise RecordFault("malformed", f'turn {number}: "value" must be text, not {type(value).__name__}')
-        if number == 0 and role == "gpt":
-            continue
-        if role != ("gpt" if len(messages) % 2 else "human"):
-            raise RecordFault("roles", f"turn {number}: human and gpt must take turns, here {role} speaks twice")
+    spoken, dropped = 0, False  # questions and answers taken so far; whether an answer before them was left out
+    for number, turn in enumerate(turns):
+        text = turn.text
         try:
-            value.encode()
+            text.encode()
         except UnicodeEncodeError:
-            raise RecordFault("malformed", f"turn {number}: holds half of a surrogate pair, no text") from None
-        if role == "human":
-            value = _place_image(value)
-        elif IMAGE_TOKEN in value:
-            raise RecordFault(
-                "image_placeholders", f"turn {number}: {IMAGE_TOKEN} in an answer; images belong to human turns"
+            raise ValidationError("malformed", f"turn {number}: holds half of a surrogate pair, no text") from None
+        if turn.role != "user" and count_images(text):
+            raise ValidationError(
+                "image_placeholders",
+                f"turn {number}: {IMAGE_TOKEN} in {_OWNER.get(turn.role, 'an answer')}; images belong to human turns "
+                f"(write {LITERAL_IMAGE} for the word itself)",
             )
-        messages.append({"role": _ROLES[role], "content": value})
-    if len(messages) < 2:
-        raise RecordFault(
+        if turn.role == "system":
+            if number:
+                raise ValidationError("roles", f"turn {number}: a system message stands first or nowhere")
+            if text.strip() and chat_template != TEMPLATES["plain"]:
+                if not takes_system(chat_template):
+                    raise ValidationError(
+                        "roles", "the chat template has no place for a system message; put it into the question"
+                    )
+                messages.append({"role": "system", "content": text.replace(LITERAL_IMAGE, _ESCAPED_IMAGE)})
+            continue
+        if turn.role == "tool" and chat_template in TEMPLATES.values():
+            raise ValidationError("roles", f"turn {number}: a tool's turn, which this template has no words for")
+        if turn.role == "assistant" and not spoken and not dropped:
+            dropped = True
+            continue
+        if turn.role in ("user", "assistant") and turn.role != ("assistant" if spoken % 2 else "user"):
+            speaker = "human" if turn.role == "user" else "gpt"
+            raise ValidationError("roles", f"turn {number}: human and gpt must take turns, here {speaker} speaks twice")
+        text = text.replace(LITERAL_IMAGE, _ESCAPED_IMAGE)
+        messages.append({"role": turn.role, "content": _place_image(text) if turn.role == "user" else text})
+        spoken += turn.role != "tool"
+    answers = [message["content"] for message in messages if message["role"] == "assistant"]
+    if not answers:
+        raise ValidationError(
             "no_target", "no answer after a human turn, so no target to learn; add one or drop the record"
         )
-    if not any(message["content"].strip() for message in messages[1::2]):
-        raise RecordFault("no_target", "the answer is empty, so there is nothing to learn; fill it or drop the record")
-    if template == "plain":
+    if not any(_END_TOKENS.sub("", answer).strip() for answer in answers):
+        raise ValidationError(
+            "no_target", "the answer is empty, so there is nothing to learn; fill it or drop the record"
+        )
+    if chat_template == TEMPLATES["plain"]:
         question = messages[0]
         question["content"] = IMAGE_TOKEN * question["content"].count(IMAGE_TOKEN)
         if len(messages) != 2 or not question["content"]:
-            raise RecordFault(
-                "image_placeholders",
-                "the plain template needs one human turn with an image, and one answer",
+            raise ValidationError(
+                "image_placeholders", "the plain template needs one human turn with an image, and one answer"
             )
     return messages
+
+
+_OWNER = {"system": "a system message", "tool": "a tool's turn"}
 
 
 def _place_image(value: str) -> str:

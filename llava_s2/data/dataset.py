@@ -9,14 +9,14 @@ from tqdm import tqdm
 from transformers import LlavaProcessor
 
 from llava_s2.data.bad_samples import BadSamples, stand_ins
-from llava_s2.data.conversation import encode_conversation
-from llava_s2.data.faults import RecordFault
+from llava_s2.data.conversation import encode_record
 from llava_s2.data.pixels import image_bytes
 from llava_s2.data.training_records import BadRecord, TrainingRecords
+from llava_s2.data.validation_error import ValidationError
 from llava_s2.errors import InputError
 from llava_s2.model.labels import IGNORE_INDEX
 from llava_s2.model.processor import num_image_tokens
-from llava_s2.model.tokenizer import IMAGE_TOKEN
+from llava_s2.model.templates import IMAGE_TOKEN, find_template
 
 
 class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
@@ -29,7 +29,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
     Args:
         checked: what `check_records` returned.
         processor: the model's.
-        template: the conversation template's name, see `encode_conversation`.
+        template: see `find_template`; ``own`` is the processor's tokenizer's.
         max_length: the most tokens of an example, image tokens included.
         bad_samples: to have another record in the place of one that cannot be used, rather than an error.
 
@@ -49,19 +49,20 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         bad_samples: BadSamples | None = None,
     ) -> None:
         self.records, self.bad_samples = checked.records, bad_samples
-        self.processor, self.template, self.max_length = processor, template, max_length
+        self.processor, self.max_length = processor, max_length
+        self.chat_template = find_template(template, processor.tokenizer.chat_template)
         self.features: Any = {}
         # A tokenizer makes at most one token of a byte, beside the template's own; only records that this bound does
         # not clear are tokenized here.
         shortest = [{"from": "human", "value": f"{IMAGE_TOKEN}\na"}, {"from": "gpt", "value": "a"}]
-        frame = len(encode_conversation(shortest, processor, template)["input_ids"])
+        frame = len(self._tokens({"conversations": shortest})["input_ids"])
         self._checked, self._frame = checked, frame
         bound = frame + checked.bytes_before_answer + checked.images_before_answer * num_image_tokens(processor)
         doubtful = np.flatnonzero(bound > max_length).tolist() if bad_samples is None else []
         for index in tqdm(doubtful, desc="checking long records", delay=2):
             try:
                 self._encode(self.records[index])
-            except RecordFault as fault:
+            except ValidationError as fault:
                 raise InputError(f"{self.records.where(index)}: {fault}") from None
 
     def too_long(self) -> str | None:
@@ -71,8 +72,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         looked_at = doubtful[np.linspace(0, len(doubtful) - 1, min(len(doubtful), 1000)).astype(int)].tolist()
         long = []
         for index in tqdm(looked_at, desc="counting long records", delay=2):
-            turns = self.records[index]["conversations"]
-            length = len(encode_conversation(turns, self.processor, self.template)["input_ids"])
+            length = len(self._tokens(self.records[index])["input_ids"])
             if length > self.max_length:
                 long.append((index, length))
         if not long:
@@ -91,7 +91,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         try:
             return self._item(index)
-        except RecordFault as fault:
+        except ValidationError as fault:
             where = self.records.where(index)
             if self.bad_samples is None:
                 raise InputError(f"{where}: {fault}") from None
@@ -99,7 +99,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         for other in self.bad_samples.substitutes(index):
             try:
                 item = self._item(other)
-            except RecordFault:
+            except ValidationError:
                 continue
             bad = BadRecord(self.records.position(index), where, error, self.records.where(other))
             self.bad_samples.add(bad)
@@ -126,16 +126,19 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         images = self.records.open_images(index)
         return image_bytes(self.processor.image_processor, images) if images else None
 
+    def _tokens(self, record: dict[str, Any]) -> dict[str, list[int]]:
+        return encode_record(record, self.processor, self.chat_template)
+
     def _encode(self, record: dict[str, Any]) -> tuple[dict[str, list[int]], int]:
         """Returns ids and labels cut to the length allowed, and the number of images they still hold."""
-        encoded = encode_conversation(record["conversations"], self.processor, self.template)
+        encoded = self._tokens(record)
         input_ids, run = encoded["input_ids"], num_image_tokens(self.processor)
         end = min(len(input_ids), self.max_length)
         images = input_ids[:end].count(self.processor.image_token_id)
         if images % run:  # the cut falls into an image: leave out the whole image
             end = _position(input_ids, self.processor.image_token_id, images // run * run)
         if all(label == IGNORE_INDEX for label in encoded["labels"][:end]):
-            raise RecordFault(
+            raise ValidationError(
                 "no_target",
                 f"no target within --model_max_length {self.max_length} of its {len(input_ids)} tokens; raise it or "
                 "shorten the record",

@@ -1,14 +1,17 @@
 """Where the image names of a data file lead: a folder, tar files, or a folder with tar files in it."""
 
 import os
+import unicodedata
+from collections.abc import Iterator
 from glob import glob
 from pathlib import Path, PureWindowsPath
+from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
-from llava_s2.data.faults import RecordFault
 from llava_s2.data.image_decoding import Embedded, open_image
-from llava_s2.data.tars import TarMembers
+from llava_s2.data.tar_members import TarMembers
+from llava_s2.data.validation_error import ValidationError
 from llava_s2.errors import InputError
 
 
@@ -39,36 +42,42 @@ class ImageFiles:
         self._in_files = source is None or self.folder is not None
 
     def find(self, name: str) -> str | Embedded:
-        """What an image's name stands for: a path, or a tar file's bytes. Backslashes, as Windows writes them, are
-        taken for slashes too.
+        """What an image's name stands for: a path, or a tar file's bytes.
+
+        A name that is not there is tried in its other forms too: backslashes, as Windows writes them, ``file://``,
+        percent-encoding, and the other Unicode normal form, as macOS writes accents.
 
         Raises:
-            RecordFault: nothing of that name is there.
+            ValidationError: nothing of that name is there.
         """
-        for form in (name, name.replace("\\", "/")) if "\\" in name else (name,):
-            if self._in_files:
-                # os.path in a third of pathlib's time, and there are a million names
-                path = form if self.folder is None else os.path.join(self.folder, form)  # noqa: PTH118
-                if os.path.exists(path):  # noqa: PTH110
-                    return path
-            found = self._tars.find(form) if self._tars is not None else None
-            if found is not None:
+        if (found := self._find(name)) is not None:
+            return found
+        for form in _other_forms(name):
+            if (found := self._find(form)) is not None:
                 return found
-        raise RecordFault("missing_image", self._missing(name))
+        raise ValidationError("missing_image", self._missing(name))
+
+    def _find(self, name: str) -> str | Embedded | None:
+        if self._in_files:
+            # os.path in a third of pathlib's time, and there are a million names
+            path = name if self.folder is None else os.path.join(self.folder, name)  # noqa: PTH118
+            if os.path.exists(path):  # noqa: PTH110
+                return path
+        return self._tars.find(name) if self._tars is not None else None
 
     def open(self, image: str | Embedded) -> Image.Image:
         """Opens an image by name, or one that the data file holds.
 
         Raises:
-            RecordFault: it is not there, or it cannot be opened.
+            ValidationError: it is not there, or it cannot be opened.
         """
         found = self.find(image) if isinstance(image, str) else image
         try:
             return found.open() if isinstance(found, Embedded) else open_image(found)
-        except RecordFault:
+        except ValidationError:
             raise
         except InputError as error:
-            raise RecordFault("corrupt_image", str(error)) from None
+            raise ValidationError("corrupt_image", str(error)) from None
 
     def _missing(self, name: str) -> str:
         if not self._in_files:
@@ -79,6 +88,8 @@ class ImageFiles:
 
     def _hint(self, path: Path, name: str) -> str:
         """The slip that explains a missing file, where there is one."""
+        if name.startswith(("http://", "https://")):
+            return "; that is an address, and training reads files: fetch it first"
         if PureWindowsPath(name).drive:
             return "; that is a path of a Windows machine, give names relative to the image folder"
         if self.folder is not None and Path(name).exists():
@@ -88,3 +99,14 @@ class ImageFiles:
             if like:
                 return f"; {', '.join(sorted(like)[:3])} is there, and upper case and ending count"
         return ""
+
+
+def _other_forms(name: str) -> Iterator[str]:
+    forms = [name.replace("\\", "/")]
+    if name.startswith("file:"):
+        forms = [unquote(urlsplit(name).path)]
+    elif "%" in name:
+        forms.append(unquote(name))
+    for form in forms:
+        for normal in ("NFC", "NFD"):
+            yield from (form, unicodedata.normalize(normal, form))

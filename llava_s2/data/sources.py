@@ -11,16 +11,17 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from llava_s2.data.faults import RecordFault
 from llava_s2.data.image_files import ImageFiles
-from llava_s2.data.records import Records, images_of
-from llava_s2.data.shards import ShardRecords
-from llava_s2.data.tables import TableRecords, saved_files
+from llava_s2.data.json_records import Records
+from llava_s2.data.record_shapes import images_of
+from llava_s2.data.shard_records import ShardRecords
+from llava_s2.data.table_records import TableRecords, saved_files
+from llava_s2.data.validation_error import ValidationError
 from llava_s2.errors import InputError
 
 
 class Reader(Protocol):
-    """Random access to the records of one source; a record that cannot be read raises `RecordFault`."""
+    """Random access to the records of one source; a record that cannot be read raises `ValidationError`."""
 
     path: Path
 
@@ -73,7 +74,7 @@ def _visited(reader: Reader, visit: Callable[[int, dict[str, Any]], None] | None
     for index in tqdm(range(len(reader)), desc=f"reading {reader.path.name}", unit="record", delay=2):
         try:
             record = reader[index]
-        except RecordFault as error:
+        except ValidationError as error:
             if tolerant:
                 reader.broken.setdefault(index, str(error))
                 continue
@@ -128,7 +129,7 @@ class Mix(Sequence[dict[str, Any]]):
         return source.records.where(inner)
 
     def open_images(self, index: int) -> list[Image.Image]:
-        """The images of a record, upright RGB. Raises RecordFault where one is missing or damaged."""
+        """The images of a record, upright RGB. Raises ValidationError where one is missing or damaged."""
         source, inner = self.locate(index)
         return [source.files.open(image) for image in images_of(source.records[inner])]
 

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from llava_s2.data.faults import RecordFault
 from llava_s2.data.image_files import ImageFiles
-from llava_s2.data.record_checks import look_at
+from llava_s2.data.record_shapes import media_keys
 from llava_s2.data.sources import Mix, Reader, Source, read_records
+from llava_s2.data.validate_record import validate_record
+from llava_s2.data.validation_error import ValidationError
 from llava_s2.errors import InputError
-from llava_s2.model.templates import IMAGE_TOKEN
+from llava_s2.model.templates import IMAGE_TOKEN, find_template
 
 _IMAGES_DECODED_AHEAD = 1000  # records; all of a small set, a sample of a large one
 _UNKNOWN = 1 << 40  # more than any length allowed, so that the record is looked at
@@ -50,20 +51,27 @@ class TrainingRecords:
     notices: list[str] = field(default_factory=list)  # what does not stop a run, for people to know
     bad: list[BadRecord] = field(default_factory=list)
 
+    @property
+    def describe(self) -> str:
+        """Such as ``9 records with images, 1 text alone``."""
+        with_images = int((self.images > 0).sum())
+        return f"{with_images:,} records with images, {len(self.images) - with_images:,} text alone"
+
 
 class _Checked:
     """The columns of one source while it is read."""
 
-    def __init__(self, path: str | Path, image_folder: str | Path | None, template: str, tolerant: bool) -> None:
-        self.path, self.image_folder, self.template = path, image_folder, template
+    def __init__(self, path: str | Path, image_folder: str | Path | None, chat_template: str, tolerant: bool) -> None:
+        self.path, self.image_folder, self.chat_template = path, image_folder, chat_template
         self.files = ImageFiles(image_folder)
         self.columns = [array("q") for _ in range(5)]
-        self.faults: dict[int, RecordFault] = {}
+        self.faults: dict[int, ValidationError] = {}
         self.empty_turns: list[int] = []
+        self.unread_keys: dict[str, list[int]] = {}  # key -> first record with it, and how many
         self._ids = array("q")
         self._has_id = bytearray()
         self.records: Reader = read_records(path, self._visit, tolerant)
-        self.faults |= {index: RecordFault("malformed", text) for index, text in self.records.broken.items()}
+        self.faults |= {index: ValidationError("malformed", text) for index, text in self.records.broken.items()}
         self._fill(len(self.records))
 
     def _fill(self, count: int) -> None:
@@ -74,23 +82,30 @@ class _Checked:
     def _visit(self, index: int, record: dict[str, Any]) -> None:
         if len(self._ids) < index:  # behind what was no record
             self._fill(index)
-        look = look_at(record, self.template, self.files)
+        found = validate_record(record, self.chat_template, self.files)
         identity = record.get("id")
         self._ids.append(hash(identity if isinstance(identity, str | int) else str(identity)))
         self._has_id.append(identity is not None)
-        if any(fault.kind == "empty_turn" for fault in look.faults):
+        if any(fault.kind == "empty_turn" for fault in found.faults):
             self.empty_turns.append(index)
-        if look.refused is not None or look.messages is None:
-            self.faults[index] = look.refused or RecordFault("malformed", "cannot be read")
+        if found.error is not None or found.messages is None:
+            self.faults[index] = found.error or ValidationError("malformed", "cannot be read")
             return
-        contents = [message["content"] for message in look.messages]
+        for key in media_keys(record):
+            self.unread_keys.setdefault(key, [index, 0])[1] += 1
+        said = [message for message in found.messages if message["role"] != "system"]
+        system = sum(len(message["content"].encode()) for message in found.messages if message["role"] == "system")
+        contents = [message["content"] for message in said]
+        first_answer = next(number for number, message in enumerate(said) if message["role"] == "assistant")
         words = sum(len(text.split()) for text in contents)
         values = (
-            words if look.images else -words,
-            contents[0].count(IMAGE_TOKEN),
-            len(contents[0].encode()) if contents[1].strip() else _UNKNOWN,
-            len(look.images),
-            sum(len(text.encode()) for text in contents),
+            words if found.images else -words,
+            sum(text.count(IMAGE_TOKEN) for text in contents[:first_answer]),
+            system + sum(len(text.encode()) for text in contents[:first_answer])
+            if contents[first_answer].strip()
+            else _UNKNOWN,
+            len(found.images),
+            system + sum(len(text.encode()) for text in contents),
         )
         for column, value in zip(self.columns, values, strict=True):
             column.append(value)
@@ -100,6 +115,11 @@ class _Checked:
         if self.empty_turns:
             first = self.records.where(self.empty_turns[0])
             notes.append(f"{first}: has an empty turn; so have {len(self.empty_turns)} of {len(self.records)}")
+        for key, (index, count) in self.unread_keys.items():
+            notes.append(
+                f'{self.records.where(index)}: "{key}" looks like media and is not read; so in {count} of '
+                f"{len(self.records)}"
+            )
         indices = np.flatnonzero(np.frombuffer(self._has_id, np.uint8))
         repeats = repeated(np.frombuffer(self._ids, np.int64)[indices])
         if repeats:
@@ -136,7 +156,7 @@ def check_records(
     Args:
         data_path: one or several, each of a kind that `read_records` knows.
         image_folder: where images are, see `ImageFiles`; one for all, or one for each of ``data_path``.
-        template: a conversation template's name.
+        template: see `find_template`.
         weights, seed: see `Mix`.
         skip_bad: to put another record in the place of a bad one, rather than to raise.
 
@@ -150,15 +170,16 @@ def check_records(
     if weights is not None and (len(weights) != len(paths) or not all(0 <= weight < 1e6 for weight in weights)):
         raise InputError(f"--data_weights: {len(paths)} numbers, 0 or more, one for each of --data_path")
     folders = folders * len(paths) if len(folders) == 1 else folders
+    chat_template = find_template(template)
     parts = []
     for path, folder in zip(paths, folders, strict=True):
-        parts.append(_Checked(path, folder, template, skip_bad))
+        parts.append(_Checked(path, folder, chat_template, skip_bad))
         if parts[-1].faults and not skip_bad:
             raise InputError(_first_fault(parts[-1]))
     records = Mix([Source(part.records, part.files) for part in parts], weights, seed)
     columns = [np.concatenate([np.frombuffer(part.columns[i], np.int64) for part in parts]) for i in range(5)]
     starts = np.cumsum([0, *(len(part.records) for part in parts)]).tolist()
-    faults: dict[int, RecordFault] = {}
+    faults: dict[int, ValidationError] = {}
     for start, part in zip(starts, parts, strict=False):
         faults |= {start + index: fault for index, fault in part.faults.items()}
     sample = np.linspace(0, len(records) - 1, min(len(records), _IMAGES_DECODED_AHEAD)).astype(int)
@@ -167,7 +188,7 @@ def check_records(
             continue
         try:
             records.open_images(index)
-        except RecordFault as fault:
+        except ValidationError as fault:
             if not skip_bad:
                 raise InputError(f"{records.where(index)}: {fault}") from None
             faults[records.position(index)] = fault
@@ -177,7 +198,7 @@ def check_records(
     return TrainingRecords(records, lengths, before, bytes_before, images, size, notices, bad)
 
 
-def _replace(records: Mix, faults: dict[int, RecordFault]) -> tuple[np.ndarray, list[BadRecord]]:
+def _replace(records: Mix, faults: dict[int, ValidationError]) -> tuple[np.ndarray, list[BadRecord]]:
     """Puts a good record in the place of each bad one, the same in every run. Returns where all records stand then."""
     positions = np.fromiter(map(records.position, range(len(records))), np.int64, len(records))
     at_fault = np.isin(positions, np.fromiter(faults, np.int64, len(faults)))

@@ -1,20 +1,22 @@
 """Chat messages → token ids and labels.
 
 The text and the loss mask come out of one rendering of the chat template: what stands in its ``{% generation %}``
-blocks takes loss. There is no second computation of lengths that could disagree with the first, which is what LLaVA's
-``tokenization mismatch`` was.
+blocks is what the model learns; in a template without such blocks, what a rendering without the reply lacks. There is
+no second computation of lengths that could disagree with the first, which is what LLaVA's ``tokenization mismatch``
+was.
 """
 
+import re
 from typing import Any
 
-from transformers import LlavaProcessor
-from transformers.utils.chat_template_utils import render_jinja_template
+from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
 from llava_s2.errors import InputError
 from llava_s2.model.processor import num_image_tokens
-from llava_s2.model.templates import end_of_turn
+from llava_s2.model.templates import end_of_turn, marks_replies, render, render_with_marks
 
 IGNORE_INDEX = -100
+_STAND_IN = "\ue000reply\ue001"  # starts and ends as no reply does
 
 
 def encode_messages(
@@ -25,38 +27,77 @@ def encode_messages(
     Args:
         messages: ``{"role": …, "content": …}`` as chat templates take them.
         processor: the model's.
-        chat_template: Jinja text that encloses replies in ``{% generation %}``.
+        chat_template: Jinja text.
 
     Returns:
         ``{"input_ids": ..., "labels": ...}``, equally long lists. Each image is a run of the image token as long as the
-        model's features of one image. ``labels`` are the ids where loss is taken and -100 elsewhere; of an empty answer
-        nothing is taken, not even that it ends.
+        model's features of one image. ``labels`` are the ids of the replies and of the tokens that end them, -100
+        elsewhere; an empty reply is not learnt, nor is that it ends.
 
     Raises:
-        InputError: the chat template marks no reply, so that no token would take loss.
+        InputError: the chat template refuses the messages, or it ends no reply with a token.
     """
     tokenizer = processor.tokenizer
-    # What apply_chat_template does inside; called whole, it differs between transformers versions in how it maps the
-    # answers' characters to tokens, and newer ones refuse an image placeholder without its image.
-    rendered: Any = render_jinja_template(
-        [messages],
-        chat_template=chat_template,
-        return_assistant_tokens_mask=True,
-        **tokenizer.special_tokens_map,
-    )
-    (text,), (marked,) = rendered
-    end = end_of_turn(chat_template, tokenizer.eos_token)
-    answers = [(start, stop) for start, stop in marked if text[start:stop].replace(end, "").strip()]
-    has_bos = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-    tokens = tokenizer(text, add_special_tokens=not has_bos, return_offsets_mapping=True)
+    text, replies = render_replies(messages, tokenizer, chat_template)
+    marks = sorted({end_of_turn(chat_template, tokenizer.eos_token), *tokenizer.all_special_tokens}, key=len)
+    special = re.compile("|".join(map(re.escape, reversed(marks))))
+    replies = [(start, end) for start, end in replies if special.sub("", text[start:end]).strip()]
+    tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     run = num_image_tokens(processor)
-    input_ids: list[int] = []
-    labels: list[int] = []
-    for token, (start, stop) in zip(tokens["input_ids"], tokens["offset_mapping"], strict=True):
-        takes_loss = any(start < answer_stop and stop > answer_start for answer_start, answer_stop in answers)
+    bos = tokenizer.bos_token_id
+    adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos] and not text.startswith(tokenizer.bos_token)
+    input_ids: list[int] = [bos] if adds_bos else []
+    labels: list[int] = [IGNORE_INDEX] if adds_bos else []
+    for token, (start, end) in zip(tokens["input_ids"], tokens["offset_mapping"], strict=True):
+        learnt = any(start < reply_end and end > reply_start for reply_start, reply_end in replies)
         repeats = run if token == processor.image_token_id else 1
         input_ids += [token] * repeats
-        labels += [token if takes_loss else IGNORE_INDEX] * repeats
-    if all(label == IGNORE_INDEX for label in labels):
-        raise InputError("the chat template marks no reply with {% generation %}; name another one with --template")
+        labels += [token if learnt else IGNORE_INDEX] * repeats
     return {"input_ids": input_ids, "labels": labels}
+
+
+def render_replies(
+    messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerFast, chat_template: str
+) -> tuple[str, list[tuple[int, int]]]:
+    """A conversation's text, and start and end of what the model writes of it, with the token that ends a reply.
+
+    Raises:
+        InputError: see `encode_messages`.
+    """
+    special: Any = tokenizer.special_tokens_map
+    text, replies = render_with_marks(chat_template, messages, **special)
+    if marks_replies(chat_template):
+        return text, replies
+    added = sorted({*tokenizer.get_added_vocab(), tokenizer.eos_token}, key=len, reverse=True)
+    ending = re.compile(rf"\s*({'|'.join(map(re.escape, added))})")
+    for number, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = messages[:number]
+        start, end = _place(text, render(chat_template, [*before, _other(message), *messages[number + 1 :]], **special))
+        prompt = render(chat_template, before, add_generation_prompt=True, **special)
+        if text.startswith(prompt) and len(prompt) <= start:
+            start = len(prompt)
+        # The token behind the last reply of a conversation ends it, and not the one that begins the next turn.
+        shorter = render(chat_template, [*before, message], **special)
+        _, stop = _place(shorter, render(chat_template, [*before, _other(message)], **special))
+        last, here = ending.match(shorter, stop), ending.match(text, end)
+        if last is None or here is None or last[1] != here[1]:
+            raise InputError(
+                "the chat template marks no reply with {% generation %} and ends none with a token of the tokenizer, "
+                "so the model would not learn to stop; name another one with --template"
+            )
+        replies.append((start, here.end()))
+    return text, replies
+
+
+def _other(message: dict[str, Any]) -> dict[str, Any]:
+    return {**message, "content": _STAND_IN}
+
+
+def _place(text: str, other: str) -> tuple[int, int]:
+    """Start and end of what two texts do not have in common."""
+    shorter = min(len(text), len(other))
+    start = next((i for i in range(shorter) if text[i] != other[i]), shorter)
+    rest = next((i for i in range(shorter - start) if text[-1 - i] != other[-1 - i]), shorter - start)
+    return start, len(text) - rest

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from llava_s2.errors import InputError
-from llava_s2.model.templates import TEMPLATES, end_of_turn
+from llava_s2.model.templates import end_of_turn, find_template
 from llava_s2.model.tokenizer import pad_left
 from llava_s2.s2.image_processor import S2ImageProcessor
 
@@ -41,7 +41,7 @@ def build_processor(
         image_aspect_ratio: how an image becomes a square, LLaVA's names: ``pad`` (to a square with the mean colour),
             ``square`` (shortest side resized, then the centre cropped) or ``resize`` (stretched). ``keep`` pads too,
             for a tower with ``keep_aspect``, which takes the picture out of its padding and tiles it as it is.
-        template: a name in ``TEMPLATES``, or a chat template.
+        template: see ``find_template``.
         vision_feature_select_strategy, prefix_tokens: as the model's config has it, and how many tokens the tower
             gives before the patches (CLS); an S2 tower gives patches alone.
 
@@ -106,7 +106,7 @@ def build_image_processor(
 
 
 def set_template(processor: LlavaProcessor, template: str) -> None:
-    """Has a processor write conversations in another template, a name in ``TEMPLATES`` or a chat template.
+    """Has a processor write conversations in another template, see ``find_template``.
 
     Raises:
         InputError: unknown template, or one whose tokens the tokenizer lacks.
@@ -115,9 +115,7 @@ def set_template(processor: LlavaProcessor, template: str) -> None:
 
 
 def _chat_template(template: str, tokenizer: PreTrainedTokenizerFast) -> str:
-    if template not in TEMPLATES and "{%" not in template:
-        raise InputError(f"template {template!r} is not known; use one of {', '.join(TEMPLATES)}")
-    chat_template = TEMPLATES.get(template, template)
+    chat_template = find_template(template, tokenizer.chat_template)
     end = end_of_turn(chat_template, tokenizer.eos_token)
     if end not in tokenizer.get_vocab():
         raise InputError(

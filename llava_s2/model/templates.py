@@ -6,7 +6,17 @@ others. ``{% generation %}`` encloses what a reply is, its text and the token th
 
 A message's content is either a string in which ``<image>`` marks an image (LLaVA's records) or a list of parts
 ``{"type": "image"}`` and ``{"type": "text", "text": …}``. As in LLaVA, a single image goes in front of its message.
+
+Any other chat template serves too: a language model's own, or a Jinja file (`find_template`).
 """
+
+import json
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from llava_s2.errors import InputError
 
 IMAGE_TOKEN = "<image>"
 IMAGE_START_TOKEN, IMAGE_END_TOKEN = "<im_start>", "<im_end>"
@@ -53,7 +63,7 @@ _VICUNA_V1 = (
 _LLAMA_2 = (
     "{%- for turn in turns -%}"
     "{%- if turn.role == 'user' -%}"
-    "{{- ('' if loop.first else bos_token) + '[INST] ' -}}"
+    "{{- ('' if loop.first else bos_token | default('', true)) + '[INST] ' -}}"
     "{%- if loop.first and system -%}{{- '<<SYS>>\\n' + said(system) + '\\n<</SYS>>\\n\\n' -}}{%- endif -%}"
     "{{- said(turn.content) + ' [/INST]' -}}"
     "{%- else -%}"
@@ -103,6 +113,156 @@ def with_image_start_end(template: str) -> str:
     return template.replace(plain, marked)
 
 
-def end_of_turn(template: str, eos_token: str) -> str:
+OWN = "own"
+TEMPLATE_HELP = f"conversation template: {', '.join(TEMPLATES)}, own (the language model's), or a Jinja file"
+_LLAVA_NAMES = {"v1": "vicuna_v1", "llava_v1": "vicuna_v1", "llava_llama_2": "llama_2"}
+_PROBE = "\ue000probe\ue001"  # of no template's own text
+
+
+def find_template(name: str | Path, own: str | None = None) -> str:
+    """The chat template (Jinja text) that a name stands for.
+
+    Args:
+        name: a name in ``TEMPLATES`` or LLaVA's for one of them (``v1``, ``llava_llama_2``); ``own``; a Jinja file, a
+            ``tokenizer_config.json`` or a folder with one of them; or Jinja text itself.
+        own: the chat template of the model's tokenizer.
+
+    Raises:
+        InputError: there is no such template.
+    """
+    text = str(name)
+    text = _LLAVA_NAMES.get(text, text)
+    if text in TEMPLATES:
+        return TEMPLATES[text]
+    if text == OWN:
+        if not own:
+            raise InputError(
+                f"--template own: the model's tokenizer has no chat template; name one of {', '.join(TEMPLATES)}, or a "
+                "Jinja file"
+            )
+        return own
+    if "{%" in text or "{{" in text:
+        return text
+    path = Path(text)
+    files = [path, path / "chat_template.jinja", path / "chat_template.json", path / "tokenizer_config.json"]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        raise InputError(
+            f"--template {text}: not known; use {', '.join(TEMPLATES)}, own (the language model's) or a Jinja file"
+        )
+    try:
+        text = file.read_text("utf-8")
+        text = json.loads(text)["chat_template"] if file.suffix == ".json" else text
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"--template {file}: holds no chat template") from None
+    if not isinstance(text, str) or not ("{%" in text or "{{" in text):
+        raise InputError(f"--template {file}: is no Jinja text")
+    return text
+
+
+def template_name(chat_template: str | None) -> str | None:
+    """The name of a chat template in ``TEMPLATES``; None of another."""
+    return next((name for name, text in TEMPLATES.items() if text == chat_template), None)
+
+
+def render(chat_template: str, messages: list[dict[str, Any]], **values: Any) -> str:
+    """A conversation's text, as ``apply_chat_template`` renders it.
+
+    Args:
+        messages: ``{"role": …, "content": …}``.
+        values: what the template reads besides: ``bos_token``, ``add_generation_prompt`` …
+
+    Raises:
+        InputError: the template is no Jinja, or it refuses these messages.
+    """
+    return render_with_marks(chat_template, messages, **values)[0]
+
+
+def render_with_marks(
+    chat_template: str, messages: list[dict[str, Any]], **values: Any
+) -> tuple[str, list[tuple[int, int]]]:
+    """As `render`, and start and end of each ``{% generation %}`` block in the text."""
+    from jinja2 import TemplateError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    known: dict[str, Any] = {"bos_token": "", "eos_token": "", **{name: value or "" for name, value in values.items()}}
+    # What apply_chat_template does inside; called whole, it differs between transformers versions in how it maps the
+    # answers' characters to tokens, and newer ones refuse an image placeholder without its image.
+    try:
+        rendered: Any = render_jinja_template(
+            [_in_its_form(chat_template, messages)],
+            chat_template=chat_template,
+            return_assistant_tokens_mask=marks_replies(chat_template),
+            **known,
+        )
+    except (TemplateError, TypeError) as error:
+        raise InputError(f"the chat template refuses the conversation: {' '.join(str(error).split())}") from None
+    (text,), marks = rendered
+    return text, [tuple(mark) for mark in marks[0]] if marks else []
+
+
+def _in_its_form(chat_template: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with their texts as lists of parts, where the chat template takes nothing else."""
+    line_break = _line_break_of_parts(chat_template)
+    if line_break is None:
+        return messages
+    made = []
+    for message in messages:
+        content = message["content"]
+        if isinstance(content, str):
+            pieces = content.split(IMAGE_TOKEN)
+            content = [{"type": "text", "text": pieces[0]}] if pieces[0] else []
+            for piece in pieces[1:]:
+                content += [{"type": "image"}, {"type": "text", "text": piece.removeprefix(line_break)}]
+        made.append({**message, "content": content})
+    return made
+
+
+@lru_cache
+def _line_break_of_parts(chat_template: str) -> str | None:
+    """None where a chat template takes texts; else what it writes itself between an image and the text behind it."""
+    if "content" not in chat_template or "type" not in chat_template:
+        return None
+    environment: Any = {"chat_template": chat_template, "bos_token": "", "eos_token": ""}
+    from jinja2 import TemplateError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    def text(content: Any) -> str:
+        try:
+            return str(render_jinja_template([[{"role": "user", "content": content}]], **environment)[0][0])
+        except (TemplateError, TypeError):
+            return ""
+
+    if _PROBE in text(_PROBE):
+        return None
+    _, image, rest = text([{"type": "image"}, {"type": "text", "text": _PROBE}]).partition(IMAGE_TOKEN)
+    if not image or _PROBE not in rest:
+        return None
+    return "\n" if rest.startswith("\n") else ""
+
+
+def marks_replies(chat_template: str) -> bool:
+    """Whether a chat template encloses replies in ``{% generation %}``."""
+    return re.search(r"\{%-?\s*generation\s*-?%\}", chat_template) is not None
+
+
+@lru_cache
+def takes_system(chat_template: str) -> bool:
+    """Whether a chat template has a place for a system message, rather than refusing or dropping it."""
+    messages = [{"role": "system", "content": _PROBE}, {"role": "user", "content": "a"}]
+    try:
+        return _PROBE in render(chat_template, messages)
+    except InputError:
+        return False
+
+
+@lru_cache
+def end_of_turn(chat_template: str, eos_token: str) -> str:
     """The token that ends a reply in this chat template, given the tokenizer's own end-of-sequence token."""
-    return "<|im_end|>" if "<|im_end|>" in template else eos_token
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}]
+    try:
+        _, found, rest = render(chat_template, messages, eos_token=eos_token).rpartition(_PROBE)
+    except InputError:
+        return eos_token
+    end = re.match(r"\s*(<[^<>\s]+>)", rest)
+    return end[1] if found and end else eos_token

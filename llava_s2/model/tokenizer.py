@@ -3,14 +3,15 @@
 LLaVA tokenizes the text before and after an image apart, with the SentencePiece tokenizer of Llama, so every stretch of
 text that follows an image begins with SentencePiece's dummy space. transformers 5 rebuilds such a tokenizer with its
 merges in the order of the ids, which differs from SentencePiece where spaces repeat; here the merges keep the order of
-the scores, and the dummy space is put where the original calls put it.
+the scores (or of ``tokenizer.json``), and the dummy space is put where the original calls put it.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
 from sentencepiece import SentencePieceProcessor
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import generate_merges
@@ -39,10 +40,14 @@ def load_tokenizer(
         InputError: there is no tokenizer in the folder, or it has no end-of-sequence token.
     """
     settings = {} if gguf_file else _read_json(name, "tokenizer_config.json")
-    model_file = None if gguf_file else find_file(name, "tokenizer.model")
+    is_llama = not gguf_file and settings.get("tokenizer_class", "LlamaTokenizer") in _SENTENCEPIECE_CLASSES
+    model_file = find_file(name, "tokenizer.model") if is_llama else None
+    json_file = find_file(name, "tokenizer.json") if is_llama else None
     tokenizer: Any
-    if model_file and settings.get("tokenizer_class", "LlamaTokenizer") in _SENTENCEPIECE_CLASSES:
-        tokenizer = _from_sentencepiece(model_file, settings, _read_json(name, "added_tokens.json"))
+    if model_file:
+        tokenizer = _from_sentencepiece(name, model_file, settings)
+    elif json_file and _is_sentencepiece(json_file):
+        tokenizer = _wrap(name, Tokenizer.from_file(json_file), settings)
     else:
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, gguf_file=gguf_file)
@@ -52,9 +57,16 @@ def load_tokenizer(
         raise InputError(f"{name}: the tokenizer has no end-of-sequence token, so replies could not end")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    _append_nothing(tokenizer)
     known = tokenizer.get_vocab()
-    new = [token for token in (*extra_tokens, IMAGE_TOKEN) if token not in known]
+    new = [token for token in extra_tokens if token not in known]
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=True) for token in new], special_tokens=True)
+    if IMAGE_TOKEN not in known:
+        # Where the dummy space is the text's first alone, another goes behind an image: for that the image must still
+        # be in the text when it is normalized.
+        normalized = _space_behind_images(tokenizer.backend_tokenizer)
+        image = AddedToken(IMAGE_TOKEN, normalized=normalized, special=True)
+        tokenizer.add_tokens([image], special_tokens=True)
     pad_left(tokenizer)
     return tokenizer
 
@@ -64,45 +76,112 @@ def pad_left(tokenizer: Any) -> None:
     tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
 
 
-def _from_sentencepiece(model_file: str, settings: dict[str, Any], added: dict[str, int]) -> PreTrainedTokenizerFast:
+def _from_sentencepiece(name: str | Path, model_file: str, settings: dict[str, Any]) -> PreTrainedTokenizerFast:
     pieces = SentencePieceProcessor(model_file=model_file)
     vocab = {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())}
     scores = {piece: pieces.get_score(i) for piece, i in vocab.items()}
     special = [pieces.id_to_piece(i) for i in (pieces.unk_id(), pieces.bos_id(), pieces.eos_id()) if i >= 0]
     merges = generate_merges(vocab, scores, skip_tokens=special)
     backend = Tokenizer(BPE(vocab, merges, unk_token=special[0], fuse_unk=True, byte_fallback=True))
-    space = normalizers.Replace(" ", "▁")
-    legacy = settings.get("legacy", True)
-    if legacy:  # every stretch of text between special tokens gets the dummy space
-        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), space])
+    if settings.get("legacy", True):  # every stretch of text between special tokens gets the dummy space
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     else:
-        # Only the text's start and what follows an image get it. <image> is split off before normalization, the other
-        # special tokens after it, so they stand inside the stretch that the dummy space was put in front of.
-        first = Regex(r"\A(?!" + "|".join(special) + ")(?=.|\n)")
-        backend.normalizer = normalizers.Sequence([normalizers.Replace(first, "▁"), space])
+        backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
     backend.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    names = {
-        key: _text(settings[key]) for key in ("unk_token", "bos_token", "eos_token", "pad_token") if settings.get(key)
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
+    _add_listed(backend, name, settings, vocab)
+    names = dict(zip(("unk_token", "bos_token", "eos_token"), special, strict=False))
+    return _wrap(name, backend, names | settings)
+
+
+def _add_listed(backend: Tokenizer, name: str | Path, settings: dict[str, Any], vocab: dict[str, int]) -> None:
+    """Adds the tokens that stand in ``tokenizer_config.json`` or ``added_tokens.json``, as these say, by their ids."""
+    named = {_text(settings[key]) for key in _SPECIAL if settings.get(key)}
+    named |= {_text(token) for token in settings.get("additional_special_tokens") or []}
+    # Without more about it, a token is what transformers takes it for: ordinary, unless it is named as special.
+    listed = {
+        int(i): AddedToken(token, normalized=token not in named, special=token in named)
+        for token, i in _read_json(name, "added_tokens.json").items()
     }
-    names.setdefault("unk_token", special[0])
-    names.setdefault("bos_token", special[1])
-    names.setdefault("eos_token", special[2])
-    backend.add_special_tokens([AddedToken(token, normalized=not legacy, special=True) for token in special])
-    listed = {entry["content"]: int(i) for i, entry in settings.get("added_tokens_decoder", {}).items()} | added
-    for token, _ in sorted(listed.items(), key=lambda item: item[1]):
-        if token not in vocab:
-            backend.add_special_tokens([AddedToken(token, normalized=False, special=True)])
-    tokenizer = PreTrainedTokenizerFast(
+    for i, entry in settings.get("added_tokens_decoder", {}).items():
+        flags = {key: entry.get(key, False) for key in ("lstrip", "rstrip", "single_word", "normalized", "special")}
+        listed[int(i)] = AddedToken(entry["content"], **flags)
+    for _, token in sorted(listed.items()):
+        if token.content not in vocab:
+            (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+
+
+_SPECIAL = ("unk_token", "bos_token", "eos_token", "pad_token")
+
+
+def _wrap(name: str | Path, backend: Tokenizer, settings: dict[str, Any]) -> PreTrainedTokenizerFast:
+    """The tokenizer of transformers that leaves the backend as it is: its Llama class would rebuild it."""
+    template_file = find_file(name, "chat_template.jinja")
+    template = Path(template_file).read_text("utf-8") if template_file else settings.get("chat_template")
+    known = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    names = {key: _text(settings[key]) for key in _SPECIAL if settings.get(key)}
+    ids = backend.get_vocab()
+    bos = names.get("bos_token")
+    if settings.get("add_bos_token", True) and bos in ids:
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, ids[bos])]
+        )
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        **{key: AddedToken(token, normalized=not legacy, special=True) for key, token in names.items()},
-        add_bos_token=settings.get("add_bos_token", True),
-        add_eos_token=False,
+        **{key: known.get(token, token) for key, token in names.items()},
+        additional_special_tokens=list(map(_text, settings.get("additional_special_tokens") or [])),
+        chat_template=template if isinstance(template, str) else None,
         model_max_length=settings.get("model_max_length") or int(1e30),
         clean_up_tokenization_spaces=False,
     )
-    return tokenizer
+
+
+def _is_sentencepiece(json_file: str) -> bool:
+    """Whether a ``tokenizer.json`` is Llama's SentencePiece model, whose text begins with a dummy space."""
+    model = json.loads(Path(json_file).read_text("utf-8"))["model"]
+    return model.get("type") == "BPE" and bool(model.get("byte_fallback")) and "▁" in model.get("vocab", {})
+
+
+def _space_behind_images(backend: Tokenizer) -> bool:
+    """Has the text behind an image begin as a text does, where the dummy space is the whole text's alone.
+
+    Returns:
+        Whether it is, so that ``<image>`` must be found after normalization, which puts that space.
+    """
+    pre_tokenizer = json.loads(backend.to_str()).get("pre_tokenizer") or {}
+    if pre_tokenizer.get("type") != "Metaspace" or pre_tokenizer.get("prepend_scheme") != "first":
+        return False
+    behind = Regex(rf"(?<={IMAGE_TOKEN})(?!{IMAGE_TOKEN})(?=.|\n)")
+    steps = [normalizers.Replace(" ", "▁"), normalizers.Replace(behind, "▁")]
+    backend.normalizer = normalizers.Sequence([backend.normalizer, *steps] if backend.normalizer else steps)
+    # Two steps: Metaspace puts no space before one that is there, and SentencePiece does.
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(" ", prepend_scheme="first", split=False),
+            pre_tokenizers.Metaspace("▁", prepend_scheme="never", split=False),
+        ]
+    )
+    return True
+
+
+def _append_nothing(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Keeps a tokenizer from writing its end-of-sequence token behind every text: a prompt would end with it."""
+    backend = tokenizer.backend_tokenizer
+    if backend.encode("a").ids[-1:] != [tokenizer.eos_token_id]:
+        return
+    state = json.loads(backend.to_str())
+    processor = state["post_processor"]
+    for part in processor["processors"] if processor["type"] == "Sequence" else [processor]:
+        if part["type"] != "TemplateProcessing":
+            continue
+        for kind in ("single", "pair"):
+            part[kind] = [
+                piece for piece in part[kind] if piece.get("SpecialToken", {}).get("id") != tokenizer.eos_token
+            ]
+    backend.post_processor = Tokenizer.from_str(json.dumps(state)).post_processor
+    tokenizer.init_kwargs.pop("add_eos_token", None)
 
 
 def _text(token: str | dict[str, Any]) -> str:

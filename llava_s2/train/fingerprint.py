@@ -11,8 +11,8 @@ import numpy as np
 from torch import Tensor
 from transformers import TrainingArguments
 
-from llava_s2.data.faults import RecordFault
 from llava_s2.data.training_records import TrainingRecords
+from llava_s2.data.validation_error import ValidationError
 from llava_s2.model.arguments import folder_checksum
 from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
 from llava_s2.train.arguments import RecipeArguments
@@ -194,7 +194,7 @@ def _images(checked: TrainingRecords) -> str:
         try:
             for image in records.open_images(index):
                 digest.update(f"{image.mode} {image.size}".encode() + image.tobytes())
-        except RecordFault:
+        except ValidationError:
             digest.update(b"unusable")
     return digest.hexdigest()[:16]
 

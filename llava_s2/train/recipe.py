@@ -29,7 +29,8 @@ from llava_s2.model.embedded import resolve_language_model, resolve_model, resol
 from llava_s2.model.lengths_only import processor_for_lengths
 from llava_s2.model.loading import load_pretrained, quantization_config, saved_template
 from llava_s2.model.processor import aspect_ratio, set_template
-from llava_s2.model.templates import TEMPLATES
+from llava_s2.model.templates import OWN, TEMPLATES, find_template, template_name
+from llava_s2.model.tokenizer import load_tokenizer
 from llava_s2.model.widen import widen
 from llava_s2.s2 import S2VisionConfig
 from llava_s2.s2.prepare import pack_frozen
@@ -65,7 +66,7 @@ class _Run:
 
     Attributes:
         components: the modules that are trained.
-        template: the conversation template's name.
+        template: the chat template, Jinja text.
         from_parts: whether training starts from a language model and a tower, rather than from a LLaVA.
         vision_config: of the S2 tower, where it starts from parts.
         projector: the state dict that the projector starts with, where one was given.
@@ -167,9 +168,7 @@ def _check_run(stage: str, flags: Sequence[str]) -> _Run:
     training.dataloader_pin_memory &= torch.cuda.is_available()
     _check_flags(recipe, training, components)
     from_parts = _is_language_model(recipe)
-    template = recipe.template or (
-        "plain" if stage == "pretrain" else "vicuna_v1" if from_parts else _own_template(recipe)
-    )
+    template = _chat_template(stage, recipe, from_parts)
     projector = None if recipe.pretrain_mm_mlp_adapter is None else _read_projector(recipe.pretrain_mm_mlp_adapter)
     vision_config = _check_parts(recipe, projector) if from_parts else None
     check_inputs(
@@ -183,8 +182,10 @@ def _check_run(stage: str, flags: Sequence[str]) -> _Run:
     held_out = None
     if recipe.eval_data_path is not None:
         held_out = check_records(recipe.eval_data_path, recipe.eval_image_folder or recipe.image_folder, template)
-    for notice in checked.notices if training.process_index == 0 else []:
-        logger.warning(notice)
+    if training.process_index == 0:
+        print(checked.describe, flush=True)
+        for notice in checked.notices:
+            logger.warning(notice)
     return _Run(stage, recipe, training, components, template, from_parts, vision_config, projector, checked, held_out)
 
 
@@ -194,8 +195,6 @@ def _check_flags(recipe: RecipeArguments, training: TrainingArguments, component
         raise InputError(f"--bits {recipe.bits}: quantized weights cannot be sharded; use ZeRO-2 or plain torchrun")
     if recipe.cache_tower_features is not None and components.tower:
         raise InputError("--cache_tower_features: the tower learns, so its features change; leave it out")
-    if recipe.template not in (None, *TEMPLATES):
-        raise InputError(f"--template {recipe.template}: not known; use one of {', '.join(TEMPLATES)}")
     if training.train_sampling_strategy == "batch_rebalance":
         raise InputError(
             "--train_sampling_strategy batch_rebalance: takes another number of examples a step; use "
@@ -209,7 +208,8 @@ def _fingerprint(run: _Run) -> dict[str, Any]:
     """The run's fingerprint, which the first process alone needs and works out."""
     if run.training.process_index > 0:
         return {}
-    return fingerprint(run.stage, run.recipe, run.training, run.components, run.template, run.checked, run.projector)
+    template = template_name(run.template) or run.template
+    return fingerprint(run.stage, run.recipe, run.training, run.components, template, run.checked, run.projector)
 
 
 def _finished_already(run: _Run, steps: int) -> str:
@@ -463,16 +463,16 @@ def _quantized(recipe: RecipeArguments, training: TrainingArguments, dtype: str)
     }
 
 
-def _own_template(recipe: RecipeArguments) -> str:
-    """The name of the conversation template that a LLaVA comes with."""
-    own = saved_template(identify(recipe.model_name_or_path))
-    for name, template in TEMPLATES.items():
-        if own == template:
-            return name
-    raise InputError(
-        f"{recipe.model_name_or_path}: has a chat template of its own; name the one to train with --template: "
-        f"{', '.join(TEMPLATES)}"
-    )
+def _chat_template(stage: str, recipe: RecipeArguments, from_parts: bool) -> str:
+    """The chat template (Jinja text) to train with: the one named, or what the stage or the LLaVA comes with."""
+    if recipe.template not in (None, OWN):
+        return find_template(recipe.template)
+    if recipe.template is None and (stage == "pretrain" or from_parts):
+        return TEMPLATES["plain" if stage == "pretrain" else "vicuna_v1"]
+    if not from_parts:
+        return find_template(OWN, saved_template(identify(recipe.model_name_or_path)))
+    llm, gguf_file = split_gguf(resolve_language_model(recipe.model_name_or_path), recipe.gguf_file)
+    return find_template(OWN, load_tokenizer(llm, gguf_file=gguf_file).chat_template)
 
 
 def _check_parts(recipe: RecipeArguments, projector: dict[str, Tensor] | None) -> S2VisionConfig:

@@ -16,7 +16,7 @@ RECORDS = [
     {"id": "gone", "image": "none.jpg", "conversations": turns(ASK, "A cup.")},
     {"id": "cut", "image": "cut.jpg", "conversations": turns(ASK, "A cup.")},
     {"id": "tag", "image": "ok.jpg", "conversations": turns("What is it?", "A cup.")},
-    {"id": "who", "image": "ok.jpg", "conversations": [{"from": "user", "value": ASK}]},
+    {"id": "who", "image": "ok.jpg", "conversations": [{"from": "narrator", "value": ASK}]},
     {"id": "mute", "image": "ok.jpg", "conversations": turns(ASK, "A cup.", " ", "It is red.")},
     {"id": "none", "image": "ok.jpg", "conversations": turns(ASK, "")},
     {"id": "open", "image": "ok.jpg", "conversations": turns(ASK)},

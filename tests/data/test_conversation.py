@@ -129,7 +129,7 @@ HUMAN, GPT = {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}
         ([], "empty or missing"),
         (None, "empty or missing"),
         ("text", "list of turns"),
-        ([{"from": "user", "value": "q"}, GPT], "turn 0: unknown role 'user'"),
+        ([{"from": "narrator", "value": "q"}, GPT], "turn 0: unknown role 'narrator'"),
         ([HUMAN, {"value": "a"}], "turn 1: unknown role None"),
         ([HUMAN, "a"], "turn 1: unknown role"),
         ([HUMAN, {"from": "gpt"}], 'turn 1: "value" must be text'),
@@ -169,7 +169,7 @@ def test_a_chat_template_that_marks_no_reply(processor):
 
 
 def test_bad_templates_and_what_plain_cannot_take(processor):
-    with pytest.raises(InputError, match=r"unknown template 'v7'.*vicuna_v1"):
+    with pytest.raises(InputError, match=r"v7: not known.*vicuna_v1"):
         encode_conversation([HUMAN, GPT], processor, "v7")
     for turns in ([HUMAN, GPT], [{"from": "human", "value": "<image>"}, GPT, HUMAN, GPT]):
         with pytest.raises(InputError, match="plain template needs one human turn with an image"):

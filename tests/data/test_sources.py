@@ -14,7 +14,7 @@ import pytest
 from faulty_data import ASK, turns
 from PIL import Image
 
-from llava_s2.data import tables
+from llava_s2.data import table_records
 from llava_s2.data.image_files import ImageFiles
 from llava_s2.data.sources import Mix, Source, read_records
 from llava_s2.data.training_records import check_records
@@ -113,7 +113,7 @@ KINDS = [as_arrow, as_split, as_parquet, as_bytes_column, as_list_of_bytes, as_p
 
 @pytest.mark.parametrize("write", KINDS)
 def test_each_kind_gives_the_records_and_the_images(tmp_path, write, monkeypatch):
-    monkeypatch.setattr(tables, "_READ_BEFORE_RELEASE", 3)
+    monkeypatch.setattr(table_records, "_READ_BEFORE_RELEASE", 3)
     checked = check_records(write(tmp_path), tmp_path, "vicuna_v1")
     records = pickle.loads(pickle.dumps(checked.records)) if write is not as_list_of_bytes else checked.records
     assert len(records) == 7

@@ -59,7 +59,7 @@ def fails_early(capsys, monkeypatch, *flags):
         ({"image": "text.png", "conversations": talk()}, "text.png: not an image"),
         ({"image": "good.png", "conversations": talk("<image><image>")}, '2 <image> in its turns, but 1 in "image"'),
         ({"image": ["good.png"] * 2, "conversations": talk()}, '1 <image> in its turns, but 2 in "image"'),
-        ({"conversations": [{"from": "user", "value": "q"}]}, "unknown role 'user'"),
+        ({"conversations": [{"from": "narrator", "value": "q"}]}, "unknown role 'narrator'"),
         ({"conversations": []}, "empty"),
         ({"image": "good.png", "conversations": talk(answer=" ")}, "the answer is empty"),
         ({"conversations": talk("a", "") + talk("b", "\n")}, "the answer is empty"),

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_s2.data import records as records_module
-from llava_s2.data.records import Records, images_of
+from llava_s2.data import json_records as records_module
+from llava_s2.data.json_records import Records
+from llava_s2.data.record_shapes import images_of
 from llava_s2.errors import InputError
 
 values = st.recursive(

@@ -5,10 +5,11 @@ import json
 import os
 from pathlib import Path
 
-from llava_s2.data.faults import KINDS
+from llava_s2.data.validation_error import KINDS
 from llava_s2.errors import InputError
 from llava_s2.model.arguments import positive
 from llava_s2.model.embedded import NAME
+from llava_s2.model.templates import TEMPLATE_HELP
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
@@ -32,7 +33,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         help="look at every record and image of a training file",
         description="The last line printed is one JSON object. Exit status: 0 without a fault, 1 with any.",
     )
-    check.add_argument("file", help="LLaVA's JSON or JSON lines, a datasets folder, Parquet files or webdataset shards")
+    check.add_argument("file", help="JSON or JSON lines (.gz), a datasets folder, Parquet or webdataset files")
     check.add_argument("--images", metavar="DIR", help="folder or tar files that the records' images are in")
     check.add_argument(
         "--model",
@@ -42,7 +43,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         "(default: the embedded one)",
     )
     check.add_argument("--base", metavar="B", help="language model under an adapter")
-    check.add_argument("--template", help="conversation template (default: the model's, or vicuna_v1)")
+    check.add_argument("--template", help=f"{TEMPLATE_HELP} (default: the model's, or vicuna_v1)")
     check.add_argument(
         "--max-length", type=positive, default=2048, metavar="N", help="in tokens (default: %(default)s)"
     )
@@ -79,15 +80,15 @@ def _check(args: argparse.Namespace) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or tokenizers warns of the processes that are forked
     from llava_s2.data.check import check_file, plot_lengths, report, tell, write_clean
     from llava_s2.model.lengths_only import processor_for_lengths
-    from llava_s2.model.templates import TEMPLATES
+    from llava_s2.model.templates import OWN, find_template, template_name
 
-    if args.template not in (None, *TEMPLATES):
-        raise InputError(f"--template {args.template}: not known; use one of {', '.join(TEMPLATES)}")
+    if args.template not in (None, OWN):
+        find_template(args.template)
     if args.fix is not None and args.fix.resolve() == Path(args.file).resolve():
         raise InputError(f"--fix {args.fix}: is the file that is checked; name another one")
     processor = None if args.model == "none" else processor_for_lengths(args.model, args.base)
-    own = next((name for name, text in TEMPLATES.items() if processor and processor.chat_template == text), "vicuna_v1")
-    template = args.template or own
+    own = None if processor is None else str(processor.chat_template)
+    template = args.template or own or "vicuna_v1"
     workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
     check = check_file(
         args.file,
@@ -98,6 +99,7 @@ def _check(args: argparse.Namespace) -> int:
         workers=workers if workers > 1 else 0,
         ignored=args.ignore,
     )
+    template = template_name(template) or args.template or "the model's"
     told = {"file": args.file, "images": args.images, "model": args.model, "template": template}
     found = report(check, **told, max_length=args.max_length)
     for line in tell(check):

@@ -1,23 +1,30 @@
-"""LLaVA training files, read one record at a time.
+"""JSON training files, read one record at a time.
 
-A file is either one JSON array of records or JSON lines; which one is seen from its first character, not its name. One
-pass finds where each record starts and ends; after that a record costs one seek, and all that a DataLoader worker
-carries is two integers a record.
+A file is one JSON array of records, an object that holds such an array (``{"data": [...]}``) or the records by their
+ids, or JSON lines; which one is seen from how it begins, not from its name. One compressed with gzip, bzip2 or xz is
+unpacked to the cache folder first. One pass finds where each record starts and ends; after that a record costs one
+seek, and all that a DataLoader worker carries is two integers a record.
 """
 
+import bz2
+import gzip
 import json
+import lzma
 import re
+import shutil
 from array import array
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from llava_s2.data.faults import RecordFault
-from llava_s2.data.image_decoding import Embedded
+from llava_s2.data.cache import cached
+from llava_s2.data.record_shapes import is_record
+from llava_s2.data.validation_error import ValidationError
 from llava_s2.errors import InputError
 
 _WINDOW = 1 << 22  # characters decoded ahead
@@ -48,12 +55,17 @@ class Records(Sequence[dict[str, Any]]):
         self, path: str | Path, visit: Callable[[int, dict[str, Any]], None] | None = None, tolerant: bool = False
     ) -> None:
         self.path = Path(path)
+        self._file = self.path
         self.broken: dict[int, str] = {}
         self.misplaced: list[tuple[int, str]] = []
         starts, ends = array("q"), array("q")
         if not self.path.is_file():
             raise InputError(f"{self.path}: no such data file")
-        for start, end, record in _scan(self.path, self.misplaced.append if tolerant else None):
+        with self.path.open("rb") as file:
+            opener = next((each for magic, each in _PACKED.items() if file.peek(8).startswith(magic)), None)
+        if opener is not None:
+            self._file = cached("unpacked", [self.path], partial(_unpack, self.path, opener))
+        for start, end, record in _scan(self.path, self._file, self.misplaced.append if tolerant else None):
             index = len(starts)
             starts.append(start)
             ends.append(end)
@@ -62,7 +74,7 @@ class Records(Sequence[dict[str, Any]]):
             elif not isinstance(record, dict):
                 message = f"not a JSON object but {type(record).__name__}"
                 if not tolerant:
-                    raise InputError(f"{self.path}: record {index} (line {_line(self.path, start)}): {message}")
+                    raise InputError(f"{self.path}: record {index} (line {_line(self._file, start)}): {message}")
                 self.broken[index] = message
             elif visit is not None:
                 visit(index, record)
@@ -76,7 +88,7 @@ class Records(Sequence[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]  # no slices
         index = range(len(self))[index]
         if index in self.broken:
-            raise RecordFault("malformed", self.broken[index])
+            raise ValidationError("malformed", self.broken[index])
         try:
             return json.loads(self.raw(index))
         except ValueError as error:
@@ -84,19 +96,18 @@ class Records(Sequence[dict[str, Any]]):
 
     def misplaced_lines(self) -> list[tuple[int, str]]:
         """What is wrong between records: line and message."""
-        return [(_line(self.path, byte), message) for byte, message in self.misplaced]
+        return [(_line(self._file, byte), message) for byte, message in self.misplaced]
 
     @property
     def is_array(self) -> bool:
-        """Whether the file is one JSON array; else it is JSON lines."""
-        with self.path.open("rb") as file:
-            return file.read(_WINDOW).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+        """Whether the file is one JSON value; else it is JSON lines."""
+        return _layout(self.path, self._file)[0] != _LINES
 
     def raw(self, index: int) -> bytes:
         """The record's JSON as it stands in the file."""
         start, end = int(self._starts[index]), int(self._ends[index])
         try:
-            with self.path.open("rb") as file:
+            with self._file.open("rb") as file:
                 file.seek(start)
                 return file.read(end - start)
         except OSError as error:
@@ -106,12 +117,12 @@ class Records(Sequence[dict[str, Any]]):
         """Names a record for a message: file, index from 0, id where it has one, and line from 1."""
         record = {} if index in self.broken else self[index]
         identity = f"id {record['id']!r}, " if "id" in record else ""
-        return f"{self.path}: record {index} ({identity}line {_line(self.path, int(self._starts[index]))})"
+        return f"{self.path}: record {index} ({identity}line {_line(self._file, int(self._starts[index]))})"
 
     def lines(self, indices: Sequence[int]) -> list[int]:
         """The lines that records begin in, given in ascending order; one pass over the file for all of them."""
         lines, line, byte = [], 1, 0
-        with self.path.open("rb") as file:
+        with self._file.open("rb") as file:
             for index in indices:
                 start = int(self._starts[index])
                 while byte < start:
@@ -119,21 +130,6 @@ class Records(Sequence[dict[str, Any]]):
                     line, byte = line + data.count(b"\n"), byte + len(data)
                 lines.append(line)
         return lines
-
-
-def images_of(record: dict[str, Any]) -> list[str | Embedded]:
-    """Returns a record's images: ``"image"`` is a path, a list of paths, or absent for text alone.
-
-    Raises:
-        RecordFault: it is anything else.
-    """
-    images = record.get("image")
-    if images is None or images == "":
-        return []
-    images = images if isinstance(images, list) else [images]
-    if not all(isinstance(image, Embedded) or (isinstance(image, str) and image) for image in images):
-        raise RecordFault("malformed", f'"image" must be a path or a list of paths, not {record["image"]!r}')
-    return images
 
 
 class _Broken(Exception):
@@ -144,35 +140,42 @@ class _Broken(Exception):
         self.at = at
 
 
-def _scan(path: Path, misplaced: Callable[[tuple[int, str]], None] | None) -> Iterator[tuple[int, int, Any]]:
-    """Yields (first byte, byte after the last, value) of each record of the file.
+def _scan(
+    path: Path, file: Path, misplaced: Callable[[tuple[int, str]], None] | None
+) -> Iterator[tuple[int, int, Any]]:
+    """Yields (first byte, byte after the last, value) of each record of the file; ``path`` is its name in errors.
 
     With ``misplaced`` it goes on behind a fault: the value is then a `_Broken`, and what is wrong between records is
     told to ``misplaced`` with its byte.
     """
-    text = _Text(path, tolerant=misplaced is not None)
+    text = _Text(path, file, tolerant=misplaced is not None)
 
     def wrong(message: str) -> None:
         if misplaced is None:
             raise text.error(message)
         misplaced((text.byte, message))
 
-    is_array = text.peek() == "["
-    if is_array:
-        text.skip(1)
+    layout, begin = _layout(path, file)
+    text.peek()
+    text.skip(begin)
+    is_array = layout != _LINES
+    closing = "}" if layout == _BY_ID else "]"
     count, recovered = 0, False
-    while (char := text.peek()) and not (is_array and char == "]"):
+    while (char := text.peek()) and not (is_array and char == closing):
         if is_array and count and not recovered:
             if char != ",":
                 wrong(f"a comma is missing after record {count - 1}")
             else:
                 text.skip(1)
-            if text.peek() == "]":
+            if text.peek() == closing:
                 wrong(f"a comma stands after the last record ({count - 1})")
                 break
         recovered = False
         start: int = text.byte
         try:
+            if layout == _BY_ID:
+                text.value()
+                text.colon()
             start, value = text.value()
         except _Broken as broken:
             if misplaced is None:
@@ -191,21 +194,73 @@ def _scan(path: Path, misplaced: Callable[[tuple[int, str]], None] | None) -> It
             wrong(f"the file ends after record {count - 1} without its closing bracket: cut off?")
             return
         text.skip(1)
-        if text.peek():
+        if text.peek() and layout != _IN_OBJECT:  # what stands beside the records in an object is not read
             wrong("something stands after the closing bracket")
+
+
+_LINES, _ARRAY, _IN_OBJECT, _BY_ID = range(4)
+
+
+def _layout(path: Path, file: Path) -> tuple[int, int]:
+    """How a file holds its records, and how many characters stand before the first."""
+    text = _Text(path, file, tolerant=True, quiet=True)
+    char = text.peek()
+    if char == "[":
+        return _ARRAY, 1
+    if char != "{":
+        return _LINES, 0
+    passed = text.passed
+    text.skip(1)
+    try:
+        while text.peek() == '"':
+            before_key = text.passed
+            _, key = text.value()
+            text.colon()
+            is_list = text.peek() == "["
+            inside = text.passed + 1 - passed
+            if key not in ("conversations", "conversation", "messages") and is_list:
+                text.skip(1)
+                if text.peek() != "{":
+                    return _LINES, 0
+                if is_record(text.value()[1]):
+                    return _IN_OBJECT, inside
+                return _LINES, 0
+            if is_record(text.value()[1]) and not is_list:
+                return _BY_ID, before_key - passed
+            if text.peek() != ",":
+                break
+            text.skip(1)
+    except _Broken:
+        pass
+    return _LINES, 0
+
+
+_PACKED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+
+
+def _unpack(path: Path, opener: Any, out: Path) -> None:
+    try:
+        with opener(path, "rb") as packed, out.open("wb") as file:
+            shutil.copyfileobj(packed, file, _WINDOW)
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        raise InputError(f"{path}: cannot be unpacked ({error}); fetch it again") from None
 
 
 class _Text:
     """The file's text through a window that moves forward, with the byte position of the cursor."""
 
-    def __init__(self, path: Path, tolerant: bool) -> None:
-        self._path = path
-        self._file = path.open("rb")
+    def __init__(self, path: Path, file: Path, tolerant: bool, quiet: bool = False) -> None:
+        self._path, self._source = path, file
+        self._file = file.open("rb")
         # Bytes that are no UTF-8 become surrogates, and in a tolerant scan a fault of the record that holds them.
         self._decoder = getincrementaldecoder("utf-8")("surrogateescape" if tolerant else "strict")
         self._has_other_bytes = False
-        self._bar = tqdm(total=path.stat().st_size, desc=f"reading {path.name}", unit="B", unit_scale=True, delay=2)
+        size = file.stat().st_size
+        self._bar = tqdm(
+            total=size, desc=f"reading {path.name}", unit="B", unit_scale=True, delay=2, disable=quiet or None
+        )
         self._window, self._at, self._ended = "", 0, False
+        self.passed = 0  # characters before the cursor
         first = self._file.read(3)
         if first[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise InputError(f"{path}: not UTF-8 text but UTF-16 (Notepad's Unicode, PowerShell's >); save it as UTF-8")
@@ -232,6 +287,13 @@ class _Text:
     def skip(self, characters: int) -> None:
         self.byte += len(self._window[self._at : self._at + characters].encode(errors="surrogateescape"))
         self._at += characters
+        self.passed += characters
+
+    def colon(self) -> None:
+        """Moves past the colon that comes next."""
+        if self.peek() != ":":
+            raise _Broken("Expecting ':' delimiter")
+        self.skip(1)
 
     def peek(self) -> str:
         """Moves to the next character that is not white space and returns it; "" at the end of the file."""
@@ -296,14 +358,14 @@ class _Text:
                 self._more(_WINDOW)
             try:
                 value, _ = _decode(self._window, self._at)
-                if "conversations" in value:
+                if is_record(value):
                     return
             except (json.JSONDecodeError, RecursionError):
                 pass
             self.skip(1)
 
     def error(self, message: str) -> InputError:
-        return InputError(f"{self._path}: line {_line(self._path, self.byte)}: {message}")
+        return InputError(f"{self._path}: line {_line(self._source, self.byte)}: {message}")
 
 
 def _hint(error: json.JSONDecodeError) -> str:

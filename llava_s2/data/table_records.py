@@ -17,8 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from llava_s2.data.cache import cached
-from llava_s2.data.faults import RecordFault
 from llava_s2.data.image_decoding import Embedded
+from llava_s2.data.validation_error import ValidationError
 from llava_s2.errors import InputError
 
 _COLUMNS = ("id", "image", "conversations")
@@ -223,7 +223,7 @@ def _turns(value: Any) -> Any:
         try:
             return json.loads(value)
         except ValueError as error:
-            raise RecordFault("malformed", f'"conversations" is text, but no JSON ({error})') from None
+            raise ValidationError("malformed", f'"conversations" is text, but no JSON ({error})') from None
     if isinstance(value, dict) and all(isinstance(texts, list) for texts in value.values()):
         return [dict(zip(value, texts, strict=True)) for texts in zip(*value.values(), strict=True)]
     return value
@@ -256,7 +256,9 @@ def _image(scalar: Any, name: str, whole: Callable[[], Any] | None) -> Any:
             value = scalar if whole is None else whole()
             data = (value["bytes"] if pa.types.is_struct(value.type) else value).as_py()
             if not data:
-                raise RecordFault("missing_image", f"{name}: no bytes" + (f", only the path {path}" if path else ""))
+                raise ValidationError(
+                    "missing_image", f"{name}: no bytes" + (f", only the path {path}" if path else "")
+                )
             return data
 
         return Embedded(name, read)

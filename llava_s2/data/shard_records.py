@@ -11,9 +11,9 @@ import numpy as np
 from tqdm import tqdm
 
 from llava_s2.data.cache import cached
-from llava_s2.data.faults import RecordFault
 from llava_s2.data.image_decoding import Embedded
-from llava_s2.data.tars import list_members, read_range
+from llava_s2.data.tar_members import list_members, read_range
+from llava_s2.data.validation_error import ValidationError
 from llava_s2.errors import InputError
 
 _IMAGE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|ppm)$", re.IGNORECASE)
@@ -61,14 +61,14 @@ class ShardRecords(Sequence[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]  # no slices
         index = range(len(self))[index]
         if index in self.broken:
-            raise RecordFault("malformed", self.broken[index])
+            raise ValidationError("malformed", self.broken[index])
         shard = self.shards[self._shards[index]]
         try:
             record = json.loads(read_range(shard, *map(int, self._records[index])))
         except ValueError as error:
-            raise RecordFault("malformed", f"its .json is not JSON: {error}") from None
+            raise ValidationError("malformed", f"its .json is not JSON: {error}") from None
         if not isinstance(record, dict):
-            raise RecordFault("malformed", f"its .json is not a JSON object but {type(record).__name__}")
+            raise ValidationError("malformed", f"its .json is not a JSON object but {type(record).__name__}")
         first, end = map(int, self._firsts[index : index + 2])
         images = [_embedded(shard, *map(int, place)) for place in self._images[first:end]]
         if images:
@@ -79,7 +79,7 @@ class ShardRecords(Sequence[dict[str, Any]]):
         """Names a record for a message: shard, number of the sample from 0 in all the shards, id where it has one."""
         try:
             record = self[index]
-        except RecordFault:
+        except ValidationError:
             record = {}
         identity = f" (id {record['id']!r})" if "id" in record else ""
         return f"{self.shards[self._shards[index]]}: record {index}{identity}"

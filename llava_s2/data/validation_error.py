@@ -3,8 +3,8 @@
 from llava_s2.errors import InputError
 
 KINDS = {
-    "malformed": "no JSON, or not what a LLaVA record holds",
-    "roles": "turns that are not human and gpt in turn",
+    "malformed": "no JSON, or not what a training record holds",
+    "roles": "turns that are not a human's and the model's in turn",
     "image_placeholders": "<image> in the turns and images do not fit",
     "missing_image": "an image that is not there",
     "corrupt_image": "an image that cannot be opened",
@@ -13,12 +13,13 @@ KINDS = {
     "too_long": "more tokens than the maximum length; training cuts the end off",
     "duplicate_id": "an id that an earlier record has",
 }
-"""Kind -> what it means. Training refuses a record with one of the first six and tells of the others."""
+"""Kind -> what it means."""
 
-TOLD_ONLY = ("empty_turn", "too_long", "duplicate_id")
+WARNINGS = ("empty_turn", "too_long", "duplicate_id")
+"""The kinds that training trains on and warns of; it refuses the others."""
 
 
-class RecordFault(InputError):
+class ValidationError(InputError):
     """Bad input in one record.
 
     Attributes:
@@ -30,4 +31,4 @@ class RecordFault(InputError):
         self.kind = kind
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:  # it travels from DataLoader workers
-        return RecordFault, (self.kind, str(self))
+        return ValidationError, (self.kind, str(self))
