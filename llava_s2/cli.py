@@ -24,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     from llava_s2.model import commands as model_commands
     from llava_s2.serve import commands as serve_commands
     from llava_s2.serve.api import commands as api_commands
+    from llava_s2.studies import study_cli
     from llava_s2.train import commands as train_commands
 
     parser = argparse.ArgumentParser(prog="llava-s2", description="LLaVA that sees fine detail: S2 multi-scale vision.")
@@ -38,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         api_commands,
         model_commands,
         bench_commands,
+        study_cli,
     ):
         part.add_commands(subparsers)
     return parser

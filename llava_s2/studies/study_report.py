@@ -1,0 +1,149 @@
+"""A study's results: rows that survive a stop, ``report.json``, ``report.md`` and a plot."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from llava_s2 import __version__
+from llava_s2.errors import InputError
+from llava_s2.files import atomic_write
+
+Row = dict[str, Any]
+
+
+class StudyReport:
+    """Rows of a study, each written as soon as it is there.
+
+    A run that was stopped and is started again with the same setting finds its rows; another setting needs another
+    folder.
+
+    Args:
+        output: folder. study: name. setting: everything that the numbers depend on beside a row's own key.
+
+    Raises:
+        InputError: the folder holds results of another study or setting.
+    """
+
+    def __init__(self, output: Path, study: str, setting: dict[str, Any]) -> None:
+        self.output, self.study = output, study
+        self.setting = json.loads(json.dumps(setting, default=str))
+        self.rows: list[Row] = []
+        self.notes: list[str] = []
+        file = output / "report.json"
+        if file.exists():
+            found = json.loads(file.read_text(encoding="utf-8"))
+            if (found.get("study"), found.get("setting")) != (study, self.setting):
+                old, new = {"study": found.get("study"), **found.get("setting", {})}, {"study": study, **self.setting}
+                other = [key for key in new if old.get(key) != new[key]] or [key for key in old if key not in new]
+                raise InputError(
+                    f"{file}: holds results of another setting ({other[0]} was {old.get(other[0])}, now "
+                    f"{new.get(other[0])}); name another --output"
+                )
+            self.rows = found["rows"]
+
+    def row(self, key: Row, compute: Callable[[], Row]) -> Row:
+        """The row that begins with `key`: from the folder, or computed and written."""
+        key = json.loads(json.dumps(key))
+        for row in self.rows:
+            if all(row.get(name) == value for name, value in key.items()):
+                return row
+        row = {**key, **compute()}
+        self.rows.append(row)
+        self.write()
+        return row
+
+    def write(self) -> None:
+        document = {
+            "study": self.study,
+            "llava_s2": __version__,
+            "setting": self.setting,
+            "notes": self.notes,
+            "rows": self.rows,
+        }
+        with atomic_write(self.output / "report.json") as partial:
+            partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        with atomic_write(self.output / "report.md") as partial:
+            partial.write_text(self.markdown(), encoding="utf-8")
+
+    def note(self, line: str) -> None:
+        """Adds a line to the report and prints it."""
+        if line not in self.notes:
+            self.notes.append(line)
+            print(line)
+
+    def markdown(self) -> str:
+        columns = list(dict.fromkeys(name for row in self.rows for name, value in row.items() if _is_cell(value)))
+        lines = [f"# llava-s2 study {self.study}", ""]
+        lines += [f"- {name}: {value}" for name, value in self.setting.items()]
+        lines += ["", "| " + " | ".join(columns) + " |", "| " + " | ".join("---" for _ in columns) + " |"]
+        lines += ["| " + " | ".join(_cell(row.get(name)) for name in columns) + " |" for row in self.rows]
+        return "\n".join([*lines, *(f"\n{line}" for line in self.notes)]) + "\n"
+
+    def plot(self, score: str, group: str, axis: str | None = None) -> None:
+        """Draws `score` over the settings, a line for each value of `group`, the range over seeds as bars."""
+        draw(self.rows, score, group, self.output / f"{self.study}.png", axis or score)
+
+
+def draw(rows: Sequence[Row], score: str, group: str, file: Path, axis: str) -> None:
+    """A plot of the rows' `score` over their scales; a line for each value of `group`, ± the range over seeds."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in rows if row.get(score) is not None]
+    ticks = list(dict.fromkeys(row["scales"] for row in rows))
+    figure, axes = plt.subplots(figsize=(1.8 + 1.5 * len(ticks), 3.4), layout="constrained")
+    for name in dict.fromkeys(row[group] for row in rows):
+        mine: dict[int, list[float]] = {}
+        for row in rows:
+            if row[group] == name:
+                mine.setdefault(ticks.index(row["scales"]), []).append(row[score])
+        means = {place: sum(values) / len(values) for place, values in sorted(mine.items())}
+        low = [means[place] - min(mine[place]) for place in means]
+        high = [max(mine[place]) - means[place] for place in means]
+        axes.errorbar(list(means), list(means.values()), yerr=(low, high), marker="o", capsize=3, label=short(name))
+    axes.set_xticks(range(len(ticks)), ticks)
+    axes.set_xlim(-0.5, len(ticks) - 0.5)
+    axes.set_xlabel("image scales in pixels")
+    axes.set_ylabel(axis)
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
+    with atomic_write(file) as partial:
+        figure.savefig(partial, dpi=120)
+    plt.close(figure)
+
+
+def short(name: Any) -> str:
+    """A tower's name without the folders of its files."""
+    return Path(str(name)).name if "/" in str(name) else str(name)
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation; the deviation of one value is 0."""
+    mean = math.fsum(values) / len(values)
+    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1))
+
+
+def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a rate."""
+    if trials == 0:
+        return 0.0, 1.0
+    rate, square = successes / trials, z * z / trials
+    centre = (rate + square / 2) / (1 + square)
+    half = z * math.sqrt(rate * (1 - rate) / trials + square / trials / 4) / (1 + square)
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def _is_cell(value: Any) -> bool:
+    return value is None or isinstance(value, (str, int, float))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return short(value) if isinstance(value, str) else str(value)
