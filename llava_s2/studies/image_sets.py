@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -154,9 +154,7 @@ def one_split(sets: dict[str, ImageSet], name: str, data: Path) -> ImageSet:
         InputError: it is missing, or its images have no labels.
     """
     if name not in sets:
-        raise InputError(
-            f"{data}: there is no {name} split; add a folder {name}/ with a folder of images for each class"
-        )
+        raise InputError(f"{data}: there is no {name} split; add {name}/ with a folder of images for each class")
     if any(item.label < 0 for item in sets[name].items):
         raise InputError(f"{data}: its images have no classes; put them into {name}/CLASS/ folders")
     return sets[name]
@@ -319,8 +317,12 @@ def _parquet(file: Path, data: Path) -> list[Item]:
             name = f"{file.relative_to(data).as_posix()}:{len(items)}"
             if label is None or label < 0 or not size:
                 raise InputError(f"{name}: has no {'label' if size else 'image bytes'}")
-            items.append(Item(name, size, label, lambda g=group, r=row: io.BytesIO(_group(file, g)[r].as_py())))
+            items.append(Item(name, size, label, partial(_cell, file, group, row)))
     return items
+
+
+def _cell(file: Path, group: int, row: int) -> BinaryIO:
+    return io.BytesIO(_group(file, group)[row].as_py())
 
 
 @lru_cache(maxsize=4)  # images are read in order, so that a group is read once

@@ -1,15 +1,16 @@
 """A linear classifier on fixed features: by SGD, as the paper trains it, or in closed form."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from llava_s2.studies.feature_cache import Features
+from llava_s2.studies.training_loop import train
 
 _STRENGTHS = tuple(10.0**power for power in range(-6, 1))
 
@@ -73,29 +74,32 @@ def standardisation(features: Features) -> tuple[Tensor, Tensor]:
 
 
 def train_by_sgd(
-    features: Features, labels: Tensor, classes: int, *, epochs: int, rate: float, batch: int, seed: int
+    features: Features,
+    labels: Tensor,
+    classes: int,
+    *,
+    epochs: int,
+    rate: float,
+    batch: int,
+    seed: int,
+    file: Path,
 ) -> LinearProbe:
     """SGD with momentum 0.9 and a cosine schedule on the cross-entropy.
 
     Args:
         features: (n, positions, channels); the mean over positions is classified. labels: (n).
-        rate: learning rate at the start.
+        rate: learning rate at the start. file: see `training_loop.train`.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     probe = LinearProbe(*standardisation(features), classes).to(device)
-    optimizer = torch.optim.SGD(probe.parameters(), lr=rate, momentum=0.9)
-    steps = epochs * -(-len(labels) // batch)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    generator = torch.Generator().manual_seed(seed)
-    with tqdm(total=steps, desc="linear probe", unit="step") as bar:
-        for _ in range(epochs):
-            for index in torch.randperm(len(labels), generator=generator).split(batch):
-                loss = F.cross_entropy(probe(features[index].mean(1).to(device)), labels[index].to(device))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                bar.update()
+
+    def loss(index: Tensor) -> Tensor:
+        return F.cross_entropy(probe(features[index].mean(1).to(device)), labels[index].to(device))
+
+    train(
+        probe, loss, len(labels), epochs=epochs, rate=rate, batch=batch, seed=seed, file=file, optimizer="sgd",
+        name="linear probe",
+    )  # fmt: skip
     return probe
 
 
@@ -103,7 +107,7 @@ def train_in_closed_form(features: Features, labels: Tensor, classes: int, *, se
     """Ridge regression of one-hot labels, its strength chosen on a tenth of the images, then fitted on all.
 
     Returns:
-        The probe, its logits scaled so that their softmax has the smallest cross-entropy on that tenth, and the strength.
+        The probe, its logits scaled to the smallest cross-entropy on that tenth, and the strength.
     """
     probe = LinearProbe(*standardisation(features), classes)
     out = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels)) < max(len(labels) // 10, 1))

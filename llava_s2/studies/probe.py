@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from llava_s2.errors import InputError
 from llava_s2.files import atomic_write
-from llava_s2.studies.feature_cache import Extractor, Features, cropped
+from llava_s2.studies.feature_cache import Extractor, Features, ScaleSetting, cropped
 from llava_s2.studies.image_sets import ImageSet
 from llava_s2.studies.linear_probe import LinearProbe, Scores, train_by_sgd, train_in_closed_form
 from llava_s2.studies.paper_tables import paper_score
@@ -48,30 +49,27 @@ def run(args: argparse.Namespace) -> None:
         },
     )
     extractor = Extractor(args.cache, pool=True)
+
+    def compute(tower: str, setting: ScaleSetting, seed: int) -> dict[str, Any]:
+        features = {name: extractor.features(tower, setting, found) for name, found in (("train", train), ("val", val))}
+        probe = _fit(args, features["train"], labels["train"], classes, seed, f"{tower} {setting} {train.key}")
+        on_train = probe.score(features["train"], labels["train"])
+        on_val = probe.score(features["val"], labels["val"])
+        low, high = wilson_interval(int(on_val.right.sum()), len(on_val.right))
+        return {
+            "accuracy %": 100 * on_val.accuracy,
+            "95 % interval": f"{100 * low:.1f}-{100 * high:.1f}",
+            "train loss": on_train.loss,
+            "test loss": on_val.loss,
+            "paper's accuracy %": paper_score(5, tower, setting.scales) if as_in_paper else None,
+            "answers": _save_answers(args.output, on_val, f"{tower} {setting} {seed}"),
+        }
+
     for tower in args.tower:
         for setting in args.settings:
-            features: dict[str, Features] = {}
             for seed in range(args.seed, args.seed + args.seeds):
-
-                def compute(tower: str = tower, setting: Any = setting, seed: int = seed) -> dict[str, Any]:
-                    for name, pictures in (("train", train), ("val", val)):
-                        if name not in features:
-                            features[name] = extractor.features(tower, setting, pictures)
-                    probe = _fit(args, features["train"], labels["train"], classes, seed)
-                    on_train = probe.score(features["train"], labels["train"])
-                    on_val = probe.score(features["val"], labels["val"])
-                    low, high = wilson_interval(int(on_val.right.sum()), len(on_val.right))
-                    paper = paper_score(5, tower, setting.scales) if as_in_paper else None
-                    return {
-                        "accuracy %": 100 * on_val.accuracy,
-                        "95 % interval": f"{100 * low:.1f}-{100 * high:.1f}",
-                        "train loss": on_train.loss,
-                        "test loss": on_val.loss,
-                        "paper's accuracy %": paper,
-                        "answers": _save_answers(args.output, on_val, f"{tower} {setting} {seed}"),
-                    }
-
-                report.row({"tower": tower, "scales": str(setting), "seed": seed}, compute)
+                key = {"tower": tower, "scales": str(setting), "seed": seed}
+                report.row(key, partial(compute, tower, setting, seed))
     if args.hard:
         _hard(args, report, sets["val"], labels["val"])
     report.write()
@@ -87,10 +85,17 @@ def _save_answers(output: Path, scores: Scores, name: str) -> str:
     return file
 
 
-def _fit(args: argparse.Namespace, features: Features, labels: torch.Tensor, classes: int, seed: int) -> LinearProbe:
+def _fit(
+    args: argparse.Namespace, features: Features, labels: torch.Tensor, classes: int, seed: int, name: str
+) -> LinearProbe:
     if args.fast:
         return train_in_closed_form(features, labels, classes, seed=seed)[0]
-    return train_by_sgd(features, labels, classes, epochs=args.epochs, rate=args.rate, batch=args.batch_size, seed=seed)
+    file = args.cache / f"probe-{hashlib.blake2b(f'{name} {seed}'.encode(), digest_size=12).hexdigest()}.pt"
+    probe = train_by_sgd(
+        features, labels, classes, epochs=args.epochs, rate=args.rate, batch=args.batch_size, seed=seed, file=file
+    )
+    file.unlink(missing_ok=True)
+    return probe
 
 
 def _hard(args: argparse.Namespace, report: StudyReport, images: ImageSet, labels: torch.Tensor) -> None:
@@ -131,6 +136,6 @@ def _hard(args: argparse.Namespace, report: StudyReport, images: ImageSet, label
         with atomic_write(args.output / "hard.png") as partial:
             sheet.save(partial)
     report.note(
-        f"{len(gains)} images that {short(args.hard)} gets right and {short(smaller)} wrong at {single} and at {multi}: "
-        "hard.tsv, hard.png."
+        f"{len(gains)} images that {short(args.hard)} gets right and {short(smaller)} wrong, both at {single} and at "
+        f"{multi}: hard.tsv, hard.png."
     )

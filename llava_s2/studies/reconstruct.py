@@ -1,4 +1,4 @@
-"""``llava-s2 study reconstruct``: how much of a larger model's features a linear map of a smaller one's holds (table 2).
+"""``llava-s2 study reconstruct``: how much of a larger model's features a smaller one's hold (table 2).
 
 The mutual information of two Gaussian features is proportional to -log2(l / l0), l the error of the best linear map and
 l0 that of the best constant (the paper's appendix B). The linear map is solved for in closed form, from sums that one
@@ -204,7 +204,7 @@ def run(args: argparse.Namespace) -> None:
     )
     if train.count < _FEW:
         report.note(
-            f"Only {train.count} images to fit on: the linear map has more freedom than they can hold down, so that the "
+            f"Only {train.count} images to fit on: the linear map has more freedom than they hold down, so that the "
             f"information on the training images is too high. Use {_FEW} or more."
         )
     held_out = np.random.default_rng(args.seed).permutation(train.count) < max(train.count // 10, 1)
@@ -227,8 +227,9 @@ def run(args: argparse.Namespace) -> None:
                     names = labels or ["test"] * pictures.count
                     parts |= accumulate(source, setting, target, target_side, pictures, file, names)
             paper = paper_information(args.target, tower, setting.scales)
-            on_imagenet = paper is not None and train.count > 1_000_000 and not args.full_resolution
-            return {**reconstruction(parts), "paper's info": f"{paper[0]} / {paper[1]}" if on_imagenet else None}
+            as_in_paper = train.count > 1_000_000 and not args.full_resolution  # on ImageNet
+            told = f"{paper[0]} / {paper[1]}" if paper and as_in_paper else None
+            return {**reconstruction(parts), "paper's info": told}
 
         role = "bound" if is_bound else "source"
         report.row({"tower": tower, "scales": str(setting), "role": role}, compute)

