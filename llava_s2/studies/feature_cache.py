@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -127,8 +127,13 @@ class Extractor:
 class Features:
     """Features (n, positions, channels) of one or more scales, read when they are asked for."""
 
-    def __init__(self, scales: list[np.memmap], merge: str = "concat") -> None:
+    def __init__(self, scales: Sequence[np.ndarray], merge: str = "concat") -> None:
         self._scales, self._merge = scales, merge
+
+    @classmethod
+    def of(cls, features: Tensor) -> "Features":
+        """Features (n, channels) that are in memory."""
+        return cls([features.float().numpy()[:, None]])
 
     def __len__(self) -> int:
         return len(self._scales[0])
@@ -145,6 +150,10 @@ class Features:
         back[order] = np.arange(len(order))
         parts = [torch.from_numpy(scale[index[order]][back].astype(np.float32)) for scale in self._scales]
         return torch.cat(parts, dim=2) if self._merge == "concat" else torch.stack(parts).sum(0)
+
+    def part(self, index: np.ndarray) -> "Features":
+        """The features of these images, in memory."""
+        return Features([scale[index] for scale in self._scales], self._merge)
 
     def batches(self, size: int = 256) -> Iterator[Tensor]:
         for start in range(0, len(self), size):

@@ -48,15 +48,17 @@ def photographs() -> dict[str, list[Image.Image]]:
         file = Path(str(spec.origin)).parent / place if spec and spec.origin else None
         if file is None or not file.is_file():
             raise InputError(f"{package}/{place}: this photograph is not installed: {_INSTALL}")
-        found["val" if number % 3 == 2 else "train"].append(Image.open(file).convert("RGB"))
+        image = Image.open(file).convert("RGB")
+        image.thumbnail((1024, 1024))
+        found["val" if number % 3 == 2 else "train"].append(image)
     return found
 
 
 def write_crops(folder: Path, counts: dict[str, int], side: int, seed: int) -> Path:
-    """Square crops of the photographs, of half to all of the shorter side, as ``train/`` and ``val/`` of one class."""
+    """Square crops, of half to all of the shorter side, as ``train/`` and ``val/``; both are of all photographs."""
 
     def draw(split: str, index: int, rng: random.Random) -> tuple[str, Image.Image]:
-        return "photograph", random_crop(rng.choice(photographs()[split]), side, rng)
+        return "photograph", random_crop(rng.choice([*photographs()["train"], *photographs()["val"]]), side, rng)
 
     return _write(folder, counts, seed, draw)
 
