@@ -1,4 +1,4 @@
-"""``llava-s2 study robot``: picking up a cube by behaviour cloning on a frozen tower's features (table 10, figure 5)."""
+"""``llava-s2 study robot``: picking up a cube by behaviour cloning on frozen features (table 10, figure 5)."""
 
 import argparse
 import hashlib

@@ -71,7 +71,10 @@ def read(file: Path) -> Demos:
         InputError: it is no such file, or a demonstration lacks something.
     """
     h5py = _h5py(file)
-    images, states, actions, starts = [], [], [], []
+    images: list[np.ndarray] = []
+    states: list[np.ndarray] = []
+    actions: list[np.ndarray] = []
+    starts: list[int] = []
     try:
         with h5py.File(file, "r") as found:
             names = sorted(found["data"], key=lambda name: int(name.rpartition("_")[2]))
@@ -85,10 +88,10 @@ def read(file: Path) -> Demos:
                 if not low:
                     raise InputError(f"{file}: data/{name}/obs has no state of the robot, only {', '.join(keys)}")
                 parts = [np.asarray(demo["obs"][key], dtype=np.float32) for key in low]
-                lengths = {len(demo["actions"]), len(demo["obs"][image]), *map(len, parts)}
+                lengths = {len(demo["actions"]), len(demo["obs"][image]), *(len(part) for part in parts)}
                 if len(lengths) > 1 or not min(lengths):
                     raise InputError(f"{file}: data/{name} has actions, images and states of lengths {sorted(lengths)}")
-                starts.append(sum(map(len, actions)))
+                starts.append(sum(len(part) for part in actions))
                 images.append(np.asarray(demo["obs"][image]))
                 states.append(np.concatenate(parts, axis=1))
                 actions.append(np.asarray(demo["actions"], dtype=np.float32))

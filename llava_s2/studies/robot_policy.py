@@ -28,6 +28,10 @@ class Policy(nn.Module):
         layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.1, batch_first=True, norm_first=True)
         self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.act = nn.Linear(width, STEPS * actions)
+        self.state_mean: Tensor
+        self.state_deviation: Tensor
+        self.action_mean: Tensor
+        self.action_deviation: Tensor
         for name, size in (("state", states), ("action", actions)):
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_deviation", torch.ones(size))

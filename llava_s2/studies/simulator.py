@@ -142,7 +142,7 @@ class _World:
         if aside > 0.015 and gap[2] > -0.03:  # rise before moving aside
             goal = np.array([0, 0, _HOVER])
         elif aside > 0.008 and gap[2] <= -0.03:
-            goal = gap + [0, 0, _HOVER]
+            goal = gap + np.array([0, 0, _HOVER])
         elif np.linalg.norm(gap) < 0.012:
             grip = -1.0
             if fingers < 0.055:  # as wide as the cube: it is held

@@ -3,6 +3,7 @@
 import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 from llava_s2.errors import InputError
 from llava_s2.files import atomic_write
@@ -44,9 +45,10 @@ def efficientnet_lite(number: int, folder: Path) -> str:
 def _as_timm(tensors: dict, architecture: str) -> dict:
     import timm
 
+    model: Any = timm.create_model(architecture)
     places = [  # timm nests its blocks in stages
         f"blocks.{stage}.{block}"
-        for stage, blocks in enumerate(timm.create_model(architecture).blocks)
+        for stage, blocks in enumerate(model.blocks)
         for block in range(len(blocks))
     ]
     renamed = {}

@@ -161,5 +161,5 @@ def _resample_positions(positions: Tensor, shape: torch.Size) -> Tensor:
     old, new = math.isqrt(flat.shape[0]), math.isqrt(shape.numel() // shape[-1])
     prefix = flat.shape[0] - old * old
     grid = flat[prefix:].T.reshape(1, -1, old, old).float()
-    grid = F.interpolate(grid, size=(new, new), mode="bicubic", antialias=True, align_corners=False)
+    grid = F.interpolate(grid, size=(new, new), mode="bicubic", antialias=new < old, align_corners=False)
     return torch.cat([flat[:prefix], grid.flatten(2)[0].T.to(flat.dtype)]).reshape(shape)
