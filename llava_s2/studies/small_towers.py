@@ -47,9 +47,7 @@ def _as_timm(tensors: dict, architecture: str) -> dict:
 
     model: Any = timm.create_model(architecture)
     places = [  # timm nests its blocks in stages
-        f"blocks.{stage}.{block}"
-        for stage, blocks in enumerate(model.blocks)
-        for block in range(len(blocks))
+        f"blocks.{stage}.{block}" for stage, blocks in enumerate(model.blocks) for block in range(len(blocks))
     ]
     renamed = {}
     for name, tensor in tensors.items():

@@ -64,7 +64,6 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     everything.add_argument("--small", action="store_true", required=True, help="under an hour on two cores")
     everything.add_argument("--output", type=Path, required=True, metavar="DIR")
     everything.add_argument("--only", choices=tuple(_STUDIES), action="append", help="these studies alone")
-    everything.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # for the tests
     everything.set_defaults(run=_run_all)
 
 

@@ -58,7 +58,9 @@ def test_the_output_may_have_a_larger_scales_grid(towers, pictures, tmp_path):
     found = Extractor(tmp_path).features(towers[0], setting, pictures)[[0]]
     assert found.shape == (1, 64, 16)
     images = [pictures.load(0, 64)]
-    expected = load_tower(towers[0], 32)(load_tower(towers[0], 32).normalise(torch.from_numpy(np.stack(images))), [32, 64], 1)
+    expected = load_tower(towers[0], 32)(
+        load_tower(towers[0], 32).normalise(torch.from_numpy(np.stack(images))), [32, 64], 1
+    )
     torch.testing.assert_close(found, expected.flatten(2).transpose(1, 2), atol=2e-3, rtol=2e-3)
 
 

@@ -68,7 +68,9 @@ def test_information_is_in_bits():
     torch.manual_seed(1)
     x = torch.randn(60_000, 3)
     y = x * 3**0.5 + torch.randn(60_000, 3)
-    fit, held_out, test = (moments(x[part], y[part]) for part in (slice(20_000), slice(20_000, 40_000), slice(40_000, None)))
+    fit, held_out, test = (
+        moments(x[part], y[part]) for part in (slice(20_000), slice(20_000, 40_000), slice(40_000, None))
+    )
     row = reconstruction({"fit": fit, "held_out": held_out, "test": test})
     assert row["train info"] == pytest.approx(2, abs=0.02)
     assert row["test info"] == pytest.approx(2, abs=0.02)
@@ -85,9 +87,7 @@ def classes():
 
 def test_probe_by_sgd_comes_to_the_minimum_of_the_cross_entropy(classes, tmp_path):
     features, x, labels = classes
-    probe = train_by_sgd(
-        features, labels, 3, epochs=200, rate=0.5, batch=240, seed=0, file=tmp_path / "checkpoint.pt"
-    )
+    probe = train_by_sgd(features, labels, 3, epochs=200, rate=0.5, batch=240, seed=0, file=tmp_path / "checkpoint.pt")
     w, b = torch.zeros(5, 3, requires_grad=True), torch.zeros(3, requires_grad=True)
     optimizer = torch.optim.LBFGS([w, b], max_iter=200)
 

@@ -76,7 +76,9 @@ def rooms(tmp_path_factory):
             for place in (f"images/{word}", f"{split}/images"):
                 image.save(folder / place / f"{number}.png")
             Image.fromarray(mask).save(folder / f"annotations/{word}/{number}.png")
-            Image.fromarray(np.where(mask == 2, 1500, 4000).astype(np.uint16)).save(folder / f"{split}/depths/{number}.png")
+            Image.fromarray(np.where(mask == 2, 1500, 4000).astype(np.uint16)).save(
+                folder / f"{split}/depths/{number}.png"
+            )
     return folder
 
 
