@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -188,6 +189,11 @@ def _extract(
         file = folder / "features.f16"
         mode: Any = "r+" if done and file.exists() and file.stat().st_size == 2 * math.prod(shape) else "w+"
         done = done if mode == "r+" else 0
+        needed, free = 2 * math.prod(shape), shutil.disk_usage(folder).free
+        if mode == "w+" and needed > free:
+            raise InputError(
+                f"{folder}: these features take {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free there"
+            )
         store = np.memmap(file, np.float16, mode, shape=shape)
         batch = max(1, (8 if tower.s2.device.type == "cpu" else 512) // max(side // tower.base, 1) ** 2)
         flushed = monotonic()
