@@ -20,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     from llava_s2 import quickstart
     from llava_s2.bench import commands as bench_commands
     from llava_s2.data import data_cli
-    from llava_s2.eval import commands as eval_commands
+    from llava_s2.eval import eval_cli
     from llava_s2.model import commands as model_commands
     from llava_s2.serve import commands as serve_commands
     from llava_s2.serve.api import commands as api_commands
@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
         quickstart,
         data_cli,
         train_commands,
-        eval_commands,
+        eval_cli,
         serve_commands,
         api_commands,
         model_commands,

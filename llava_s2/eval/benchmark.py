@@ -20,12 +20,14 @@ class Sample:
         id: unique in the benchmark; the ``question_id`` of its prediction.
         category: a key of the benchmark's ``categories``.
         images: shown before the prompt, in order.
-        prompt: the user's words, without image placeholders.
+        prompt: the user's words, without image placeholders unless ``interleaved``.
         options: the replies that likelihood scoring compares; empty where only generation applies.
         reference: what ``grade`` compares with; any JSON-like value or dataclass, opaque to the runner.
         aliases: other ids under which a predictions file may name this question.
         also: more categories that it counts in.
-        group: of a question that is asked in several forms, the same in all; it counts once, right if all are right.
+        group: of CircularEval variants, the same in all; they count once, right if all are right.
+        interleaved: the images stand where the prompt has ``<image>``, one each, and not before it.
+        boxes: where in the first image the thing asked for is: ``(x, y, width, height)`` in pixels.
     """
 
     id: str
@@ -37,6 +39,8 @@ class Sample:
     aliases: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
     group: str = ""
+    interleaved: bool = False
+    boxes: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Grade:
     """How right an answer is.
 
     Attributes:
-        correct: True or False; or, of a metric with shades, a float from 0.0 to 1.0.
+        correct: True or False; or, of a metric with partial credit, a float from 0.0 to 1.0.
         parseable: False where no answer could be read from the text.
     """
 
@@ -58,9 +62,10 @@ class Benchmark(ABC):
     Args:
         variant: one of ``variants``; by default the first whose files are there.
         seed: has an answer that cannot be read replaced by a guess, drawn from the seed and the question's id.
+        rule: one of ``rules``; by default the first.
 
     Raises:
-        InputError: no such variant, or the benchmark does not guess.
+        InputError: no such variant or rule, or the benchmark does not guess.
     """
 
     name: ClassVar[str]
@@ -73,6 +78,16 @@ class Benchmark(ABC):
     variants: ClassVar[Mapping[str, str]] = {}
     """Splits or settings of the data -> what they are, if there are several."""
 
+    rules: ClassVar[Mapping[str, str]] = {}
+    """Ways to read the option that an answer names -> what they are, the default first, if there are several."""
+    folders: ClassVar[tuple[str, ...]] = ()
+    """What its data folder is called in LLaVA's evaluation folder, beside ``name``."""
+    hub: ClassVar[tuple[str, ...]] = ()
+    """Its data set's id on the hub, and the patterns of the files to download."""
+
+    requires: ClassVar[tuple[str, ...]] = ()
+    """Packages that it needs beside the runner's, by the names that Python imports."""
+
     guesses: ClassVar[bool] = False
     """Whether its official code guesses where an answer cannot be read."""
 
@@ -81,13 +96,17 @@ class Benchmark(ABC):
     without_judge: ClassVar[str] = ""
     """What its user should know where there is no such model."""
 
-    def __init__(self, variant: str | None = None, seed: int | None = None) -> None:
+    def __init__(self, variant: str | None = None, seed: int | None = None, rule: str | None = None) -> None:
         if variant is not None and variant not in self.variants:
             known = f"use {' or '.join(self.variants)}" if self.variants else "it has none"
             raise InputError(f"{self.name} has no variant {variant!r}; {known}")
         if seed is not None and not self.guesses:
             raise InputError(f"{self.name} guesses no answers; leave out the seed")
+        if rule is not None and rule not in self.rules:
+            known = f"use {' or '.join(self.rules)}" if self.rules else "it has one rule only"
+            raise InputError(f"{self.name} has no rule {rule!r}; {known}")
         self.seed = seed
+        self.rule = rule or next(iter(self.rules), "")
         self.variant = variant
         """The variant in use; ``load`` sets it if it was left open."""
 
@@ -95,6 +114,11 @@ class Benchmark(ABC):
     def default_scoring(self) -> Scoring:
         """The benchmark's own protocol."""
         return next(iter(self.protocols))
+
+    def protocol(self, scoring: Scoring) -> str:
+        """The protocol's name, with the rule that reads its answers."""
+        read = f"; {self.rules[self.rule]}" if scoring == "generate" and self.rules else ""
+        return self.protocols[scoring] + read
 
     @abstractmethod
     def load(self, data: Path, scoring: Scoring | None) -> list[Sample]:
@@ -108,6 +132,10 @@ class Benchmark(ABC):
             InputError: anything missing, malformed or doubled, naming the file and the record.
         """
 
+    def gold(self, sample: Sample) -> Any:
+        """The reference as ``compare`` holds those of two runs against each other, JSON-like."""
+        return sample.reference
+
     def answer(self, text: str) -> str:
         """What of a generated text counts as the answer: the ``text`` of its prediction."""
         return text
@@ -119,6 +147,14 @@ class Benchmark(ABC):
         Returns:
             The grade, or None where the data has no answers, as a test set that only its server can score.
         """
+
+    def metrics(self, graded: Sequence[tuple[Sample, Grade, Mapping[str, Any]]]) -> dict[str, float]:
+        """The benchmark's own figures where these are no mean of grades, such as an F1: name -> value.
+
+        Args:
+            graded: every question that counts, its grade and its prediction.
+        """
+        return {}
 
     def judge(
         self, ask: Callable[..., str], sample: Sample, prediction: Mapping[str, Any], runs: int

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from llava_s2.errors import InputError
-from llava_s2.eval.predictions import PREDICTIONS, REPORT, read_predictions
 from llava_s2.eval.report import OVERALL, format_table
+from llava_s2.eval.run_folder import PREDICTIONS, REPORT, read_predictions
 from llava_s2.eval.statistics import mcnemar_exact, paired_bootstrap, paired_difference
-from llava_s2.weight_files import read_json
+from llava_s2.eval.tables import read_value
 
 MCNEMAR = "exact McNemar test"
 PAIRED_BOOTSTRAP = "paired bootstrap"
@@ -116,7 +116,7 @@ def read_report(run: Path) -> dict[str, Any]:
         raise InputError(f"{run}: no such folder; a run is the --output folder of llava-s2 eval")
     if not (run / REPORT).exists():
         raise InputError(f"{run}: no {REPORT}; start the same llava-s2 eval again to finish the run")
-    report = read_json(run / REPORT)
+    report = read_value(run / REPORT)
     if missing := {"task", "questions", "question_ids", "model", "protocol", "results"} - report.keys():
         raise InputError(f"{run / REPORT}: lacks {', '.join(sorted(missing))}; not a report of llava-s2 eval")
     return report

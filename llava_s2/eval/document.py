@@ -9,8 +9,9 @@ from typing import Any
 
 from llava_s2.errors import InputError
 from llava_s2.eval.compare import compare, read_report
-from llava_s2.eval.predictions import replace_file
-from llava_s2.eval.report import OVERALL, near_ties
+from llava_s2.eval.report import OVERALL
+from llava_s2.eval.report import notes as notes_of
+from llava_s2.files import atomic_write
 
 DOCUMENT = "report.md"
 PICTURE = "report.png"
@@ -63,10 +64,12 @@ def write_document(runs: Sequence[Path], output: Path) -> list[Path]:
         tasks.setdefault(report["task"], []).append((name, run, report))
     written = []
     if find_spec("matplotlib") is not None:
-        replace_file(output / PICTURE, lambda partial: _draw(tasks, partial))
+        with atomic_write(output / PICTURE) as partial:
+            _draw(tasks, partial)
         written.append(output / PICTURE)
     text = _document(tasks, picture=bool(written))
-    replace_file(output / DOCUMENT, lambda partial: partial.write_text(text, encoding="utf-8"))
+    with atomic_write(output / DOCUMENT) as partial:
+        partial.write_text(text, encoding="utf-8")
     return [output / DOCUMENT, *written]
 
 
@@ -109,16 +112,7 @@ def _score(row: dict[str, Any] | None) -> str:
 
 def _notes(runs: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
     """What a reader of the scores must know of single runs."""
-    notes = []
-    for name, report in runs:
-        asked = len(report["question_ids"])
-        if report.get("questions_in_data", asked) > asked:
-            notes.append(f"{name}: on {asked} of {report['questions_in_data']} questions (`--limit`).")
-        if report["results"] and (unread := report["results"][OVERALL]["unparseable"]):
-            notes.append(f"{name}: {unread} answer(s) could not be read and count as wrong.")
-        if note := near_ties(report):
-            notes.append(f"{name}: {note}.")
-    return notes
+    return [f"{name}: {note}." for name, report in runs for note in notes_of(report)]
 
 
 def _comparisons(runs: Sequence[tuple[str, Path, dict[str, Any]]]) -> list[str]:

@@ -39,7 +39,7 @@ def answers(
     model: LlavaForConditionalGeneration,
     processor: LlavaProcessor,
     pictures: Sequence[Pictures],
-    prompts: Sequence[str],
+    prompts: Sequence[str | list[dict[str, Any]]],
     max_new_tokens: int,
 ) -> list[Answer]:
     """Answers each prompt by greedy decoding; in float32 a batch gives what its questions give alone.
@@ -48,13 +48,16 @@ def answers(
         model: in eval mode.
         processor: its processor, whose chat template is used.
         pictures: of each prompt, shown before it; the same tensors where prompts are about the same pictures.
-        prompts: the user's words.
+        prompts: the user's words; or parts as chat templates take them, where the images stand between the words.
         max_new_tokens: bound on an answer.
 
     Returns:
         One answer a prompt.
     """
-    conversations = [[user_message(prompt, len(shown))] for prompt, shown in zip(prompts, pictures, strict=True)]
+    conversations = [
+        [user_message(prompt, len(shown)) if isinstance(prompt, str) else {"role": "user", "content": prompt}]
+        for prompt, shown in zip(prompts, pictures, strict=True)
+    ]
     rows = prompt_ids(processor, conversations)
     start = _shared_start(rows, pictures, processor.image_token_id)
     inputs = _padded(rows, start, processor.tokenizer.pad_token_id, model.device)

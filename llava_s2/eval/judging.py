@@ -11,8 +11,8 @@ from llava_s2.errors import InputError
 from llava_s2.eval.benchmark import Benchmark, Sample
 from llava_s2.eval.compare import read_report
 from llava_s2.eval.judge import Judge, JudgeSource, Stopped
-from llava_s2.eval.predictions import PREDICTIONS, REPORT, read_predictions, write_json, write_records
-from llava_s2.eval.report import fold_groups, tally
+from llava_s2.eval.report import fold_groups, grade_of, graded_record, headline, tally
+from llava_s2.eval.run_folder import PREDICTIONS, REPORT, read_predictions, write_json, write_records
 
 CACHE = "judge.jsonl"
 """In a run's folder: the judge's answers, so that none is asked for twice."""
@@ -107,14 +107,12 @@ def finish_run(benchmark: Benchmark, source: JudgeSource | None, data: Path, out
             write_json(output / REPORT, report)
         return report
     report["protocol"] += f", judged by {name}, {runs} run(s)"
-    grades = {sample.id: benchmark.grade(sample, record) for sample, record in pairs}
+    grades = {sample.id: grade_of(benchmark, sample, record) for sample, record in pairs}
     graded = [(sample, grade) for sample, _ in pairs if (grade := grades[sample.id]) is not None]
-    by_id = {record["question_id"]: record for _, record in pairs}
-    for identity, grade in grades.items():
-        if grade is not None:
-            by_id[identity] |= {"correct": grade.correct, "parseable": grade.parseable}
+    by_id = {sample.id: graded_record(benchmark, sample, record) for sample, record in pairs}
     write_records(output / PREDICTIONS, [by_id.get(record["question_id"], record) for record in records])
     report["results"] = tally(benchmark, fold_groups(graded))
+    report |= headline(benchmark, graded, by_id)
     report["judge"] = {"name": name, "runs": runs, **benchmark.judged(list(by_id.values())), **account}
     write_json(output / REPORT, report)
     return report

@@ -2,40 +2,51 @@
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-import torch
 from PIL import Image
 from tqdm import tqdm
-from transformers import LlavaProcessor
 
 from llava_s2.data.image_decoding import Embedded, open_image
 from llava_s2.errors import InputError
 from llava_s2.eval.benchmark import Sample
-from llava_s2.model.inference import Pictures, prepare_image
 
 _IMAGES_DECODED_AHEAD = 1000
 _BATCHES_AHEAD = 2
 _MOST_THREADS = 8
 
+Shown = tuple[Any, ...]
+"""A question's images as the model takes them; or, of those that cannot be read, the errors."""
+
 
 def load_ahead(
-    batches: Iterable[Sequence[Sample]], processor: LlavaProcessor
-) -> Iterator[tuple[Sequence[Sample], list[Pictures]]]:
-    """Each batch with its questions' pictures; an image that repeats in a batch is one and the same tensor.
+    batches: Iterable[Sequence[Sample]], prepare: Callable[[Image.Image], Any], *, skip: bool = False
+) -> Iterator[tuple[Sequence[Sample], list[Shown]]]:
+    """Each batch with its questions' images; an image that repeats in a batch is one and the same object.
 
-    While the caller works on a batch, the next two are read, decoded and resized; no more are held.
+    While the caller works on a batch, the next two are read, decoded and prepared; no more are held.
+
+    Args:
+        batches: of questions.
+        prepare: makes of an image what the model takes.
+        skip: gives the ``InputError`` in place of an image that cannot be read.
 
     Raises:
         InputError: an image that cannot be read, when its batch's turn comes.
     """
 
-    def prepared(image: Path | Embedded) -> torch.Tensor:
-        return prepare_image(processor, read_image(image))
+    def prepared(image: Path | Embedded) -> Any:
+        try:
+            return prepare(read_image(image))
+        except InputError as error:
+            if skip:
+                return error
+            raise
 
-    waiting: deque[tuple[Sequence[Sample], dict[Path | Embedded, Future[torch.Tensor]]]] = deque()
+    waiting: deque[tuple[Sequence[Sample], dict[Path | Embedded, Future[Any]]]] = deque()
     threads = ThreadPoolExecutor(_threads())
     try:
         for batch in batches:
@@ -50,10 +61,10 @@ def load_ahead(
 
 
 def _collected(
-    batch: Sequence[Sample], futures: dict[Path | Embedded, "Future[torch.Tensor]"]
-) -> tuple[Sequence[Sample], list[Pictures]]:
-    pictures = {image: future.result() for image, future in futures.items()}
-    return batch, [tuple(pictures[image] for image in sample.images) for sample in batch]
+    batch: Sequence[Sample], futures: dict[Path | Embedded, "Future[Any]"]
+) -> tuple[Sequence[Sample], list[Shown]]:
+    images = {image: future.result() for image, future in futures.items()}
+    return batch, [tuple(images[image] for image in sample.images) for sample in batch]
 
 
 def check_images(everything: Sequence[Sample], samples: Sequence[Sample]) -> None:
@@ -64,21 +75,34 @@ def check_images(everything: Sequence[Sample], samples: Sequence[Sample]) -> Non
     Raises:
         InputError: naming the first that is missing or damaged.
     """
+    way_out = "; --on-bad-image skip counts such questions as wrong"
     wanted = dict.fromkeys(image for sample in everything for image in sample.images if isinstance(image, Path))
     if missing := [path for path in wanted if not path.is_file()]:
-        raise InputError(f"{missing[0]}: no such image file (so for {len(missing)} of {len(wanted)} images)")
+        raise InputError(f"{missing[0]}: no such image file (so for {len(missing)} of {len(wanted)} images){way_out}")
     shown = list(dict.fromkeys(image for sample in samples for image in sample.images))[:_IMAGES_DECODED_AHEAD]
+    if bad := unreadable(shown):
+        reason = next(iter(bad.values()))
+        more = f" (so for {len(bad)} of the {len(shown)} images tried)" if len(bad) > 1 else ""
+        raise InputError(f"{reason}{more}{way_out}")
+
+
+def unreadable(images: Sequence[Path | Embedded]) -> dict[Path | Embedded, str]:
+    """Those of the images that cannot be decoded, each with the reason."""
+
+    def fault(image: Path | Embedded) -> str:  # and lets the pixels go: a map's results wait for their turn
+        try:
+            read_image(image)
+        except InputError as error:
+            return str(error)
+        return ""
+
     with ThreadPoolExecutor(_threads()) as threads:
-        for _ in tqdm(threads.map(_decodes, shown), total=len(shown), desc="checking images", delay=2):
-            pass
-
-
-def _decodes(image: Path | Embedded) -> None:
-    read_image(image)  # and lets it go: a map's results wait for their turn
+        faults = tqdm(threads.map(fault, images), total=len(images), desc="checking images", delay=2)
+        return {image: reason for image, reason in zip(images, faults, strict=True) if reason}
 
 
 def read_image(image: Path | Embedded) -> Image.Image:
-    """Decodes it, upright and in RGB; InputError if that cannot be done."""
+    """Decodes it in RGB; InputError if that cannot be done."""
     return image.open() if isinstance(image, Embedded) else open_image(image)
 
 

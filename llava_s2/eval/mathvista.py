@@ -15,14 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from llava_s2.errors import InputError
 from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
-from llava_s2.eval.parquet import find_shards, read_rows
-from llava_s2.eval.predictions import write_json
-from llava_s2.eval.records import prompt_of, refuse_missing, text_of, unique
+from llava_s2.eval.run_folder import write_json
+from llava_s2.eval.schema import LETTERS, Record, refuse_missing, unique
+from llava_s2.eval.tables import find_file, read_records
 
 _COLUMNS = ("pid", "query", "choices", "precision", "answer", "question_type", "answer_type", "metadata")
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _CHOICE = "multi_choice"
 _EXAMPLES = (Path(__file__).with_name("prompts") / "mathvista.txt").read_text(encoding="utf-8").strip()
 _TRIES = 3  # of a judge that says nothing
@@ -61,16 +59,12 @@ class MathVista(Benchmark):
 
     def load(self, data: Path, scoring: Scoring | None) -> list[Sample]:
         """Reads testmini; a question's category is its task, and it counts in each of its skills too."""
-        paths = find_shards(data, "testmini") or find_shards(data / "data", "testmini")
-        if not paths:
-            raise InputError(f"{data}: holds no testmini-*.parquet; docs/data.md says where it comes from")
-        rows = [
-            (f"{path}, row {number}", row)
-            for path in paths
-            for number, row in enumerate(read_rows(path, _COLUMNS, ("decoded_image",)), start=1)
-        ]
-        refuse_missing([f"{where}: no decoded_image" for where, row in rows if row["decoded_image"] is None], len(rows))
-        samples = [_sample(row, where) for where, row in rows]
+        paths = find_file(data, ("testmini-*.parquet",))
+        records = [record for path in paths for record in read_records(path, images=("decoded_image",))]
+        if scoring is not None:
+            lacking = [f"{r.where}: no decoded_image" for r in records if not r.images("decoded_image")]
+            refuse_missing(lacking, len(records))
+        samples = [_sample(record) for record in records]
         unique([sample.id for sample in samples], data)
         return samples
 
@@ -145,8 +139,8 @@ def normalize(extracted: str, question: Mapping[str, Any]) -> str | None:
         extracted = extracted.strip()
         bracketed = re.search(r"\(([a-zA-Z])\)", extracted)
         letter = bracketed[1].upper() if bracketed else extracted
-        if len(letter) == 1 and letter in _LETTERS[: len(choices)]:
-            return choices[_LETTERS.index(letter)]
+        if len(letter) == 1 and letter in LETTERS[: len(choices)]:
+            return choices[LETTERS.index(letter)]
         return min(choices, key=lambda choice: _edit_distance(letter, choice))
     try:
         if question["answer_type"] == "integer":
@@ -168,33 +162,33 @@ def _edit_distance(a: str, b: str) -> int:
     return row[-1]
 
 
-def _sample(row: Mapping[str, Any], where: str) -> Sample:
-    kind, answer_type = text_of(row, "question_type", where), text_of(row, "answer_type", where)
-    choices = row["choices"] or []
-    if (kind == _CHOICE) != bool(choices) or len(choices) > len(_LETTERS):
-        raise InputError(f"{where}: question_type {kind!r} with {len(choices)} choices")
-    answer = text_of(row, "answer", where)
+def _sample(record: Record) -> Sample:
+    kind, answer_type = record.text("question_type"), record.text("answer_type")
+    choices = record.texts("choices") if record.first("choices") else []
+    if (kind == _CHOICE) != bool(choices) or len(choices) > len(LETTERS):
+        raise record.fault(f"question_type {kind!r} with {len(choices)} choices")
+    answer = record.text("answer")
     if choices and answer not in choices:
-        raise InputError(f"{where}: the answer {answer!r} is none of the choices")
-    if answer_type == "float" and not isinstance(row["precision"], int | float):
-        raise InputError(f"{where}: 'precision' of a float is missing")
-    metadata = row["metadata"]
+        raise record.fault(f"the answer {answer!r} is none of the choices")
+    if answer_type == "float" and not isinstance(record.first("precision"), int | float):
+        raise record.fault("'precision' of a float is missing")
+    metadata = record.get("metadata")
     if not isinstance(metadata, dict) or not isinstance(metadata.get("skills"), Sequence):
-        raise InputError(f"{where}: 'metadata' must hold a task and a list of skills")
+        raise record.fault("'metadata' must hold a task and a list of skills")
     if metadata.get("split", "testmini") != "testmini":
-        raise InputError(f"{where}: is of the split {metadata['split']}; only testmini has answers")
+        raise record.fault(f"is of the split {metadata['split']}; only testmini has answers")
     return Sample(
-        id=text_of(row, "pid", where),
-        category=text_of(metadata, "task", where),
-        images=(row["decoded_image"],),
-        prompt=prompt_of(row, "query", where),
+        id=record.identity("pid"),
+        category=Record(metadata, record.where).text("task"),
+        images=record.images("decoded_image"),
+        prompt=record.prompt("query"),
         options=tuple(choices),
         reference={
             "choices": choices,
             "answer_type": answer_type,
-            "precision": row["precision"],
+            "precision": record.get("precision"),
             "answer": answer,
-            "problem": {column: row[column] for column in _COLUMNS},
+            "problem": {column: record.get(column) for column in _COLUMNS},
         },
         also=tuple(metadata["skills"]),
     )

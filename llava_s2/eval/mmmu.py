@@ -1,14 +1,15 @@
 """MMMU (Yue et al. 2024): college questions of 30 subjects, some with several images.
 
-Layout of the official release (``MMMU/MMMU`` on the hub)::
+Layout of the official release (``MMMU/MMMU`` on the hub), of a copy with all subjects in one table, or of VLMEvalKit::
 
     Accounting/dev-00000-of-00001.parquet, validation-….parquet, test-….parquet      and so on, a folder a subject
+    validation-00000-of-00001.parquet, also in data/
+    MMMU_DEV_VAL.tsv
 
 with columns ``id``, ``question``, ``options`` (a Python list as text), ``answer``, ``question_type`` and ``image_1`` to
 ``image_7``. Answers are read and graded by the rules of the official code (``eval_utils.py``), slips included.
 """
 
-import ast
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -17,11 +18,11 @@ from typing import Any, ClassVar
 
 from llava_s2.errors import InputError
 from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
-from llava_s2.eval.parquet import find_shards, read_rows
-from llava_s2.eval.predictions import write_json
-from llava_s2.eval.records import prompt_of, refuse_missing, text_of, unique
-from llava_s2.eval.vqa_accuracy import SHORT_ANSWER
-from llava_s2.eval.vstar import LETTER_SENTENCE
+from llava_s2.eval.llava_prompts import LETTER_SENTENCE, NEW_TOKENS, SHORT_ANSWER, lettered
+from llava_s2.eval.run_folder import write_json
+from llava_s2.eval.schema import LETTERS, Record, as_list, refuse_missing, unique
+from llava_s2.eval.tables import find_file, read_records
+from llava_s2.eval.vlmevalkit import RULES, read_by_rule
 
 DISCIPLINES = {
     "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
@@ -48,7 +49,6 @@ DISCIPLINES = {
 """Discipline -> its subjects, in the order of the official table."""
 
 _IMAGES = tuple(f"image_{number}" for number in range(1, 8))
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _CHOICE = "multiple-choice"
 
 _CONCLUSIONS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
@@ -60,12 +60,16 @@ _NUMBERS = (
 
 
 class MMMU(Benchmark):
-    """MMMU with its own prompts for LLaVA-1.5; unlike its code for LLaVA, every image of a question is shown."""
+    """MMMU with its own prompts for LLaVA-1.5, showing every image of a question; or as VLMEvalKit asks it."""
 
     name: ClassVar[str] = "mmmu"
+    hub: ClassVar[tuple[str, ...]] = ("MMMU/MMMU", "*/validation-*")
     protocols: ClassVar[Mapping[Scoring, str]] = {
         "generate": "MMMU: greedy decoding of MMMU's own prompts for LLaVA-1.5, all images first, MMMU's own parsing"
     }
+    kit_protocol: ClassVar[str] = (
+        "MMMU as VLMEvalKit: greedy decoding of its prompt for LLaVA, images where the question has them"
+    )
     categories: ClassVar[Mapping[str, str]] = {
         category: heading
         for discipline, subjects in DISCIPLINES.items()
@@ -74,62 +78,80 @@ class MMMU(Benchmark):
             *((subject, "  " + subject.replace("_", " ")) for subject in subjects),
         )
     }
-    max_new_tokens: ClassVar[int] = 128
+    max_new_tokens: ClassVar[int] = NEW_TOKENS
     variants: ClassVar[Mapping[str, str]] = {
         "validation": "900 questions",
         "dev": "150 questions",
         "test": "10,500 questions, for the server",
+        "vlmevalkit": "the 900 of validation, asked and read as VLMEvalKit does",
     }
+    rules: ClassVar[Mapping[str, str]] = RULES
     guesses: ClassVar[bool] = True
 
+    def protocol(self, scoring: Scoring) -> str:
+        """VLMEvalKit's variant has a prompt and a rule of its own."""
+        kit = f"{self.kit_protocol}; {self.rules[self.rule]}"
+        return kit if self.variant == "vlmevalkit" else self.protocols[scoring]
+
     def load(self, data: Path, scoring: Scoring | None) -> list[Sample]:
-        """Reads the split of all 30 subjects."""
-        if not data.is_dir():
-            raise InputError(f"{data}: no such folder; --data names the MMMU folder that holds Accounting/ and others")
-        self.variant = self.variant or next((name for name in self.variants if any(data.glob(f"*/{name}-*"))), None)
-        if self.variant is None:
-            raise InputError(f"{data}: no */validation-*.parquet; docs/data.md says where the data comes from")
+        """Reads the split: a folder a subject, of all 30; or one table."""
+        kit = self.variant == "vlmevalkit"
+        records = self._records(data)
         samples = []
-        missing = []
         lacking = []
-        for discipline, subjects in DISCIPLINES.items():
-            for subject in subjects:
-                paths = find_shards(data / subject, self.variant)
-                if not paths:
-                    missing.append(subject)
-                for path in paths:
-                    columns = ("id", "question", "options", "answer", "question_type")
-                    for number, row in enumerate(read_rows(path, columns, _IMAGES), start=1):
-                        sample = _sample(row, discipline, subject, f"{path}, row {number}")
-                        if unseen := _lacks(row, sample.prompt):
-                            lacking.append(f"{path}, row {number}: no {unseen}, which the question shows")
-                        if not sample.id.startswith(f"{self.variant}_{subject}_"):
-                            raise InputError(
-                                f"{path}, row {number}: question {sample.id} is not of {self.variant}, {subject}; "
-                                "is the file another split's or subject's?"
-                            )
-                        samples.append(sample)
-        if missing:
-            raise InputError(
-                f"{data}: {len(missing)} of 30 subjects have no {self.variant}-*.parquet: {', '.join(missing)}"
-            )
+        for record in records:
+            samples.append(_kit_sample(record) if kit else _sample(record))
+            if scoring is not None and (unseen := _lacks(record, samples[-1])):
+                lacking.append(f"{record.where}: no {unseen}, which the question shows")
+            split = "validation" if kit else self.variant
+            if "split" not in record and not samples[-1].id.startswith(f"{split}_"):
+                raise record.fault(f"question {samples[-1].id} is not of {split}; is the file another split's?")
         refuse_missing(lacking, len(samples))
         unique([sample.id for sample in samples], data)
         return samples
+
+    def _records(self, data: Path) -> list[Record]:
+        splits = ("validation", "dev", "test")
+        patterns = {s: (f"*/{s}-*.parquet", f"{s}-*.parquet", f"data/{s}-*.parquet") for s in splits}
+        if self.variant is None and data.is_dir():
+            present = (s for s in splits if any(path for name in patterns[s] for path in data.glob(name)))
+            self.variant = next(present, "validation" if any(data.glob("MMMU_DEV_VAL.tsv")) else None)
+        split = "validation" if self.variant in (None, "vlmevalkit") else str(self.variant)
+        if (data / "MMMU_DEV_VAL.tsv").is_file() and not any(data.glob(patterns[split][0])):
+            records = read_records(data / "MMMU_DEV_VAL.tsv", images=("image",))
+            return [_from_kit(record) for record in records if record.get("split") == split]
+        subjects = [subject for subjects in DISCIPLINES.values() for subject in subjects]
+        folders = [subject for subject in subjects if (data / subject).is_dir()]
+        if not folders:
+            paths = find_file(data, patterns[split])
+            return [record for path in paths for record in read_records(path, images=_IMAGES)]
+        if missing := [subject for subject in subjects if not any((data / subject).glob(f"{split}-*.parquet"))]:
+            raise InputError(f"{data}: {len(missing)} of 30 subjects have no {split}-*.parquet: {', '.join(missing)}")
+        paths = [path for subject in subjects for path in find_file(data / subject, (f"{split}-*.parquet",))]
+        records = [record for path in paths for record in read_records(path, images=_IMAGES)]
+        if strange := [r for r in records if Path(r.where.rpartition(", row")[0]).parent.name != _subject(r)]:
+            raise strange[0].fault(f"question {strange[0].get('id')} is of another subject; is the file in its folder?")
+        return records
 
     def grade(self, sample: Sample, prediction: Mapping[str, Any]) -> Grade | None:
         """By the official parsing; a letter that cannot be read is wrong, or guessed where a seed is set."""
         if sample.reference is None:
             return None
+        answers = sample.reference["answer"]
+        if self.variant == "vlmevalkit":
+            # An open question becomes one of two options, of which its answer is the first.
+            options = sample.options or (answers[0], "Other Answers")
+            letter = read_by_rule(prediction["text"], options, self.rule)
+            return Grade(letter in (answers if sample.options else ("A",)), parseable=letter is not None)
         if not sample.reference["options"]:
-            return Grade(is_open_answer(sample.reference["answer"], prediction["text"]))
-        letter = self._letter(sample, prediction["text"])
-        return Grade(letter in sample.reference["answer"], parseable=letter is not None)
+            return Grade(is_open_answer(answers, prediction["text"]))
+        read = parse_letter(prediction["text"], sample.options)
+        return Grade(self._letter(sample, prediction["text"]) in answers, parseable=read is not None)
 
     def _letter(self, sample: Sample, text: str) -> str | None:
         letter = parse_letter(text, sample.options)
         if letter is None and self.seed is not None:
-            return random.Random(f"{self.seed} {sample.id}").choice(_LETTERS[: len(sample.options)])
+            return random.Random(f"{self.seed} {sample.id}").choice(LETTERS[: len(sample.options)])
         return letter
 
     def write_submission(
@@ -154,7 +176,7 @@ def parse_letter(text: str, options: Sequence[str]) -> str | None:
     for mark in ",.!?;:'":
         text = text.strip(mark)
     text = f" {text} "
-    lettered = dict(zip(_LETTERS, options, strict=False))
+    lettered = dict(zip(LETTERS, options, strict=False))
     places = {letter: text.rfind(f"({letter})") for letter in lettered}
     if max(places.values()) < 0:
         places = {letter: text.rfind(f" {letter} ") for letter in lettered}
@@ -209,49 +231,82 @@ def _comparable(text: str) -> list[str | float]:
         return [f" {text}", f"{text} "] if len(text) == 1 else [text]
 
 
-def _sample(row: Mapping[str, Any], discipline: str, subject: str, where: str) -> Sample:
-    options = _texts(row.get("options"), where, "options")
-    kind = text_of(row, "question_type", where)
-    if kind not in (_CHOICE, "open") or (kind == _CHOICE) != bool(options) or len(options) > len(_LETTERS):
-        raise InputError(f"{where}: question_type {kind!r} with {len(options)} options")
-    question = prompt_of(row, "question", where)
-    answer = text_of(row, "answer", where)
-    if options:
-        listed = "".join(f"({letter}) {option}\n" for letter, option in zip(_LETTERS, options, strict=False))
-        prompt = f"{question}\n{listed}\n{LETTER_SENTENCE}"
-    else:
-        prompt = f"{question}\n{SHORT_ANSWER}"
+def _sample(record: Record) -> Sample:
+    options, answers = _options(record), _answers(record)
+    question = record.prompt("question")
+    listed = "".join(f"({letter}) {option}\n" for letter, option in zip(LETTERS, options, strict=False))
+    prompt = f"{question}\n{listed}\n{LETTER_SENTENCE}" if options else f"{question}\n{SHORT_ANSWER}"
     if "<image>" in prompt:
-        raise InputError(f"{where}: an option contains <image>; images are placed before the question")
-    reference = None
-    if answer != "?":  # the test split's
-        answers = _texts(answer, where, "answer") if answer.startswith("[") and answer.endswith("]") else [answer]
-        if options and not set(answers) <= set(_LETTERS[: len(options)]):
-            raise InputError(f"{where}: the answer {answer!r} is no letter of {len(options)} options")
-        reference = {"options": options, "answer": answers}
+        raise record.fault("an option contains <image>; images are placed before the question")
+    return _built(record, prompt, options, answers, record.images(*_IMAGES))
+
+
+def _kit_sample(record: Record) -> Sample:
+    """As VLMEvalKit's class of LLaVA asks, with the images in their places; a single one stands first as LLaVA's do."""
+    options, answers = _options(record), _answers(record)
+    question = record.prompt("question")
+    prompt = lettered(question, options) if options else f"{question}\nAnswer the question directly."
+    images = record.images(*_IMAGES)
+    named = [int(number) for number in re.findall(r"<image (\d)>", prompt)]
+    if not named or max(named) > len(images):
+        return _built(record, prompt, options, answers, images)
+    shown = tuple(images[number - 1] for number in named)
+    return _built(record, re.sub(r"<image \d>", "<image>", prompt), options, answers, shown, interleaved=True)
+
+
+def _built(
+    record: Record, prompt: str, options: list[str], answers: list[str] | None, images: tuple[Any, ...], **more: Any
+) -> Sample:
+    subject = _subject(record)
     return Sample(
-        id=text_of(row, "id", where),
-        category=discipline,
-        images=tuple(row[image] for image in _IMAGES if row[image] is not None),
+        id=record.identity("id"),
+        category=next((d for d, subjects in DISCIPLINES.items() if subject in subjects), "other"),
+        images=images,
         prompt=prompt,
         options=tuple(options),
-        reference=reference,
+        reference=None if answers is None else {"options": options, "answer": answers},
         also=(subject,),
+        **more,
     )
 
 
-def _lacks(row: Mapping[str, Any], prompt: str) -> str | None:
-    """The first image that is not there: one that the prompt names, or any at all."""
-    named = dict.fromkeys(re.findall(r"<(image \d+)>", prompt)) or ["image 1"]
-    return next((column for name in named if row.get(column := name.replace(" ", "_")) is None), None)
+def _subject(record: Record) -> str:
+    """Of the id, as in ``validation_Art_Theory_12``; or of a field."""
+    parts = record.identity("id").split("_")
+    named = record.optional("subject", "category").replace(" ", "_")
+    return "_".join(parts[1:-1]) if len(parts) > 2 else named
 
 
-def _texts(value: Any, where: str, field: str) -> list[str]:
-    """A Python list of texts written as a text, as the release has it."""
-    try:
-        texts = ast.literal_eval(value)
-    except (ValueError, SyntaxError, TypeError):
-        texts = None
-    if not isinstance(texts, list):
-        raise InputError(f"{where}: '{field}' is not a list written as a text")
-    return [str(text) for text in texts]
+def _options(record: Record) -> list[str]:
+    options = record.texts("options") if record.first("options") is not None else []
+    kind = record.text("question_type")
+    if kind not in (_CHOICE, "open") or (kind == _CHOICE) != bool(options) or len(options) > len(LETTERS):
+        raise record.fault(f"question_type {kind!r} with {len(options)} options")
+    return options
+
+
+def _answers(record: Record) -> list[str] | None:
+    answer = record.text("answer")
+    if answer == "?":  # the test split's
+        return None
+    listed = as_list(answer) if answer.startswith("[") and answer.endswith("]") else [answer]
+    answers = [str(text) for text in listed or ()]
+    options = _options(record)
+    if not answers or (options and not set(answers) <= set(LETTERS[: len(options)])):
+        raise record.fault(f"the answer {answer!r} is no letter of {len(options)} options")
+    return answers
+
+
+def _from_kit(record: Record) -> Record:
+    """A row of VLMEvalKit's table as one of the release."""
+    options = record.options() if record.optional("A") else []
+    images = {f"image_{number}": image for number, image in enumerate(record.images("image"), start=1)}
+    fields = {"options": options, "question_type": _CHOICE if options else "open", **images}
+    return Record({**record, **fields}, record.where)
+
+
+def _lacks(record: Record, sample: Sample) -> str | None:
+    """The first image that is not there: one that the question names, or any at all."""
+    text = " ".join((record.text("question"), *sample.options))
+    named = dict.fromkeys(re.findall(r"<(image \d+)>", text)) or ["image 1"]
+    return next((column for name in named if record.first(column := name.replace(" ", "_")) is None), None)

@@ -6,7 +6,8 @@ Layout of the official release (``mm-vet.zip`` of yuweihao/MM-Vet)::
     images/v1_0.png
 
 The grading is the official one: its few-shot prompt at temperature 0, three tokens, the first word a score from 0.0 to
-1.0; an unreadable reply is asked for again with a sentence more and a rising temperature, and counts as 0.0 in the end.
+1.0; an unreadable reply is asked for again with a sentence more and a rising temperature. Where the official code then
+counts 0.0, this one stops with an error.
 """
 
 import statistics
@@ -16,9 +17,10 @@ from typing import Any, ClassVar
 
 from llava_s2.errors import InputError
 from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
-from llava_s2.eval.predictions import write_json
-from llava_s2.eval.records import prompt_of, text_of
-from llava_s2.weight_files import read_json
+from llava_s2.eval.llava_prompts import MANY_NEW_TOKENS
+from llava_s2.eval.run_folder import write_json
+from llava_s2.eval.schema import Record
+from llava_s2.eval.tables import read_value
 
 CAPABILITIES = {
     "rec": "recognition",
@@ -39,11 +41,12 @@ class MMVet(Benchmark):
     """MM-Vet by a judge."""
 
     name: ClassVar[str] = "mmvet"
+    folders: ClassVar[tuple[str, ...]] = ("mm-vet",)
     protocols: ClassVar[Mapping[Scoring, str]] = {
         "generate": "MM-Vet: greedy decoding of the bare question, graded by a judge with the official prompt"
     }
     categories: ClassVar[Mapping[str, str]] = CAPABILITIES
-    max_new_tokens: ClassVar[int] = 1024
+    max_new_tokens: ClassVar[int] = MANY_NEW_TOKENS
     judge_runs: ClassVar[int] = 5
     without_judge: ClassVar[str] = (
         "no score: MM-Vet's answers are graded by a language model; name one with --judge-url and --judge-model, "
@@ -54,23 +57,24 @@ class MMVet(Benchmark):
         """Reads the questions; a question counts in each of its capabilities and in their integration."""
         path = data / "mm-vet.json"
         samples = []
-        for identity, record in read_json(path).items():
-            where = f"{path}, {identity}"
-            if not isinstance(record, dict):
-                raise InputError(f"{where}: must be an object")
-            named = record.get("capability")
-            if not isinstance(named, list) or not named or not set(named) <= CAPABILITIES.keys():
-                raise InputError(f"{where}: 'capability' must be a list of {', '.join(CAPABILITIES)}")
+        value = read_value(path)
+        for identity, fields in value.items() if isinstance(value, dict) else ():
+            if not isinstance(fields, dict):
+                raise InputError(f"{path}, {identity}: must be an object")
+            record = Record(fields, f"{path}, {identity}")
+            named = record.texts("capability")
+            if not named or not set(named) <= CAPABILITIES.keys():
+                raise record.fault(f"'capability' must be a list of {', '.join(CAPABILITIES)}")
             capabilities = [name for name in CAPABILITIES if name in named]
-            question = prompt_of(record, "question", where)
+            question = record.prompt("question")
             samples.append(
                 Sample(
                     id=identity,
                     category=" + ".join(capabilities) if len(capabilities) > 1 else f"{capabilities[0]} alone",
-                    images=(data / "images" / text_of(record, "imagename", where),),
+                    images=(data / "images" / record.text("imagename"),),
                     prompt=question,
                     options=(),
-                    reference={"question": question, "answer": text_of(record, "answer", where)},
+                    reference={"question": question, "answer": record.text("answer")},
                     aliases=(identity.removeprefix("v1_"),),
                     also=tuple(capabilities),
                 )
@@ -82,17 +86,22 @@ class MMVet(Benchmark):
     def judge(
         self, ask: Callable[..., str], sample: Sample, prediction: Mapping[str, Any], runs: int
     ) -> dict[str, Any]:
-        """The scores of each run, ``scores``, and how many replies were unreadable to the end, ``unread``."""
+        """The scores of each run, ``scores``. InputError if a reply never holds one: no answer is scored 0.0 for it."""
         prompt = judge_prompt(sample.reference["question"], sample.reference["answer"], prediction["text"])
         scores = []
         for run in range(runs):
             for attempt, temperature in enumerate(_TEMPERATURES):
                 words = prompt + _ONCE_MORE if attempt else prompt
-                score = parse_score(ask(words, temperature=temperature, max_tokens=3, run=run))
-                if score is not None:
+                reply = ask(words, temperature=temperature, max_tokens=3, run=run)
+                if (score := parse_score(reply)) is not None:
                     break
+            else:
+                raise InputError(
+                    f"question {sample.id}: the judge gave no score in {len(_TEMPERATURES)} replies, at last "
+                    f"{reply[:40]!r}; name another --judge-model, or delete the prediction to ask the model again"
+                )
             scores.append(score)
-        return {"scores": [0.0 if score is None else score for score in scores], "unread": scores.count(None)}
+        return {"scores": scores}
 
     def grade(self, sample: Sample, prediction: Mapping[str, Any]) -> Grade | None:
         """The mean of the judge's scores, None before there are any."""
@@ -101,7 +110,7 @@ class MMVet(Benchmark):
             return None
         if not all(isinstance(score, int | float) and 0 <= score <= 1 for score in scores):
             raise InputError(f"question {sample.id}: 'scores' must be numbers from 0 to 1")
-        return Grade(float(statistics.fmean(scores)), parseable=not prediction.get("unread"))
+        return Grade(float(statistics.fmean(scores)))
 
     def judged(self, predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The total of each run over all questions, and their standard deviation, as the official table has them."""

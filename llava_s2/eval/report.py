@@ -8,11 +8,33 @@ from llava_s2.eval.benchmark import Benchmark, Grade, Sample
 from llava_s2.eval.statistics import bootstrap_interval, wilson_interval
 
 OVERALL = "overall"
+BAD_IMAGE = "bad_image"
+"""Field of a prediction whose image could not be read: the reason."""
 _HALF = ("float16", "bfloat16")
 
 
+def grade_of(benchmark: Benchmark, sample: Sample, record: Mapping[str, Any]) -> Grade | None:
+    """The benchmark's grade of a prediction; wrong, whatever an empty text would be, where the image is unreadable."""
+    grade = benchmark.grade(sample, record)
+    return grade if grade is None or BAD_IMAGE not in record else Grade(type(grade.correct)(0))
+
+
+def graded_record(benchmark: Benchmark, sample: Sample, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The prediction with its grade, if it has one."""
+    grade = grade_of(benchmark, sample, record)
+    return dict(record) if grade is None else {**record, "correct": grade.correct, "parseable": grade.parseable}
+
+
+def headline(
+    benchmark: Benchmark, graded: Sequence[tuple[Sample, Grade]], predictions: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The benchmark's own figures under ``metrics``, if it has any."""
+    found = benchmark.metrics([(s, g, predictions.get(s.id, {"text": ""})) for s, g in graded]) if graded else {}
+    return {"metrics": found} if found else {}
+
+
 def fold_groups(graded: Iterable[tuple[Sample, Grade]]) -> list[tuple[Sample, Grade]]:
-    """Makes one of the questions that are forms of the same one (``Sample.group``): right if all of them are.
+    """Makes one of the CircularEval variants of each question (``Sample.group``): right if all of them are.
 
     Returns:
         Each question once, in order, as the first of its forms.
@@ -38,7 +60,8 @@ def tally(benchmark: Benchmark, graded: Iterable[tuple[Sample, Grade]]) -> dict[
 
     Returns:
         For each category met and ``overall``: ``count``; ``correct``, the sum of the grades; ``accuracy``;
-        ``interval`` (95 %; Wilson's of right and wrong answers, bootstrap of grades with shades); ``unparseable``.
+        ``interval`` (95 %; Wilson's of right and wrong answers, bootstrap of partial credit); ``unparseable``, of which
+        ``unparseable_correct`` count as right all the same.
     """
     grades: dict[str, list[Grade]] = {category: [] for category in benchmark.categories}
     everything = []
@@ -52,14 +75,15 @@ def tally(benchmark: Benchmark, graded: Iterable[tuple[Sample, Grade]]) -> dict[
 
 def _summary(grades: Sequence[Grade]) -> dict[str, Any]:
     values = [grade.correct for grade in grades]
-    shaded = any(isinstance(value, float) for value in values)
-    total = math.fsum(values) if shaded else sum(values)
+    partial = any(isinstance(value, float) for value in values)
+    total = math.fsum(values) if partial else sum(values)
     return {
         "count": len(values),
         "correct": total,
         "accuracy": total / len(values),
-        "interval": list(bootstrap_interval(values) if shaded else wilson_interval(int(total), len(values))),
+        "interval": list(bootstrap_interval(values) if partial else wilson_interval(int(total), len(values))),
         "unparseable": sum(not grade.parseable for grade in grades),
+        "unparseable_correct": sum(bool(grade.correct) for grade in grades if not grade.parseable),
     }
 
 
@@ -99,18 +123,39 @@ def format_report(benchmark: Benchmark, report: Mapping[str, Any]) -> str:
     ]
     if report["results"]:
         lines += [format_results(benchmark, report["results"]), ""]
+        if report.get("metrics"):
+            lines += [format_metrics(report["metrics"]), ""]
     else:
         lines += [benchmark.without_judge or "no score: the data has no answers, only the benchmark's server does", ""]
     lines.append(f"{report['seconds_per_image']:.2f} s an image")
     if report.get("submission"):
         lines.append(f"for the benchmark's server: {report['submission']}")
-    if report["results"] and (unparseable := report["results"][OVERALL]["unparseable"]):
-        lines.append(f"{unparseable} answer(s) name no option and count as wrong")
+    return "\n".join([*lines, *notes(report)])
+
+
+def format_metrics(metrics: Mapping[str, float]) -> str:
+    """The benchmark's own figures, a line each."""
+    width = max(map(len, metrics))
+    return "\n".join(f"{name.ljust(width)}  {value:.4g}" for name, value in metrics.items())
+
+
+def notes(report: Mapping[str, Any]) -> list[str]:
+    """What a reader of the scores must know: sentences, each from its own count."""
+    found = []
+    overall = report["results"].get(OVERALL, {}) if report["results"] else {}
+    if unread := overall.get("unparseable"):
+        right = overall.get("unparseable_correct", 0)
+        fate = f"{right} of them count as right all the same, {unread - right} as wrong" if right else "count as wrong"
+        found.append(f"{unread} question(s) with an answer that could not be read{':' if right else ';'} {fate}")
+    if bad := report.get("bad_images"):
+        names = list(dict.fromkeys(bad.values()))
+        listed = "; ".join(names[:10]) + ("; …" if len(names) > 10 else "")
+        found.append(f"{len(bad)} question(s) count as wrong because their image could not be read: {listed}")
     if note := near_ties(report):
-        lines.append(note)
-    if report["questions_in_data"] > (answered := len(report["question_ids"])):
-        lines.append(f"on {answered} of {report['questions_in_data']} questions (--limit)")
-    return "\n".join(lines)
+        found.append(note)
+    if report.get("questions_in_data", 0) > (answered := len(report.get("question_ids", ()))):
+        found.append(f"on {answered} of {report['questions_in_data']} questions (--limit)")
+    return found
 
 
 def near_ties(report: Mapping[str, Any]) -> str:

@@ -2,25 +2,26 @@
 
 import hashlib
 import json
-import math
 import platform
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, is_dataclass, replace
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, Protocol
 
-import torch
 from tqdm import tqdm
 
 from llava_s2 import __version__
 from llava_s2.errors import InputError
-from llava_s2.eval.batching import Halving, automatic_size, batches
+from llava_s2.eval.batching import Halving, batches
 from llava_s2.eval.benchmark import Benchmark, Sample, Scoring
-from llava_s2.eval.loading import check_images, load_ahead
-from llava_s2.eval.predictions import (
+from llava_s2.eval.loading import Shown, check_images, load_ahead, unreadable
+from llava_s2.eval.local_model import LocalModel, chosen
+from llava_s2.eval.processes import Processes
+from llava_s2.eval.report import BAD_IMAGE, fold_groups, grade_of, graded_record, headline, tally
+from llava_s2.eval.run_folder import (
     PREDICTIONS,
     REPORT,
     RUN,
@@ -29,21 +30,42 @@ from llava_s2.eval.predictions import (
     part_name,
     write_json,
 )
-from llava_s2.eval.processes import Processes
-from llava_s2.eval.report import fold_groups, tally
 from llava_s2.model.arguments import ModelSource
-from llava_s2.model.inference import Pictures
 
-if TYPE_CHECKING:
-    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+OnBadImage = Literal["error", "skip"]
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "peft", "accelerate", "numpy", "pillow")
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 
+class Model(Protocol):
+    """What the runner asks of a model, local or remote; see `LocalModel`."""
+
+    def fingerprint(self) -> dict[str, Any]: ...
+    def about(self) -> dict[str, Any]: ...
+    def automatic_size(self, samples: Sequence[Sample], answer_tokens: int) -> int: ...
+    def prepare(self, image: Any) -> Any: ...
+    def generate(self, batch: Sequence[tuple[Sample, Any]], max_new_tokens: int) -> list[dict[str, Any]]: ...
+    def rank(self, batch: Sequence[tuple[Sample, Any]]) -> list[dict[str, Any]]: ...
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every process of a run is told."""
+
+    benchmark: Benchmark
+    model: Model
+    data: Path
+    output: Path
+    scoring: Scoring
+    limit: int | None
+    text_only: bool
+    skip: bool
+
+
 def evaluate(
     benchmark: Benchmark,
-    source: ModelSource,
+    model: "ModelSource | Model",
     data: Path,
     output: Path,
     *,
@@ -51,15 +73,17 @@ def evaluate(
     limit: int | None = None,
     batch_size: int | None = None,
     text_only: bool = False,
+    on_bad_image: OnBadImage = "error",
 ) -> dict[str, Any] | None:
     """Answers the benchmark's questions and writes ``predictions.jsonl`` and ``report.json`` into ``output``.
 
     A run that was cut off continues where it stopped when it is started again with the same arguments, on any number
-    of processes. Several processes (``torchrun``, ``accelerate launch``) need an ``output`` that all of them see.
+    of processes; questions whose images have changed since are asked again. Several processes (``torchrun``,
+    ``accelerate launch``) need an ``output`` that all of them see.
 
     Args:
         benchmark: the task.
-        source: the model, loaded only if a question is unanswered.
+        model: loaded only if a question is unanswered.
         data: the task's data folder; all of it is checked before the model is loaded.
         output: a folder of this run alone.
         scoring: one of the benchmark's protocols, by default its first.
@@ -67,6 +91,7 @@ def evaluate(
         batch_size: most questions at once, by default what the memory takes. Likelihood takes the options of a question
             at once, and questions together only if they are about the same images.
         text_only: leaves the images out, to see what the questions alone give away.
+        on_bad_image: what to do where an image cannot be read: stop, or count its questions as wrong and name it.
 
     Returns:
         The report, as written; None in every process but the first.
@@ -77,20 +102,26 @@ def evaluate(
     scoring = scoring or benchmark.default_scoring
     if scoring not in benchmark.protocols:
         raise InputError(f"{benchmark.name} has no scoring {scoring!r}; use {' or '.join(benchmark.protocols)}")
+    asked: Model = LocalModel(model) if isinstance(model, ModelSource) else model
+    job = _Job(benchmark, asked, data, output, scoring, limit, text_only, on_bad_image == "skip")
     processes = Processes.from_environment()
     if not processes.first:
-        _help(processes, benchmark, source, data, output, scoring, limit, text_only)
+        _run_worker(processes, job)
         return None
+    if lacking := [package for package in benchmark.requires if find_spec(package) is None]:
+        raise InputError(f'{benchmark.name} takes {", ".join(lacking)}: pip install "llava-s2[eval]"')
     everything = benchmark.load(data, scoring)
     samples = _spread(everything, limit)
-    check_images(everything, samples)
-    run = _run(benchmark, source, everything, scoring, text_only)
+    if not job.skip and not text_only:
+        check_images(everything, samples)
+    run = _run(job, everything)
     folder = RunFolder(output, run)
     done = folder.resume()
+    folder.forget(done, _stale(samples, done))
     processes.share("start", lambda: {"run": _digest(run), "done": list(done)})
     pending = [_shown(sample, text_only) for sample in samples if sample.id not in done]
     if pending:
-        work = _Work(processes, benchmark, source, scoring, pending, batch_size, folder)
+        work = _Work(processes, job, pending, batch_size, folder)
         with tqdm(total=len(samples), initial=len(samples) - len(pending), desc=benchmark.name, unit="question") as bar:
             for records in work.predictions():
                 append_predictions(output / PREDICTIONS, records)
@@ -106,12 +137,15 @@ def evaluate(
                     f"{output}: {len(lost)} predictions of other processes are not here, such as {lost[0]}; do all "
                     "processes see this folder? Start the same command again"
                 )
+    for sample in samples:  # anew, since another rule may read answers of before
+        done[sample.id] = graded_record(benchmark, sample, done[sample.id])
     folder.sort(done, (sample.id for sample in everything))
     report = _report(benchmark, run | folder.noted(), samples, done)
     submission = benchmark.write_submission(everything, done, output) if len(samples) == len(everything) else None
     report |= {
         **({"submission": str(submission)} if submission else {}),
         "questions_in_data": len(everything),
+        "data": str(data.resolve()),
         "batch_size": batch_size or "auto",
         "processes": processes.count,
     }
@@ -119,29 +153,20 @@ def evaluate(
     return report
 
 
-def _help(
-    processes: Processes,
-    benchmark: Benchmark,
-    source: ModelSource,
-    data: Path,
-    output: Path,
-    scoring: Scoring,
-    limit: int | None,
-    text_only: bool,
-) -> None:
+def _run_worker(processes: Processes, job: _Job) -> None:
     """What a process other than the first does: answers into a file of its own."""
     start = processes.share("start", dict)  # first, so that bad data is told once
-    everything = benchmark.load(data, scoring)
-    if _digest(_run(benchmark, source, everything, scoring, text_only)) != start["run"]:
+    everything = job.benchmark.load(job.data, job.scoring)
+    if _digest(_run(job, everything)) != start["run"]:
         raise InputError(f"process {processes.rank} has other data or arguments than the first")
-    if not (output / RUN).exists():
-        raise InputError(f"{output}: process {processes.rank} does not see this folder, which all must share")
+    if not (job.output / RUN).exists():
+        raise InputError(f"{job.output}: process {processes.rank} does not see this folder, which all must share")
     done = set(start["done"])
-    pending = [_shown(sample, text_only) for sample in _spread(everything, limit) if sample.id not in done]
+    pending = [_shown(s, job.text_only) for s in _spread(everything, job.limit) if s.id not in done]
     if not pending:
         return
-    for records in _Work(processes, benchmark, source, scoring, pending).predictions():
-        append_predictions(output / part_name(processes.rank), records)
+    for records in _Work(processes, job, pending).predictions():
+        append_predictions(job.output / part_name(processes.rank), records)
         processes.add("answered", len(records))
 
 
@@ -151,38 +176,52 @@ class _Work:
     def __init__(
         self,
         processes: Processes,
-        benchmark: Benchmark,
-        source: ModelSource,
-        scoring: Scoring,
+        job: _Job,
         pending: Sequence[Sample],
         batch_size: int | None = None,
         folder: RunFolder | None = None,
     ) -> None:
-        model, processor = source.load()
+        self._job = job
+        about = job.model.about()  # loads the model
         size = processes.share(
-            "batch size", lambda: batch_size or automatic_size(model, processor, pending, benchmark.max_new_tokens)
+            "batch size", lambda: batch_size or job.model.automatic_size(pending, job.benchmark.max_new_tokens)
         )
         if folder is not None:
-            folder.note(_loaded(source, model, processor))
-        self._benchmark = benchmark
-        self._processor = processor
-        self._batches = batches(pending, size, scoring)
+            folder.note(about)
+        self._batches = batches(pending, size, job.scoring)
         self._claims = processes.claim(len(self._batches))
-        predict = partial(_by_likelihood if scoring == "likelihood" else _by_generation, benchmark, model, processor)
-        self._predict = Halving(predict)
+        self._predict = Halving(self._ask)
 
     def predictions(self) -> Iterator[list[dict[str, Any]]]:
         """The records of each batch that this process gets to answer."""
         claimed = (self._batches[number] for number in self._claims)
         start = time.perf_counter()
-        for batch, pictures in load_ahead(claimed, self._processor):
-            predictions = self._predict(list(zip(batch, pictures, strict=True)))
+        for batch, shown in load_ahead(claimed, self._job.model.prepare, skip=self._job.skip):
+            faults = {s.id: fault for s, i in zip(batch, shown, strict=True) if (fault := _fault(i)) is not None}
+            readable = [(s, images) for s, images in zip(batch, shown, strict=True) if s.id not in faults]
+            found = {sample.id: p for (sample, _), p in zip(readable, self._predict(readable), strict=True)}
+            found |= {identity: {"text": "", BAD_IMAGE: str(fault)} for identity, fault in faults.items()}
             seconds = (time.perf_counter() - start) / len(batch)
             yield [
-                {**_record(self._benchmark, sample, prediction), "seconds": round(seconds, 4)}
-                for sample, prediction in zip(batch, predictions, strict=True)
+                {**_record(self._job.benchmark, sample, found[sample.id]), "seconds": round(seconds, 4)}
+                for sample in batch
             ]
             start = time.perf_counter()
+
+    def _ask(self, batch: Sequence[tuple[Sample, Shown]]) -> list[dict[str, Any]]:
+        if self._job.scoring == "likelihood":
+            ranked = self._job.model.rank(batch)
+            return [chosen(sample, prediction) for (sample, _), prediction in zip(batch, ranked, strict=True)]
+        predictions = []
+        for prediction in self._job.model.generate(batch, self._job.benchmark.max_new_tokens):
+            text = self._job.benchmark.answer(prediction["text"])
+            raw = {} if text == prediction["text"] else {"generated": prediction["text"]}
+            predictions.append({**prediction, "text": text, **raw})
+        return predictions
+
+
+def _fault(images: Shown) -> InputError | None:
+    return next((image for image in images if isinstance(image, InputError)), None)
 
 
 def _record(benchmark: Benchmark, sample: Sample, prediction: dict[str, Any]) -> dict[str, Any]:
@@ -191,97 +230,69 @@ def _record(benchmark: Benchmark, sample: Sample, prediction: dict[str, Any]) ->
         record["also"] = list(sample.also)
     if sample.group:
         record["group"] = sample.group
-    if (grade := benchmark.grade(sample, record)) is not None:
-        record |= {"correct": grade.correct, "parseable": grade.parseable}
-    return record
+    if sizes := _sizes(sample):
+        record["image_bytes"] = sizes
+    return graded_record(benchmark, sample, record)
 
 
-def _by_likelihood(
-    benchmark: Benchmark,
-    model: "LlavaForConditionalGeneration",
-    processor: "LlavaProcessor",
-    batch: Sequence[tuple[Sample, Pictures]],
-) -> list[dict[str, Any]]:
-    from llava_s2.model.likelihood import rank_options
-
-    pictures = batch[0][1]  # of all: see batches()
-    rankings = rank_options(model, processor, pictures, [(sample.prompt, sample.options) for sample, _ in batch])
-    predictions: list[dict[str, Any]] = []
-    for (sample, _), ranking in zip(batch, rankings, strict=True):
-        losses = ranking.losses
-        if not all(map(math.isfinite, losses)):  # whichever compares smallest would pass for the answer
-            raise InputError(
-                f"question {sample.id}: the model's losses are {losses}, no numbers to compare; does its precision "
-                "overflow? Choose --dtype float32 or bfloat16"
-            )
-        chosen = sample.options[losses.index(min(losses))]
-        predictions.append({"text": chosen, "losses": losses, **({"near_tie": True} if ranking.near_tie else {})})
-    return predictions
+def _sizes(sample: Sample) -> list[int]:
+    """Of the image files of a question, by which a repaired one is told from what it was."""
+    return [image.stat().st_size if image.is_file() else -1 for image in sample.images if isinstance(image, Path)]
 
 
-def _by_generation(
-    benchmark: Benchmark,
-    model: "LlavaForConditionalGeneration",
-    processor: "LlavaProcessor",
-    batch: Sequence[tuple[Sample, Pictures]],
-) -> list[dict[str, Any]]:
-    from llava_s2.eval.generation import answers
-
-    samples, pictures = zip(*batch, strict=True)
-    prompts = [sample.prompt for sample in samples]
-    predictions: list[dict[str, Any]] = []
-    for answer in answers(model, processor, pictures, prompts, benchmark.max_new_tokens):
-        text = benchmark.answer(answer.text)
-        raw = {} if text == answer.text else {"generated": answer.text}
-        predictions.append({"text": text, **raw, **({"near_tie": True} if answer.near_tie else {})})
-    return predictions
+def _stale(samples: Sequence[Sample], done: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Questions to ask again: the files of their images have changed, or an image that was unreadable no longer is."""
+    stale = []
+    skipped = {}
+    for sample in samples:
+        if (record := done.get(sample.id)) is None:
+            continue
+        if BAD_IMAGE in record:
+            skipped[sample.id] = sample.images
+        elif record.get("image_bytes") and record["image_bytes"] != _sizes(sample):
+            stale.append(sample.id)
+    bad = unreadable(list(dict.fromkeys(image for images in skipped.values() for image in images))) if skipped else {}
+    return [*stale, *(identity for identity, images in skipped.items() if not any(image in bad for image in images))]
 
 
-def _run(
-    benchmark: Benchmark, source: ModelSource, everything: Sequence[Sample], scoring: Scoring, text_only: bool
-) -> dict[str, Any]:
+def _run(job: _Job, everything: Sequence[Sample]) -> dict[str, Any]:
     """What the predictions depend on, as far as it is known before the model is loaded."""
-    sizes = {i: i.stat().st_size if isinstance(i, Path) else None for s in everything for i in s.images}
+    benchmark, place = job.benchmark, f"{job.data}/"
+    names = [[image.name.replace(place, "") for image in sample.images] for sample in everything]
     return {
         "task": benchmark.name,
-        "scoring": scoring,
+        "scoring": job.scoring,
         **({"variant": benchmark.variant} if benchmark.variant else {}),
+        **({"rule": benchmark.rule} if benchmark.rule else {}),
         **({"seed": benchmark.seed} if benchmark.seed is not None else {}),
-        "protocol": benchmark.protocols[scoring] + (", without the image" if text_only else ""),
-        **source.fingerprint(),
-        "questions": _digest([(s.id, s.category, [(i.name, sizes[i]) for i in s.images]) for s in everything]),
-        "prompts": _digest([(s.id, s.prompt, s.options, s.reference) for s in everything]),
-    }
-
-
-def _loaded(source: ModelSource, model: "LlavaForConditionalGeneration", processor: "LlavaProcessor") -> dict[str, Any]:
-    """What only the loaded model tells."""
-    from llava_s2.model.processor import aspect_ratio
-    from llava_s2.model.templates import TEMPLATES
-
-    vision_config: Any = model.config.vision_config
-    chat_template = str(processor.chat_template)
-    own = f"the checkpoint's own ({_digest(chat_template)})"
-    return {
-        "template": next((name for name, text in TEMPLATES.items() if text == chat_template), own),
-        "image_mode": aspect_ratio(processor, vision_config),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "revisions": source.revisions(),
+        "protocol": benchmark.protocol(job.scoring) + (", without the image" if job.text_only else ""),
+        "max_new_tokens": benchmark.max_new_tokens,
+        **job.model.fingerprint(),
+        "questions": _digest([(s.id, s.category, shown) for s, shown in zip(everything, names, strict=True)]),
+        "prompts": _digest([(s.id, s.prompt) for s in everything]),
+        "options": _digest([(s.id, s.options) for s in everything]),
+        "references": _digest([(s.id, benchmark.gold(s)) for s in everything]),
     }
 
 
 def _report(
     benchmark: Benchmark, about: dict[str, Any], samples: Sequence[Sample], done: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    grades = [(sample, benchmark.grade(sample, done[sample.id])) for sample in samples]
+    import torch
+
+    grades = [(sample, grade_of(benchmark, sample, done[sample.id])) for sample in samples]
     graded = [(sample, grade) for sample, grade in grades if grade is not None]
+    bad = {sample.id: done[sample.id][BAD_IMAGE] for sample in samples if BAD_IMAGE in done[sample.id]}
     return {
         **about,
         "results": tally(benchmark, fold_groups(graded)),
+        **headline(benchmark, graded, done),
         "near_ties": sum(bool(done[sample.id].get("near_tie")) for sample in samples),
+        **({"bad_images": bad} if bad else {}),
         "seconds_per_image": sum(done[sample.id]["seconds"] for sample in samples) / len(samples),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
         "question_ids": [sample.id for sample in samples],
+        "kit": f"llava-s2 {__version__}",
         "versions": {
             "llava-s2": __version__,
             "python": platform.python_version(),
@@ -291,13 +302,15 @@ def _report(
 
 
 def _shown(sample: Sample, text_only: bool) -> Sample:
-    return replace(sample, images=()) if text_only else sample
+    if not text_only:
+        return sample
+    return replace(sample, images=(), prompt=sample.prompt.replace("<image>", ""), interleaved=False)
 
 
 def _spread(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
     """The first ``limit`` questions, in an order in which any first part has each category in its share.
 
-    The forms of one question stay together and count as one.
+    The CircularEval variants of one question stay together and count as one.
     """
     questions: dict[str, list[Sample]] = {}
     for sample in samples:
@@ -306,8 +319,8 @@ def _spread(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
     for forms in questions.values():
         places.setdefault(forms[0].category, []).append(forms)
     ranked = [((rank + 0.5) / len(group), forms) for group in places.values() for rank, forms in enumerate(group)]
-    chosen = sorted(ranked, key=lambda pair: pair[0])[:limit]
-    return [sample for _, forms in chosen for sample in forms]
+    chosen_forms = sorted(ranked, key=lambda pair: pair[0])[:limit]
+    return [sample for _, forms in chosen_forms for sample in forms]
 
 
 def _digest(value: Any) -> str:

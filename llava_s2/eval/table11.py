@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llava_s2.errors import InputError
-from llava_s2.eval.predictions import REPORT
 from llava_s2.eval.report import format_table
-from llava_s2.weight_files import read_json
+from llava_s2.eval.run_folder import REPORT
+from llava_s2.eval.tables import read_value
 
 PAPER = {  # Shi et al. 2024, table 11
     "GPT-4V": (51.3, 60.5, 77.2, 78.0, None, 56.8, 49.9, 75.8, 71.6, 67.6),
@@ -65,7 +65,7 @@ def read_reports(folders: list[Path]) -> dict[str, list[dict[str, Any]]]:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; name the --output folders of llava-s2 eval, or one above them")
         for path in sorted(folder.rglob(REPORT)):
-            report = read_json(path)
+            report = read_value(path)
             missing = {"task", "model", "results", "scoring", "question_ids", "questions_in_data"} - report.keys()
             if missing:
                 raise InputError(f"{path}: is no report of llava-s2 eval; it has no {', '.join(sorted(missing))}")

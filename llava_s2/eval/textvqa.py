@@ -1,23 +1,26 @@
-"""TextVQA (Singh et al. 2019): questions whose answer is written somewhere in the picture.
+"""TextVQA (Singh et al. 2019): questions whose answer is written somewhere in the image.
 
-Layout of the official release (textvqa.org)::
+Layout of the official release (textvqa.org), or of LLaVA's evaluation folder::
 
     TextVQA_0.5.1_val.json              {"data": [{"question_id", "image_id", "question", "answers": [ten texts]}, …]}
     train_images/IMAGE_ID.jpg
-    TextVQA_Rosetta_OCR_v0.2_val.json   {"data": [{"image_id", "ocr_tokens": […]}, …]}, for the variant ocr
+    TextVQA_Rosetta_OCR_v0.2_val.json   {"data": [{"image_id", "ocr_tokens": […]}, …]}, for the variant ocr; or
+    llava_textvqa_val_v051_ocr.jsonl    LLaVA-1.5's own prompts, {"question_id": IMAGE_ID, "text": …} in the same order
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from llava_s2.errors import InputError
 from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
-from llava_s2.eval.records import choose_variant, prompt_of, read_objects, text_of, unique
-from llava_s2.eval.vqa_accuracy import SHORT_ANSWER, m4c_accuracy
+from llava_s2.eval.llava_prompts import NEW_TOKENS, SHORT_ANSWER
+from llava_s2.eval.schema import unique
+from llava_s2.eval.tables import choose_variant, read_records
+from llava_s2.eval.vqa_accuracy import m4c_accuracy
 
 _QUESTIONS = "TextVQA_0.5.1_val.json"
 _OCR = "TextVQA_Rosetta_OCR_v0.2_val.json"
+_PROMPTS = "llava_textvqa_val_v051_ocr.jsonl"
 _PEOPLE = 10
 
 
@@ -29,7 +32,7 @@ class TextVQA(Benchmark):
         "generate": "TextVQA: greedy decoding of LLaVA-1.5's short-answer prompt, M4C accuracy"
     }
     categories: ClassVar[Mapping[str, str]] = {"val": "validation"}
-    max_new_tokens: ClassVar[int] = 32
+    max_new_tokens: ClassVar[int] = NEW_TOKENS
     variants: ClassVar[Mapping[str, str]] = {
         "plain": "the question alone",
         "ocr": "with the Rosetta OCR tokens, as in LLaVA-1.5's published number",
@@ -39,34 +42,27 @@ class TextVQA(Benchmark):
         """Reads the questions and, of ``ocr``, the tokens, which every image must have."""
         self.variant = choose_variant(data, dict.fromkeys(self.variants, _QUESTIONS), self.variant)
         path = data / _QUESTIONS
-        tokens = _read_tokens(data / _OCR) if self.variant == "ocr" else {}
+        prompts = _read_prompts(data) if self.variant == "ocr" else {}
         samples = []
-        for number, record in enumerate(read_objects(path, "data"), start=1):
-            where = f"{path}, record {number}"
-            identity, answers = record.get("question_id"), record.get("answers")
-            if isinstance(identity, bool) or not isinstance(identity, int | str):
-                raise InputError(f"{where}: 'question_id' must be a text or a whole number")
-            if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-                raise InputError(f"{where}: 'answers' must be a list of texts; is this the test split?")
-            if len(answers) != _PEOPLE:
-                raise InputError(f"{where}: {len(answers)} answers; M4C accuracy takes {_PEOPLE}")
+        for record in read_records(path, "data"):
+            image = record.text("image_id")
+            # LLaVA capitalizes the questions, which are in lower case in the release.
+            question = record.prompt("question").capitalize()
             if record.get("set_name", "val") != "val":
-                raise InputError(
-                    f"{where}: is of the split {record['set_name']!r}, not val; take {_QUESTIONS} as released"
-                )
-            image, lines = text_of(record, "image_id", where), [prompt_of(record, "question", where)]
+                raise record.fault(f"is of the split {record['set_name']!r}, not val; take {_QUESTIONS} as released")
+            tokens = ""
             if self.variant == "ocr":
-                if image not in tokens:
-                    raise InputError(f"{where}: image {image} is not in {_OCR}; are the files of one split?")
-                lines.append(f"Reference OCR token: {', '.join(tokens[image])}")
+                if (image, question) not in prompts and image not in prompts:
+                    raise record.fault(f"image {image} has no OCR tokens; are the files of one split?")
+                tokens = prompts.get((image, question)) or prompts[image]
             samples.append(
                 Sample(
-                    id=str(identity),
+                    id=record.identity("question_id"),
                     category="val",
                     images=(data / "train_images" / f"{image}.jpg",),
-                    prompt="\n".join((*lines, SHORT_ANSWER)),
+                    prompt="\n".join(filter(None, (question, tokens, SHORT_ANSWER))),
                     options=(),
-                    reference=answers,
+                    reference=record.texts("answers", count=_PEOPLE),
                     aliases=(image,),
                 )
             )
@@ -78,12 +74,15 @@ class TextVQA(Benchmark):
         return Grade(m4c_accuracy(prediction["text"], sample.reference))
 
 
-def _read_tokens(path: Path) -> dict[str, list[str]]:
-    tokens = {}
-    for number, record in enumerate(read_objects(path, "data"), start=1):
-        where = f"{path}, record {number}"
-        found = record.get("ocr_tokens")
-        if not isinstance(found, list) or not all(isinstance(token, str) for token in found):
-            raise InputError(f"{where}: 'ocr_tokens' must be a list of texts")
-        tokens[text_of(record, "image_id", where)] = found
-    return tokens
+def _read_prompts(data: Path) -> dict[Any, str]:
+    """Image, or image and question -> the prompt's line of OCR tokens."""
+    if not (data / _OCR).is_file() and (data / _PROMPTS).is_file():
+        lines = {}
+        for record in read_records(data / _PROMPTS):
+            question, tokens, _ = record.text("text").split("\n")
+            lines[record.text("question_id"), question] = tokens
+        return lines
+    return {
+        record.text("image_id"): f"Reference OCR token: {', '.join(record.texts('ocr_tokens'))}"
+        for record in read_records(data / _OCR, "data")
+    }

@@ -12,15 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from llava_s2.errors import InputError
 from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
-from llava_s2.eval.predictions import write_json
-from llava_s2.eval.records import choose_variant, prompt_of, read_objects, text_of, unique
-from llava_s2.eval.vqa_accuracy import SHORT_ANSWER, normalize_m4c, vizwiz_accuracy
+from llava_s2.eval.llava_prompts import NEW_TOKENS, SHORT_ANSWER, UNANSWERABLE
+from llava_s2.eval.run_folder import write_json
+from llava_s2.eval.schema import unique
+from llava_s2.eval.tables import choose_variant, read_records
+from llava_s2.eval.vqa_accuracy import normalize_m4c, vizwiz_accuracy
 from llava_s2.eval.vqav2 import check_answers
-
-UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
-"""LLaVA-1.5's permission to give up."""
 
 
 class VizWiz(Benchmark):
@@ -32,7 +30,7 @@ class VizWiz(Benchmark):
         "VizWiz accuracy"
     }
     categories: ClassVar[Mapping[str, str]] = {"answerable": "answerable", "unanswerable": "unanswerable"}
-    max_new_tokens: ClassVar[int] = 16
+    max_new_tokens: ClassVar[int] = NEW_TOKENS
     variants: ClassVar[Mapping[str, str]] = {"val": "scored here", "test": "for the server"}
 
     def load(self, data: Path, scoring: Scoring | None) -> list[Sample]:
@@ -40,24 +38,22 @@ class VizWiz(Benchmark):
         self.variant = choose_variant(data, {name: f"{name}.json" for name in self.variants}, self.variant)
         path = data / f"{self.variant}.json"
         samples = []
-        for number, record in enumerate(read_objects(path)):
-            where = f"{path}, record {number + 1}"
-            image = text_of(record, "image", where)
+        for number, record in enumerate(read_records(path)):
+            image = record.text("image")
             if not image.startswith(f"VizWiz_{self.variant}_"):
-                raise InputError(f"{where}: image {image} is not of {self.variant}; is {path.name} another split's?")
+                raise record.fault(f"image {image} is not of {self.variant}; is {path.name} another split's?")
             answers, category = None, "unscored"
             if self.variant == "val":
-                check_answers(record, where)
-                answers = [person["answer"] for person in record["answers"]]
-                if record.get("answerable") not in (0, 1):
-                    raise InputError(f"{where}: 'answerable' must be 0 or 1")
-                category = "answerable" if record["answerable"] else "unanswerable"
+                answers = [person["answer"] for person in check_answers(record)]
+                category = "answerable" if record.one_of("answerable", (0, 1)) else "unanswerable"
+            # LLaVA capitalizes the questions and puts everything else of them in lower case.
+            question = record.prompt("question").capitalize()
             samples.append(
                 Sample(
                     id=image,
                     category=category,
                     images=(data / self.variant / image,),
-                    prompt=f"{prompt_of(record, 'question', where)}\n{UNANSWERABLE}\n{SHORT_ANSWER}",
+                    prompt=f"{question}\n{UNANSWERABLE}\n{SHORT_ANSWER}",
                     options=(),
                     reference=answers,
                     aliases=(Path(image).stem, str(number)),

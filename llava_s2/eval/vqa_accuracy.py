@@ -9,9 +9,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-SHORT_ANSWER = "Answer the question using a single word or phrase."
-"""LLaVA-1.5's request for a short answer."""
-
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _ARTICLES = frozenset(("a", "an", "the"))
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

@@ -15,9 +15,11 @@ from typing import Any, ClassVar
 
 from llava_s2.errors import InputError
 from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
-from llava_s2.eval.predictions import write_json
-from llava_s2.eval.records import choose_variant, number_of, prompt_of, read_objects, text_of, unique
-from llava_s2.eval.vqa_accuracy import SHORT_ANSWER, normalize_m4c, vqa_accuracy
+from llava_s2.eval.llava_prompts import NEW_TOKENS, SHORT_ANSWER
+from llava_s2.eval.run_folder import write_json
+from llava_s2.eval.schema import Record, unique
+from llava_s2.eval.tables import choose_variant, read_records
+from llava_s2.eval.vqa_accuracy import normalize_m4c, vqa_accuracy
 
 _QUESTIONS = {
     "val": "v2_OpenEnded_mscoco_val2014_questions.json",
@@ -35,7 +37,7 @@ class VQAv2(Benchmark):
         "generate": "VQAv2: greedy decoding of LLaVA-1.5's short-answer prompt, M4C's answer processor, VQA accuracy"
     }
     categories: ClassVar[Mapping[str, str]] = {"yes/no": "yes/no", "number": "number", "other": "other"}
-    max_new_tokens: ClassVar[int] = 16
+    max_new_tokens: ClassVar[int] = NEW_TOKENS
     variants: ClassVar[Mapping[str, str]] = {
         "val": "val2014, scored here",
         "test-dev": "test-dev2015, for the server",
@@ -46,15 +48,9 @@ class VQAv2(Benchmark):
         """Reads the questions and, of ``val``, the annotations; neither may stand without the other."""
         self.variant = choose_variant(data, _QUESTIONS, self.variant)
         path = data / _QUESTIONS[self.variant]
-        questions = {}
-        records = read_objects(path, "questions")
-        for number, record in enumerate(records, start=1):
-            where = f"{path}, question {number}"
-            questions[str(number_of(record, "question_id", where))] = (
-                number_of(record, "image_id", where),
-                prompt_of(record, "question", where),
-            )
-        unique([str(record["question_id"]) for record in records], path)
+        records = read_records(path, "questions")
+        unique([record.identity("question_id") for record in records], path)
+        questions = {str(r.number("question_id")): (r.number("image_id"), r.prompt("question")) for r in records}
         annotations = _read_annotations(data / _ANNOTATIONS, questions) if self.variant == "val" else {}
         split = "val2014" if self.variant == "val" else "test2015"
         return [
@@ -89,14 +85,12 @@ class VQAv2(Benchmark):
 
 
 def _read_annotations(path: Path, questions: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    records = read_objects(path, "annotations")
-    for number, record in enumerate(records, start=1):
-        where = f"{path}, annotation {number}"
-        number_of(record, "question_id", where)
-        text_of(record, "answer_type", where)
-        check_answers(record, where)
-    unique([str(record["question_id"]) for record in records], path)
-    annotations = {str(record["question_id"]): record for record in records}
+    records = read_records(path, "annotations")
+    for record in records:
+        record.text("answer_type")
+        check_answers(record)
+    unique([record.identity("question_id") for record in records], path)
+    annotations: dict[str, dict[str, Any]] = {str(record["question_id"]): record for record in records}
     for alone, what in (
         (annotations.keys() - questions.keys(), "annotation(s) without a question"),
         (questions.keys() - annotations.keys(), "question(s) without an annotation"),
@@ -106,12 +100,13 @@ def _read_annotations(path: Path, questions: Mapping[str, Any]) -> dict[str, dic
     return annotations
 
 
-def check_answers(record: Mapping[str, Any], where: str) -> None:
-    """Raises InputError unless ``answers`` is a list of objects that each have a text ``answer``."""
+def check_answers(record: Record) -> list[dict[str, Any]]:
+    """The record's ``answers``, a list of objects that each have a text ``answer``; InputError if it is not."""
     answers = record.get("answers")
     if (
         not isinstance(answers, list)
         or not answers
         or not all(isinstance(person, dict) and isinstance(person.get("answer"), str) for person in answers)
     ):
-        raise InputError(f"{where}: 'answers' must be a list of objects with a text 'answer'")
+        raise record.fault("'answers' must be a list of objects with a text 'answer'")
+    return answers

@@ -9,35 +9,34 @@ Layout of the official release (``craigwu/vstar_bench`` on the hub)::
 
 ``NAME.json`` has ``question``, ``options`` (sentences, the first is correct), ``target_object`` and ``bbox``; a line of
 ``test_questions.jsonl`` has ``question_id``, ``image``, ``category``, ``text`` (question, lettered options and the
-sentence that asks for a letter) and ``label``.
+sentence that asks for a letter) and ``label``. VLMEvalKit's ``VStarBench.tsv`` stands for the latter, images inside.
 """
 
-import json
 import random
-import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from PIL import Image
 
+from llava_s2.data.image_decoding import Embedded
 from llava_s2.errors import InputError
-from llava_s2.eval.benchmark import Benchmark, Embedded, Grade, Sample, Scoring
-from llava_s2.eval.parquet import read_rows
-from llava_s2.eval.records import prompt_of
+from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
+from llava_s2.eval.choice import split_options
+from llava_s2.eval.letters import RULE, read_option
+from llava_s2.eval.llava_prompts import LETTER_SENTENCE, NEW_TOKENS
+from llava_s2.eval.schema import LETTERS, Record, unique
+from llava_s2.eval.tables import read_records, read_value
 
-LETTER_SENTENCE = "Answer with the option's letter from the given choices directly."
-"""LLaVA-1.5's request for a letter, which the official questions end with."""
-
-# In brackets; at the start or in an enumeration, before punctuation or a conjunction; after "answer is".
-_NAMED_LETTER = re.compile(
-    r"\(([A-Z])\)"
-    r"|(?:^|[,;/] ?|\b(?:and|or) )([A-Z])(?=[.:,;/)]|$| and | or )"
-    r"|\b(?:[Aa]nswer|[Oo]ption)(?: is)?:? ([A-Z])\b"
+_TABLES = (
+    "test_questions.jsonl",
+    "VStarBench.tsv",
+    "*.parquet",
+    "data/*.parquet",
+    "test/*.parquet",
+    "default/test/*.parquet",
 )
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_TABLES = ("*.parquet", "data/*.parquet", "test/*.parquet", "default/test/*.parquet")
 
 
 @dataclass(frozen=True)
@@ -55,47 +54,83 @@ class Answers:
     sentences: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Question:
+    """A question of either file: its words, its options, and the whole prompt where these have letters."""
+
+    question: str
+    options: tuple[str, ...]
+    correct: int = 0
+    id: str = ""
+    prompt: str = ""
+    boxes: tuple[tuple[float, ...], ...] = ()
+
+
 class VStar(Benchmark):
     """V*, by likelihood (the protocol of the published numbers) or by letter."""
 
     name: ClassVar[str] = "vstar"
+    folders: ClassVar[tuple[str, ...]] = ("vstar_bench",)
+    hub: ClassVar[tuple[str, ...]] = ("craigwu/vstar_bench", "*")
     protocols: ClassVar[Mapping[Scoring, str]] = {
         "likelihood": "V* likelihood: the option with the smallest mean cross-entropy as the reply",
-        "generate": "V* letter: greedy decoding of LLaVA-1.5's letter prompt",
+        "generate": f"V* letter: greedy decoding of LLaVA-1.5's letter prompt, {RULE}",
     }
     categories: ClassVar[Mapping[str, str]] = {"direct_attributes": "attribute", "relative_position": "spatial"}
-    max_new_tokens: ClassVar[int] = 16
+    max_new_tokens: ClassVar[int] = NEW_TOKENS
+    variants: ClassVar[Mapping[str, str]] = {
+        "sentences": "likelihood over the sentences of NAME.json, as published",
+        "words": "likelihood over the words of the lettered options, which is another task",
+    }
+
+    def protocol(self, scoring: Scoring) -> str:
+        """Likelihood's has two names: over sentences or over words the numbers are not comparable."""
+        over = f", {self.variants[self.variant].removeprefix('likelihood ')}" if self.variant else ""
+        return self.protocols[scoring] + over
 
     def load(self, data: Path, scoring: Scoring | None) -> list[Sample]:
         """Reads the folder; a question's id is ``category/NAME``.
 
-        Letters are those of ``test_questions.jsonl`` where that file exists; likelihood, which shows none, reads it
-        only where there is nothing else. Without it ``generate`` shuffles the options, seeded with the question's id,
-        so that A is not always right. A Parquet file stands for ``test_questions.jsonl``, and with its images inside
-        for the folders too.
+        Letters are those of ``test_questions.jsonl`` where that file exists. Without it ``generate`` shuffles the
+        options, seeded with the question's id, so that A is not always right. A table stands for
+        ``test_questions.jsonl``, and with its images inside for the folders too.
         """
         folders = " and ".join(f"{category}/" for category in self.categories)
         if not data.is_dir():
             raise InputError(f"{data}: no such folder; --data names the V* folder that holds {folders}")
+        if self.variant is not None and scoring == "generate":
+            raise InputError("vstar's variants are of --scoring likelihood; leave out --variant")
         images: dict[str, Path | Embedded] = dict(_find_images(data, self.categories))
-        annotations = {
-            key: _read_annotation(image.with_suffix(".json"))
-            for key, image in images.items()
-            if isinstance(image, Path) and image.with_suffix(".json").exists()
-        }
-        official = _find_lettered(data)
-        lines: dict[str, _Line] = {}
-        if official is not None and (scoring != "likelihood" or not annotations):
-            records = _jsonl_records(official) if official.suffix == ".jsonl" else _table_records(official)
-            if not images:
-                images = _embedded_images(records, self.categories)
-            lines = _read_lines(official, records, images)
-            _refuse_missing(images, lines, f"no line in {official}")
-        else:
-            _refuse_missing(images, annotations, "no NAME.json beside it; the V* release has one for each image")
+        files = {key: image.with_suffix(".json") for key, image in images.items() if isinstance(image, Path)}
+        sentences = {key: _read_annotation(file) for key, file in files.items() if file.exists()}
+        table = _find_table(data)
+        lines: dict[str, _Question] = {}
+        if table is not None:
+            records = read_records(table, images=("image",))
+            images = images or _embedded_images(records, self.categories)
+            lines = _read_lines(table, records, images)
         if not images:
             raise InputError(f"{data}: no question; expected NAME.jpg with NAME.json in {folders}")
-        return [_sample(key, image, annotations.get(key), lines.get(key), scoring) for key, image in images.items()]
+        if scoring == "likelihood":
+            self.variant = self.variant or ("sentences" if sentences else "words")
+        asked = sentences if self.variant == "sentences" or table is None else lines
+        lacks = (
+            "no NAME.json beside it; the V* release has one for each image"
+            if asked is sentences
+            else f"no line in {table}"
+        )
+        if missing := [image for key, image in images.items() if key not in asked]:
+            first = missing[0] if isinstance(missing[0], Path) else missing[0].name
+            raise InputError(f"{first}: {lacks} (so for {len(missing)} of {len(images)} images)")
+        return [
+            _sample(key, image, sentences.get(key), lines.get(key), scoring, self.variant)
+            for key, image in images.items()
+        ]
+
+    def gold(self, sample: Sample) -> Any:
+        """The right wordings, in whichever order the options are shown."""
+        answers: Answers = sample.reference
+        return sorted({answers.lettered[answers.correct], *answers.sentences[:1]})
 
     def grade(self, sample: Sample, prediction: Mapping[str, Any]) -> Grade:
         """Right if the text is the right option or its letter.
@@ -107,84 +142,35 @@ class VStar(Benchmark):
         lettered = answers.lettered
         right = {lettered[answers.correct], *answers.sentences[:1]}
         shown = prediction.get("options")
-        if shown is not None and set(shown) in (set(lettered), set(answers.sentences)):
+        if isinstance(shown, list) and set(shown) in (set(lettered), set(answers.sentences)):
             lettered = tuple(shown)
-        chosen = parse_answer(prediction["text"], lettered, (*answers.lettered, *answers.sentences))
+        chosen = read_option(prediction["text"], lettered, (*answers.lettered, *answers.sentences))
         return Grade(correct=chosen in right, parseable=chosen is not None)
 
 
-def parse_answer(text: str, lettered: Sequence[str], others: Sequence[str] = ()) -> str | None:
-    """The option that an answer names, or None if it names none or more than one.
-
-    An answer is an option word for word; else a letter, alone or set off (``B``, ``(b)``, ``B. cotton``, ``B cotton``,
-    ``The answer is B``); else an option but for case and the full stop.
-
-    Args:
-        text: the model's answer.
-        lettered: options by letter, A first.
-        others: more wordings of the options, which have no letter.
-    """
-    text = text.strip()
-    options = (*lettered, *others)
-    if text in options:
-        return text
-    by_letter = dict(zip(_LETTERS, lettered, strict=False))
-    if alone := re.fullmatch(r"\(?([A-Za-z])\)?[.:,]?", text):
-        return by_letter.get(alone[1].upper())
-    if (leading := re.fullmatch(r"([A-Z]) (.+)", text)) and _plain(leading[2]) == _plain(by_letter.get(leading[1], "")):
-        return by_letter[leading[1]]
-    named = {letter for found in _NAMED_LETTER.findall(text) for letter in found if letter in by_letter}
-    if len(named) == 1:
-        return by_letter[named.pop()]
-    if named:
-        return None
-    return next((option for option in options if _plain(option) == _plain(text)), None)
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split()).rstrip(".")
-
-
-@dataclass(frozen=True)
-class _Annotation:
-    """A NAME.json."""
-
-    question: str
-    options: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Line:
-    """A line of test_questions.jsonl; ``text`` is the whole prompt, ``question`` what stands before the options."""
-
-    id: str
-    text: str
-    question: str
-    options: tuple[str, ...]
-    correct: int
-
-
 def _sample(
-    key: str, image: Path | Embedded, annotation: _Annotation | None, line: _Line | None, scoring: Scoring | None
+    key: str,
+    image: Path | Embedded,
+    sentences: _Question | None,
+    line: _Question | None,
+    scoring: Scoring | None,
+    variant: str | None,
 ) -> Sample:
-    sentences = annotation.options if annotation else ()
+    told = sentences.options if sentences else ()
     if line is not None:
-        answers = Answers(line.options, line.correct, sentences)
+        answers = Answers(line.options, line.correct, told)
     else:
-        order = list(range(len(sentences)))
+        order = list(range(len(told)))
         if scoring == "generate":
             random.Random(f"vstar {key}").shuffle(order)
-        answers = Answers(tuple(sentences[i] for i in order), order.index(0), sentences)
-    if scoring != "generate":
-        asked = annotation or line
-        assert asked is not None  # load() refuses images that have neither
-        prompt, options = asked.question, sentences or answers.lettered
-    elif line is not None:
-        prompt, options = line.text, answers.lettered
-    else:
-        assert annotation is not None
-        choices = (f"({letter}) {option}" for letter, option in zip(_LETTERS, answers.lettered, strict=False))
-        prompt, options = "\n".join((annotation.question, *choices, LETTER_SENTENCE)), answers.lettered
+        answers = Answers(tuple(told[i] for i in order), order.index(0), told)
+    asked = sentences if sentences and variant != "words" else line
+    assert asked is not None  # load() refuses images that have neither
+    prompt, options = asked.question, asked.options
+    if scoring == "generate":
+        choices = (f"({letter}) {option}" for letter, option in zip(LETTERS, answers.lettered, strict=False))
+        prompt = line.prompt if line else "\n".join((asked.question, *choices, LETTER_SENTENCE))
+        options = answers.lettered
     category = key.split("/")[0]
     aliases = (f"{category}/{image.name}", image.name, image.stem) if isinstance(image, Path) else ()
     return Sample(
@@ -195,6 +181,7 @@ def _sample(
         options=options,
         reference=answers,
         aliases=(line.id, *aliases) if line else aliases,
+        boxes=sentences.boxes if sentences else (),
     )
 
 
@@ -217,113 +204,73 @@ def _find_images(data: Path, categories: Mapping[str, str]) -> dict[str, Path]:
     return images
 
 
-def _find_lettered(data: Path) -> Path | None:
+def _find_table(data: Path) -> Path | None:
     """The file of the questions with lettered options, if there is one."""
-    tables = sorted(path for pattern in _TABLES for path in data.glob(pattern))
-    if (data / "test_questions.jsonl").exists():
-        return data / "test_questions.jsonl"
-    if len(tables) > 1:
-        raise InputError(f"{data}: several Parquet files, {tables[0].name} and {tables[1].name}; leave one")
-    return tables[0] if tables else None
+    for pattern in _TABLES:
+        tables = sorted(data.glob(pattern))
+        if len(tables) > 1:
+            raise InputError(f"{data}: several Parquet files, {tables[0].name} and {tables[1].name}; leave one")
+        if tables:
+            return tables[0]
+    return None
 
 
-def _jsonl_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    lines = enumerate(_read(path).splitlines(), start=1)
-    places = [(f"{path}, line {number}", raw) for number, raw in lines if raw.strip()]
-    return [(where, _parse_object(raw, where)) for where, raw in places]
-
-
-def _table_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    rows = read_rows(path, ("question_id", "category", "text", "label"), ("image",))
-    return [(f"{path}, row {number}", row) for number, row in enumerate(rows, start=1)]
-
-
-def _embedded_images(
-    records: Sequence[tuple[str, dict[str, Any]]], categories: Container[str]
-) -> dict[str, Path | Embedded]:
+def _embedded_images(records: Sequence[Record], categories: Mapping[str, str]) -> dict[str, Path | Embedded]:
     """The images inside the records, each then named as a file in its category's folder would be."""
     images: dict[str, Path | Embedded] = {}
-    for where, record in records:
-        image, category = record["image"], record["category"]
+    for record in records:
+        image = record.first("image")
         if not isinstance(image, Embedded):
-            raise InputError(f"{where}: names the image {image!r}, but the folders of images are not there")
-        if category not in categories:
-            raise InputError(f"{where}: 'category' is {category!r}, not one of V*'s")
-        record["image"] = f"{category}/{record['question_id']}"
+            raise record.fault(f"names the image {image!r}, but the folders of images are not there")
+        record["image"] = f"{record.one_of('category', tuple(categories))}/{record.identity('question_id', 'index')}"
         images[record["image"]] = image
     return images
 
 
-def _refuse_missing(images: Mapping[str, Path | Embedded], found: Container[str], lacks: str) -> None:
-    missing = [image for key, image in images.items() if key not in found]
-    if missing:
-        first = missing[0] if isinstance(missing[0], Path) else missing[0].name
-        raise InputError(f"{first}: {lacks} (so for {len(missing)} of {len(images)} images)")
+def _read_annotation(path: Path) -> _Question:
+    value = read_value(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: must be a JSON object")
+    record = Record(value, str(path))
+    options = record.texts("options")
+    boxes = [box for box in record.get("bbox") or () if isinstance(box, list) and len(box) == 4]
+    return _Question(
+        record.prompt("question"), _checked(options, record), boxes=tuple(tuple(map(float, box)) for box in boxes)
+    )
 
 
-def _read_annotation(path: Path) -> _Annotation:
-    record = _parse_object(_read(path), str(path))
-    question = prompt_of(record, "question", str(path))
-    options = record.get("options")
-    if not isinstance(options, list) or not all(isinstance(option, str) and option.strip() for option in options):
-        raise InputError(f"{path}: 'options' must be a list of texts, the first of them correct")
-    _check_options(options, str(path))
-    return _Annotation(question, tuple(options))
-
-
-def _read_lines(
-    path: Path, records: Sequence[tuple[str, dict[str, Any]]], images: Mapping[str, Path | Embedded]
-) -> dict[str, _Line]:
-    lines: dict[str, _Line] = {}
-    ids: set[str] = set()
-    for where, record in records:
-        key = str(Path(prompt_of(record, "image", where)).with_suffix(""))
+def _read_lines(table: Path, records: Sequence[Record], images: Mapping[str, Path | Embedded]) -> dict[str, _Question]:
+    lines: dict[str, _Question] = {}
+    for record in records:
+        name = record["image"] if isinstance(record["image"], str) else f"{record['category']}/{record.get('index')}"
+        key = str(Path(name).with_suffix(""))
         if key not in images:
-            raise InputError(f"{where}: no image {record['image']} in {path.parent}")
+            raise record.fault(f"no image {name} in {table.parent}")
         if key in lines:
-            raise InputError(f"{where}: second question about {record['image']}")
-        identity = record.get("question_id")
-        if isinstance(identity, bool) or not isinstance(identity, int | str) or str(identity) in ids:
-            raise InputError(f"{where}: 'question_id' must be a text or a whole number, and no other line's")
-        ids.add(str(identity))
-        text = prompt_of(record, "text", where)
-        found = list(re.finditer(r"^\(([A-Z])\)[ \t]*(\S.*?)[ \t\r]*$", text, re.MULTILINE))
-        options = [match[2] for match in found]
-        if "".join(match[1] for match in found) != _LETTERS[: len(found)]:
-            raise InputError(f"{where}: the options in 'text' must be lines '(A) …', '(B) …' and so on")
-        _check_options(options, where)
-        label = record.get("label")
-        if not isinstance(label, str) or len(label) != 1 or label not in _LETTERS[: len(options)]:
-            raise InputError(f"{where}: 'label' is {label!r}, not one of the letters {_LETTERS[: len(options)]}")
-        lines[key] = _Line(
-            id=str(identity),
-            text=text if LETTER_SENTENCE in text else f"{text.rstrip()}\n{LETTER_SENTENCE}",
-            question=text[: found[0].start()].strip(),
-            options=tuple(options),
-            correct=_LETTERS.index(label),
+            raise record.fault(f"second question about {name}")
+        if "A" in record:
+            question, options = record.prompt("question"), record.options()
+            listed = (f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False))
+            text = "\n".join((question, *listed))
+        else:
+            text = record.prompt("text")
+            question, options = split_options(text.replace(LETTER_SENTENCE, ""))
+        if len(options) < 2:
+            raise record.fault("the options in 'text' must be '(A) …', '(B) …' and so on, two or more")
+        lines[key] = _Question(
+            id=record.identity("question_id", "index"),
+            prompt=text if LETTER_SENTENCE in text else f"{text.rstrip()}\n{LETTER_SENTENCE}",
+            question=question,
+            options=_checked(options, record),
+            correct=LETTERS.index(record.letter("label" if "label" in record else "answer", len(options))),
         )
+    unique([line.id for line in lines.values()], table)
     return lines
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _parse_object(raw: bytes, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(raw)
-    except ValueError as error:  # also a text that is not UTF-8
-        raise InputError(f"{where}: not valid JSON ({error})") from None
-    if not isinstance(record, dict):
-        raise InputError(f"{where}: must be a JSON object")
-    return record
-
-
-def _check_options(options: Sequence[str], where: str) -> None:
-    if not 2 <= len(options) <= len(_LETTERS):
-        raise InputError(f"{where}: {len(options)} option(s); a question to choose from has 2 to {len(_LETTERS)}")
+def _checked(options: Sequence[str], record: Record) -> tuple[str, ...]:
+    if not 2 <= len(options) <= len(LETTERS) or not all(option.strip() for option in options):
+        raise record.fault(f"{len(options)} 'options'; a question to choose from has 2 to {len(LETTERS)}, none blank")
     if len(set(options)) < len(options):
-        raise InputError(f"{where}: two options are the same text")
+        raise record.fault("two options are the same text")
+    return tuple(options)

@@ -11,7 +11,7 @@ from tiny_model import MODEL
 from vqa_data import VQAV2, picture, write_textvqa, write_vizwiz, write_vqav2
 
 from llava_s2 import cli
-from llava_s2.eval.commands import TASKS
+from llava_s2.eval.eval_cli import TASKS
 from llava_s2.eval.mathvista import MathVista
 from llava_s2.eval.mmmu import MMMU
 from llava_s2.eval.mmvet import MMVet

@@ -2,49 +2,38 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from llava_s2.errors import InputError
-from llava_s2.weight_files import read_json
+from llava_s2.eval.tables import read_records, read_value
+from llava_s2.files import atomic_write
 
 PREDICTIONS = "predictions.jsonl"
 RUN = "run.json"
 REPORT = "report.json"
 LOADED = "loaded"
+_OF_GRADING = ("rule", "protocol", "seed")
+"""What a finished run may change without its answers becoming another run's."""
 
 
 def read_predictions(path: Path) -> list[dict[str, Any]]:
-    """The file's records in order, each with a ``question_id`` (as text) and a ``text``, some with a list ``options``.
+    """The file's records in order, each with a ``question_id`` (as text) and a ``text``; JSON lines, or a list.
+
+    Other names of the two that scoring programs write are read too: ``questionId`` or ``index``, ``prediction`` or
+    ``answer``.
 
     Raises:
         InputError: no such file, or a line that is no such record.
     """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); it should hold predictions as JSON lines"
-        ) from None
     records = []
-    for number, line in enumerate(raw.splitlines(), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{where}: not valid JSON ({error})") from None
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise InputError(f"{where}: must be an object with 'question_id' and a text 'text'")
-        identity = record.get("question_id")
-        if isinstance(identity, bool) or not isinstance(identity, int | str):
-            raise InputError(f"{where}: 'question_id' must be a text or a whole number")
-        options = record.get("options")
-        if options is not None and not (isinstance(options, list) and all(isinstance(o, str) for o in options)):
-            raise InputError(f"{where}: 'options' must be a list of texts, those that the letters stand for")
-        records.append({**record, "question_id": str(identity)})
+    for record in read_records(path):
+        text = record.first("text", "prediction", "answer")
+        if not isinstance(text, str):
+            raise record.fault("must be an object with 'question_id' and a text 'text'")
+        identity = record.identity("question_id", "questionId", "index")
+        records.append({**record, "question_id": identity, "text": text})
     return records
 
 
@@ -76,18 +65,18 @@ class RunFolder:
 
     def note(self, loaded: Mapping[str, Any]) -> None:
         """Adds to ``run.json`` what only the loaded model tells; another process's or an earlier start's must agree."""
-        if LOADED in read_json(self.path / RUN):
+        if LOADED in read_value(self.path / RUN):
             self._refuse_changes({LOADED: loaded})
         else:
             write_json(self.path / RUN, {**self._run, LOADED: loaded})
 
     def noted(self) -> dict[str, Any]:
         """What ``note`` was given."""
-        return read_json(self.path / RUN).get(LOADED, {})
+        return read_value(self.path / RUN).get(LOADED, {})
 
     def _refuse_changes(self, now: Mapping[str, Any]) -> None:
-        before = read_json(self.path / RUN)
-        changed = [key for key in now if before.get(key) != now[key]]
+        before = read_value(self.path / RUN)
+        changed = [key for key in now if key not in _OF_GRADING and before.get(key) != now[key]]
         if changed:
             changes = ", ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in changed)
             raise InputError(f"{self.path}: holds another run's predictions ({changes}); choose another --output")
@@ -104,7 +93,7 @@ class RunFolder:
             _cut_to_whole_lines(part)
         found: dict[str, dict[str, Any]] = {}
         for file in [self._predictions, *parts]:
-            for record in read_predictions(file) if file.exists() else ():
+            for record in read_predictions(file) if file.exists() and file.stat().st_size else ():
                 if not isinstance(record.get("seconds"), float):
                     raise InputError(f"{file}: was not written by llava-s2 eval; choose another --output")
                 found.setdefault(record["question_id"], record)
@@ -113,6 +102,13 @@ class RunFolder:
             for part in parts:
                 part.unlink()
         return found
+
+    def forget(self, predictions: dict[str, dict[str, Any]], ids: Collection[str]) -> None:
+        """Removes predictions that have to be made anew, from the file too."""
+        for identity in ids:
+            del predictions[identity]
+        if ids:
+            self._rewrite(predictions.values())
 
     def sort(self, predictions: Mapping[str, Mapping[str, Any]], order: Iterable[str]) -> None:
         """Puts the lines in the order of the ids; a question that stands there twice stays once."""
@@ -147,19 +143,13 @@ def _cut_to_whole_lines(path: Path) -> None:
         os.truncate(path, whole)
 
 
-def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Has ``write`` fill a file beside ``path``, then moves it there: whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    write(partial)
-    partial.replace(path)
-
-
 def write_json(path: Path, value: Any) -> None:
     """Writes the file whole or not at all."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Writes JSON lines, the file whole or not at all."""
-    replace_file(path, lambda partial: partial.write_bytes(b"".join(map(_line, records))))
+    with atomic_write(path) as partial:
+        partial.write_bytes(b"".join(map(_line, records)))

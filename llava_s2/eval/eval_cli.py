@@ -49,6 +49,12 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         help="most questions at once, or auto: what the memory takes; too many are halved (default: %(default)s)",
     )
     parser.add_argument(
+        "--on-bad-image",
+        choices=("error", "skip"),
+        default="error",
+        help="where an image cannot be read: stop, or count its questions as wrong and name it (default: %(default)s)",
+    )
+    parser.add_argument(
         "--text-only", action="store_true", help="leave the images out: what do the questions alone give away?"
     )
     _add_judge_arguments(parser)
@@ -84,6 +90,9 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "--variant",
         metavar="V",
         help="split or setting of the data, such as val (default: the first that is there)",
+    )
+    parser.add_argument(
+        "--rule", metavar="R", help="how the option that an answer names is read (default: the benchmark's own)"
     )
     parser.add_argument(
         "--seed", type=int, metavar="N", help="guess where an answer cannot be read, as mmmu's code does"
@@ -145,7 +154,7 @@ def _batch_size(text: str) -> int | None:
 
 def _benchmark(args: argparse.Namespace) -> "Benchmark":
     module, name = TASKS[args.task]
-    return getattr(import_module(module), name)(args.variant, args.seed)
+    return getattr(import_module(module), name)(args.variant, args.seed, args.rule)
 
 
 def _eval(args: argparse.Namespace) -> None:
@@ -167,6 +176,7 @@ def _eval(args: argparse.Namespace) -> None:
         limit=args.limit,
         batch_size=args.batch_size,
         text_only=args.text_only,
+        on_bad_image=args.on_bad_image,
     )
     if report is None:  # several processes have one report
         return
@@ -183,7 +193,7 @@ def _eval(args: argparse.Namespace) -> None:
 
 def _score(args: argparse.Namespace) -> int:
     from llava_s2.eval.judging import format_judge
-    from llava_s2.eval.report import format_results
+    from llava_s2.eval.report import format_metrics, format_results, notes
     from llava_s2.eval.score import score
 
     benchmark = _benchmark(args)
@@ -192,7 +202,11 @@ def _score(args: argparse.Namespace) -> int:
     for kind, ids in faults.items():
         listed = ", ".join(ids[:10]) + (", …" if len(ids) > 10 else "")
         print(f"llava-s2: error: {args.predictions}: {len(ids)} {kind} question id(s): {listed}", file=sys.stderr)
-    print(format_results(benchmark, scored["results"]))
+    print(f"protocol: {scored['protocol']}\n\n{format_results(benchmark, scored['results'])}")
+    if "metrics" in scored:
+        print(f"\n{format_metrics(scored['metrics'])}")
+    for note in notes(scored):
+        print(note)
     if scored.get("judge", {}).get("name"):
         print(format_judge(scored["judge"]))
     print(json.dumps(scored))

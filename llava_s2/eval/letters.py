@@ -1,0 +1,179 @@
+"""Which option a model's words name: one rule for every task that has no rule of its own.
+
+In this order: the whole answer is one letter, however it is set off; the last statement that says which the answer is;
+a letter that begins the answer; a letter in brackets or after "option"; a capital that stands alone; else the only
+option whose words occur. What is denied ("not A", "B is wrong") does not count, nor does "A" as an article, and two
+letters of the same rank are no answer.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+from llava_s2.eval.schema import LETTERS
+
+RULE = "letters by llava-s2's rule 1 (eval/letters.py)"
+
+_CONFLICT = "conflict"
+# After NFKC, which makes half-width ones of the full-width brackets and signs.
+_BRACKETS = str.maketrans("[{<【「『《〈", "((((((((") | str.maketrans("]}>】」』》〉", "))))))))")
+_QUOTES = {0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"', 0x3014: "(", 0x3015: ")"}
+
+# A letter by itself: no part of a word, an abbreviation or a compound.
+_ALONE = (
+    r"(?<![A-Za-z0-9&])(?<![A-Za-z]')(?<![A-Za-z]\.)(?<![A-Za-z]-)([A-Za-z])"
+    r"(?![A-Za-z0-9&]|'[A-Za-z]|\.[A-Za-z](?![a-z])|-[A-Za-z])"
+)
+_OR = r"(?:,|/|&|\+|、|和|或|\bor\b|\band\b)"
+_JOINED = re.compile(rf"{_ALONE}\)?\s*(?:{_OR}\s*)+(?i:(?:option|choice)\s+)?\(?{_ALONE}")
+
+_FILLER = (
+    "is|are|was|be|would|should|must|will|could|to|the|my|final|correct|right|best|most|likely|probably|clearly|"
+    "definitely|therefore|thus|option|choice|letter|labeled|labelled|following|one|given|i|think|with|for|number"
+)
+_STATED = re.compile(
+    r"(?i:(?<![a-z])(?:answers?|ans|solution|(?:correct|right|best|final|my)\s+(?:option|choice|letter|one)|"
+    r"(?:i|we)(?:'d|'ll|\s+would|\s+will)?\s+(?:go\s+with|choose|chose|pick|select)|choose|choosing|pick|select|"
+    rf"selected|i\s+say|(?:it|this|that)(?:'s|\s+is))(?![a-z])|答案|选项?|選項?|答え|정답)"
+    rf"(?:[^A-Za-z0-9.!?]|(?i:(?<![A-Za-z])(?:{_FILLER})(?![A-Za-z]))|[是为為选選]|项|項)*{_ALONE}"
+)
+_IS_ANSWER = re.compile(
+    rf"{_ALONE}\)?[\"']?\s*(?i:(?:is|would\s+be|should\s+be|must\s+be|seems|looks)\s+"
+    r"(?:\w+\s+){0,2}?(?:correct|right|best|true|answer)(?![a-z]))"
+)
+_LEADING = re.compile(rf"^[\W_]*{_ALONE}(?=\s*$|[^\S\n]*[^\s\w'\"(&]|[^\S\n]*\n|\)|[\"'])")
+_BRACKETED = re.compile(rf"\({_ALONE}\)|(?i:(?:option|choice)s?)[\s:]*[\"'(]?{_ALONE}")
+_CAPITAL = re.compile(_ALONE)
+
+_LETTER_LIST = r"\(?[A-Za-z]\)?(?:\s*(?:,|or|nor|and)\s*\(?[A-Z]\)?)*(?![A-Za-z'])"
+_DENIED = (
+    re.compile(
+        r"(?i:\b(?:not|isn't|aren't|cannot|can't|never|neither|except|eliminate|exclude|excluding|rather\s+than|"
+        r"instead\s+of|unlike|over|than|rule\s+out|ruling\s+out)\s+(?:be\s+)?(?:the\s+)?(?:(?:option|choice|answer)s?\s+)?)"
+        r"\(?[A-Za-z]\)?(?:\s*(?:or|nor)\s*\(?[A-Z]\)?)*(?![A-Za-z'])"
+    ),
+    re.compile(
+        r"(?i:(?:(?:option|choice)s?\s+)?)(?<![A-Za-z0-9'])" + _LETTER_LIST + r"(?i:\s+(?:is|are|was|were|can|could)"
+        r"(?:\s+(?:clearly|also|all|both|definitely))?"
+        r"(?:n't|not|\s+(?:not|wrong|incorrect|false|ruled\s+out|eliminated|impossible)))\b"
+    ),
+    re.compile(r"(?i:(?<![a-z])n\s*/\s*a(?![a-z])|(?<![a-z])n\.\s?a\.?(?![a-z]))"),
+)
+_NEGATIONS = re.compile(r"\b(?:not|no|never|neither|nor|cannot|without|isn't|aren't|doesn't|don't|can't|wasn't)\b")
+_AFTER_LETTER_A = re.compile(
+    r"\s+(?i:is|was|because|since|as|due|seems|looks|would|should|must|for)\b|\s+[^\w\s]|[^\S\n]*\n|"
+    r"\s+(?:or|and)\s+\(?[A-Z]\b"
+)
+
+
+def read_option(text: str, options: Sequence[str], others: Iterable[str] = ()) -> str | None:
+    """The option that an answer names, or None if it names none or more than one.
+
+    Args:
+        text: the model's answer.
+        options: by letter, A first.
+        others: more wordings of options, which have no letter.
+
+    Returns:
+        One of ``options`` or of ``others``.
+    """
+    wordings = (*options, *others)
+    if len(text.strip()) > 1 and (exact := [option for option in wordings if option.strip() == text.strip()]):
+        return exact[0]
+    letter = read_letter(text, len(options))
+    if letter is not None:
+        return options[LETTERS.index(letter)] if len(letter) == 1 else None
+    return _by_words(text, wordings)
+
+
+def read_letter(text: str, count: int) -> str | None:
+    """The letter that an answer names; "conflict" if it names several, or one beyond ``count``; None if none."""
+    text = _plain(text)
+    for denied in _DENIED:
+        text = denied.sub(" ", text)
+    bare = re.sub(r"\b(?:and|or)\b", " ", text)
+    if re.fullmatch(r"(?:[\W_]*(?<![A-Za-z])[A-Za-z](?![A-Za-z]))+[\W_]*", bare):
+        letters = re.findall(r"[A-Za-z]", bare)
+        if len({letter.isupper() for letter in letters}) == 1:
+            return _only(letters, count)
+    stated = [match for pattern in (_STATED, _IS_ANSWER) for match in pattern.finditer(text) if _is_letter(match, text)]
+    if stated:
+        last = max(stated, key=lambda match: match.start(1))
+        return _CONFLICT if _is_joined(text, last.start(1), count) else _only([last[1]], count)
+    leading = _LEADING.match(text)
+    if leading and _is_letter(leading, text):
+        letter = leading[1].upper()
+        follower = LETTERS[(LETTERS.index(letter) + 1) % 26]
+        relisted = letter == "A" and re.search(rf"(?:\(|\n|\s){follower}[.):]\s*\S", text[leading.end() :])
+        if relisted or _is_joined(text, leading.start(1), count):
+            return _CONFLICT
+        return _only([letter], count)
+    for pattern in (_BRACKETED, _CAPITAL):
+        found = [match for match in pattern.finditer(text) if _is_letter(match, text)]
+        if pattern is _CAPITAL:
+            found = [match for match in found if match[1].isupper() and match[1] in LETTERS[:count]]
+        letters = [next(filter(None, match.groups())) for match in found]
+        if letters:
+            joined = any(_is_joined(text, match.start(match.lastindex or 1), count) for match in found)
+            return _CONFLICT if joined else _only(letters, count)
+    return None
+
+
+def _only(letters: Sequence[str], count: int) -> str:
+    distinct = {letter.upper() for letter in letters}
+    letter = distinct.pop()
+    return letter if not distinct and letter in LETTERS[:count] else _CONFLICT
+
+
+def _is_letter(match: re.Match[str], text: str) -> bool:
+    """Whether a lone letter is meant as one: "a", "A" and "I" before a word are an article and a pronoun."""
+    place = match.lastindex or 1
+    letter, rest = match[place], text[match.end(place) :]
+    if letter.isupper() and letter not in "AI":
+        return True
+    return not re.match(r"[^\S\n]+\w", rest) or (letter not in "Ii" and _AFTER_LETTER_A.match(rest) is not None)
+
+
+def _is_joined(text: str, place: int, count: int) -> bool:
+    """Whether the letter at ``place`` and another one are named in one breath, as in "A or B"."""
+    return any(
+        match[2].upper() in LETTERS[:count] and match[2].upper() != match[1].upper() and _is_letter(match, text)
+        for match in _JOINED.finditer(text)
+        if place in (match.start(1), match.start(2))
+    )
+
+
+def _plain(text: str) -> str:
+    """Without markup: full-width signs, LaTeX, HTML and Markdown; every kind of bracket becomes a round one."""
+    text = unicodedata.normalize("NFKC", text).translate(_QUOTES)
+    text = re.sub(r"(?s)<think>.*?</think>", " ", text)
+    text = re.sub(r"(?s)<(\w+)(?:\s[^<>]*)?>(.*?)</\1>", r" \2 ", text)
+    text = re.sub(r"</\w+>|<\|\w+\|>", " ", text)
+    text = re.sub(r"\\(?:boxed|fbox)\s*\{", " answer: {", text)
+    text = re.sub(r"\\[a-zA-Z]+\s*(?=\{)|\\[,;!() ]|\\[a-zA-Z]+", " ", text)
+    text = re.sub(r"[*_`$#~\\|]+|^\s*>", " ", text)
+    text = text.translate(_BRACKETS)
+    text = re.sub(r"\(\s+", "(", re.sub(r"\s+\)", ")", text))
+    while (bare := re.sub(r"\(\(([A-Za-z])\)\)", r"(\1)", text)) != text:
+        text = bare
+    return text.strip()
+
+
+def _by_words(text: str, options: Sequence[str]) -> str | None:
+    """The option that the answer is but for case, articles and the full stop; else the only one that it holds."""
+    said = _words(_plain(text))
+    known = {option: _words(option) for option in options}
+    if equal := [option for option, words in known.items() if words and words == said]:
+        return equal[0]
+    if _NEGATIONS.search(_plain(text).casefold()):
+        return None
+    held = [option for option, words in known.items() if words and f" {words} " in f" {said} "]
+    # "dark red" holds "red", too: the longer one is meant.
+    held = [o for o in held if not any(o != other and f" {known[o]} " in f" {known[other]} " for other in held)]
+    return held[0] if len(held) == 1 else None
+
+
+def _words(text: str) -> str:
+    words = re.findall(r"[^\W_]+(?:[.'/:°%-]+[^\W_]*)*|[^\s\w]", unicodedata.normalize("NFKC", text).casefold())
+    words = [word.rstrip(".") for word in words]
+    return " ".join(word for word in words if word not in ("a", "an", "the", "", '"', "'", ","))

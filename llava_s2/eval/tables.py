@@ -1,0 +1,292 @@
+"""Records of JSON, JSON lines, Parquet and TSV files; images inside them are left there until they are needed."""
+
+import base64
+import binascii
+import csv
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from llava_s2.data.image_decoding import Embedded
+from llava_s2.errors import InputError
+from llava_s2.eval.schema import Record
+
+_SHORTEST_IMAGE = 64  # characters; a shorter cell names a file, or the row that has the image
+_DELIMITERS = {".tsv": "\t", ".csv": ","}
+
+
+def find_file(data: Path, names: Sequence[str], what: str = "") -> list[Path]:
+    """The files of the first pattern that matches any in the folder: one file, or all the shards of a Parquet split.
+
+    Args:
+        data: a benchmark's data folder.
+        names: patterns, such as ``MMStar.tsv`` or ``val-*.parquet``; tried in the folder and in its ``data/``.
+        what: is named in the error.
+
+    Raises:
+        InputError: no such folder or file, or some shards are missing.
+    """
+    if not data.is_dir():
+        raise InputError(f"{data}: no such folder; --data names the folder that holds {' or '.join(names)}")
+    for name in names:
+        for folder in (data, data / "data"):
+            if paths := sorted(folder.glob(name)):
+                return _whole_split(paths) if paths[0].suffix == ".parquet" else paths[:1]
+    raise InputError(f"{data}: holds none of {', '.join(names)}{what}; docs/data.md says where it comes from")
+
+
+def choose_variant(data: Path, files: Mapping[str, str], variant: str | None) -> str:
+    """The variant asked for, or the first whose file is in the folder.
+
+    Args:
+        data: a benchmark's data folder.
+        files: variant -> the name of a file, or a pattern, that it cannot be without.
+        variant: one of them, or None.
+
+    Raises:
+        InputError: no such folder, or it lacks the file.
+    """
+    if variant is None and data.is_dir():
+        variant = next((name for name, file in files.items() if any(data.glob(file))), None)
+    if variant is None:
+        find_file(data, list(dict.fromkeys(files.values())))
+        raise InputError(f"{data}: holds none of {', '.join(files.values())}")
+    find_file(data, [files[variant]], f", which variant {variant} needs")
+    return variant
+
+
+def read_records(path: Path, field: str | None = None, images: Sequence[str] = ()) -> list[Record]:
+    """The records of a file, by its suffix ``.json``, ``.parquet``, ``.tsv`` or ``.csv``; any other is JSON lines.
+
+    Args:
+        path: the file.
+        field: of a JSON file that is an object, where the list of records is.
+        images: columns of Parquet and TSV files that hold images. Each becomes an ``Embedded``, a tuple of them, or
+            None; a column of file names stays one of texts.
+
+    Raises:
+        InputError: the file cannot be read, is something else, or holds no record.
+    """
+    if path.suffix == ".parquet":
+        records = _parquet(path, images)
+    elif path.suffix in (".tsv", ".csv"):
+        records = _tsv(path, images)
+    elif path.suffix != ".json" or (field is None and _is_json_lines(path)):
+        records = _json_lines(path)
+    else:
+        value = read_value(path)
+        value = value.get(field) if field is not None and isinstance(value, dict) else value
+        if not isinstance(value, list) or not all(isinstance(record, dict) for record in value):
+            place = f"'{field}' must be" if field else "must hold"
+            raise InputError(f"{path}: {place} a list of objects, at least one")
+        records = [Record(record, f"{path}, record {number}") for number, record in enumerate(value, start=1)]
+    if not records:
+        raise InputError(f"{path}: holds no record, but must hold at least one")
+    return records
+
+
+def read_value(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        InputError: no such file, or it is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:  # also a text that is not UTF-8
+        raise InputError(f"{path}: not valid JSON ({error})") from None
+
+
+def _is_json_lines(path: Path) -> bool:
+    """Whether a ``.json`` file has an object a line, as POPE's label files do."""
+    try:
+        with path.open("rb") as file:
+            first = file.readline().strip()
+            return first.startswith(b"{") and first.endswith(b"}") and file.readline().strip().startswith(b"{")
+    except OSError:
+        return False
+
+
+def _json_lines(path: Path) -> list[Record]:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    records = []
+    for number, line in enumerate(raw.splitlines(), start=1):
+        where = f"{path}, line {number}"
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{where}: not valid JSON ({error})") from None
+        if not isinstance(value, dict):
+            raise InputError(f"{where}: must be a JSON object")
+        records.append(Record(value, where))
+    return records
+
+
+def _whole_split(paths: list[Path]) -> list[Path]:
+    numbers = {m[1]: int(m[2]) for path in paths if (m := re.search(r"-(\d+)-of-(\d+)", path.name))}
+    for total in numbers.values():
+        if total != len(paths):
+            raise InputError(f"{paths[0].parent}: {len(paths)} of the {total} files of a split; download the others")
+    return paths
+
+
+def _parquet(path: Path, images: Sequence[str]) -> list[Record]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise InputError('reading Parquet files takes pyarrow: pip install "llava-s2[eval]"') from None
+    try:
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            held = {}
+            for name in images:
+                if name in schema.names and (counts := _held(file, name)) is not None:
+                    held[name] = counts
+            plain = [name for name in schema.names if name not in held and "binary" not in str(schema.field(name).type)]
+            rows = file.read(columns=plain).to_pylist()
+            groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path}: cannot be read as Parquet ({error})") from None
+    places = [(group, offset) for group, count in enumerate(groups) for offset in range(count)]
+    records = []
+    for number, (row, (group, offset)) in enumerate(zip(rows, places, strict=True)):
+        where = f"{path}, row {number + 1}"
+        for name, counts in held.items():
+            row[name] = _embedded(f"{where}, {name}", counts[number], partial(_parquet_cell, path, group, offset, name))
+        records.append(Record(row, where))
+    return records
+
+
+def _held(file: Any, name: str) -> list[int | None] | None:
+    """How many images each row has in a column: None for none, -1 for one; None in all if the column names files."""
+    import pyarrow as pa
+
+    kind = file.schema_arrow.field(name).type
+    counts: list[int | None] = []
+    for group in range(file.num_row_groups):
+        part = f"{name}.path" if pa.types.is_struct(kind) else name  # of a structure, without the images' bytes
+        column = file.read_row_group(group, columns=[part]).column(name)
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            first = next((text for cell in column if cell.is_valid and (text := cell.as_py())), "")
+            if len(first) <= _SHORTEST_IMAGE:
+                return None
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            counts += [len(cell) if cell.is_valid and len(cell) else None for cell in column]
+        else:
+            counts += [-1 if cell.is_valid else None for cell in column]
+    return counts
+
+
+@lru_cache(maxsize=4)
+def _parquet_column(path: Path, group: int, column: str) -> Any:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        return file.read_row_group(group, columns=[column]).column(column)
+
+
+def _parquet_cell(path: Path, group: int, offset: int, column: str) -> Any:
+    return _parquet_column(path, group, column)[offset].as_py()
+
+
+def _tsv(path: Path, images: Sequence[str]) -> list[Record]:
+    """VLMEvalKit's tables: an image is base64 text, a list of such, or the index of the row that has it."""
+    records = []
+    places: dict[str, tuple[int, int, int]] = {}  # index -> where its row stands, and how many images it has
+    limit = csv.field_size_limit(sys.maxsize)
+    try:
+        with path.open("rb") as file:
+            rows = _located_rows(file, path.suffix)
+            _, _, columns = next(rows, (0, 0, []))
+            if columns:
+                columns[0] = columns[0].removeprefix("\ufeff")
+            shown = [name for name in images if name in columns]
+            for number, (start, end, cells) in enumerate(rows, start=1):
+                row: dict[str, Any] = dict(zip(columns, [*cells, *[""] * len(columns)], strict=False))
+                for name in shown:
+                    cell = row[name]
+                    if len(cell) > _SHORTEST_IMAGE:
+                        count = cell.count(",") + 1 if cell.startswith("[") else -1
+                        places.setdefault(row.get("index", str(number)), (start, end, count))
+                        row[name] = (start, end, count)
+                records.append(Record(row, f"{path}, row {number}"))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as a TSV file ({error})") from None
+    finally:
+        csv.field_size_limit(limit)
+    for record in records:
+        for name in shown:
+            place = record[name] if isinstance(record[name], tuple) else places.get(record[name])
+            if place is None:
+                record[name] = record[name] if Path(record[name]).suffix else None
+                continue
+            start, end, count = place
+            read = partial(_tsv_cell, path, start, end, columns.index(name))
+            record[name] = _embedded(f"{record.where}, {name}", count, read)
+    return records
+
+
+def _located_rows(file: Any, suffix: str) -> Iterator[tuple[int, int, list[str]]]:
+    """The rows of a TSV file, with the bytes that each begins and ends at."""
+    position = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal position
+        for line in file:
+            position += len(line)
+            yield line.decode()
+
+    start = 0
+    for row in csv.reader(lines(), delimiter=_DELIMITERS[suffix]):
+        if row:
+            yield start, position, row
+        start = position
+
+
+def _tsv_cell(path: Path, start: int, end: int, column: int) -> Any:
+    with path.open("rb") as file:
+        file.seek(start)
+        text = file.read(end - start).decode()
+    limit = csv.field_size_limit(sys.maxsize)
+    try:
+        cell = next(csv.reader(text.splitlines(keepends=True), delimiter=_DELIMITERS[path.suffix]))[column]
+    finally:
+        csv.field_size_limit(limit)
+    return re.findall(r"[A-Za-z0-9+/=]+", cell) if cell.startswith("[") else cell
+
+
+def _embedded(name: str, count: int | None, read: Callable[[], Any]) -> Embedded | tuple[Embedded, ...] | None:
+    """One image (``count`` is -1), several, or none (None)."""
+    if count is None:
+        return None
+    if count < 0:
+        return Embedded(name, lambda: _image_bytes(read(), name))
+    return tuple(
+        Embedded(f"{name} {place + 1}", lambda place=place: _image_bytes(read()[place], name))  # type: ignore[misc]
+        for place in range(count)
+    )
+
+
+def _image_bytes(value: Any, name: str) -> bytes:
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    if isinstance(value, str):
+        try:
+            value = base64.b64decode(value, validate=True)
+        except binascii.Error as error:
+            raise InputError(f"{name}: not base64 ({error})") from None
+    if not value:
+        raise InputError(f"{name}: no image bytes")
+    return value
