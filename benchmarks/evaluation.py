@@ -132,7 +132,7 @@ def plain_generation(loaded: tuple[Any, Any], benchmark: Benchmark, samples: Seq
     texts = {}
     for sample in samples:
         messages = [[user_message(sample.prompt, len(sample.images))]]
-        inputs = encode_prompts(processor, messages, [read_image(image) for image in sample.images])
+        inputs = encode_prompts(processor, messages, [read_image(image).image for image in sample.images])
         output = model.generate(
             **inputs.to(model.device, dtype=model.dtype),
             do_sample=False,
@@ -150,7 +150,7 @@ def plain_likelihood(loaded: tuple[Any, Any], benchmark: Benchmark, samples: Seq
     model, processor = loaded
     texts = {}
     for sample in samples:
-        images = [read_image(image) for image in sample.images]
+        images = [read_image(image).image for image in sample.images]
         pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
         losses = []
         for option in sample.options:

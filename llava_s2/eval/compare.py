@@ -1,9 +1,11 @@
 """Two runs on the same questions, question by question."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llava_s2.errors import InputError
+from llava_s2.eval.other_kits import OtherAnswer, read_log
 from llava_s2.eval.report import OVERALL, format_table
 from llava_s2.eval.run_folder import PREDICTIONS, REPORT, read_predictions
 from llava_s2.eval.statistics import mcnemar_exact, paired_bootstrap, paired_difference
@@ -11,32 +13,61 @@ from llava_s2.eval.tables import read_value
 
 MCNEMAR = "exact McNemar test"
 PAIRED_BOOTSTRAP = "paired bootstrap"
+_PROTOCOL = (
+    "protocol",
+    "scoring",
+    "variant",
+    "rule",
+    "seed",
+    "prompts",
+    "max_new_tokens",
+    "template",
+    "image_mode",
+    "exif_orientation",
+    "dtype",
+    "quantization",
+    "kit",
+    "versions",
+)
+"""Settings of a report, beside the model, that an answer depends on."""
 _LISTED = 200  # ids on a terminal; the JSON has them all
 
 
 def compare(run_a: Path, run_b: Path) -> dict[str, Any]:
-    """Compares two finished runs (output folders of ``llava-s2 eval``).
+    """Compares two finished runs (output folders of ``llava-s2 eval``), or one with another kit's log of its questions.
 
     Returns:
-        ``a`` and ``b`` (folder, model, protocol); ``results`` of each category and of all: ``count``, ``correct_a``,
+        ``a`` and ``b`` (folder, model, protocol); ``differences``, settings in which the runs differ, each with both
+        values; ``results`` of each category and of all: ``count``, ``correct_a``,
         ``correct_b``, ``difference`` (accuracy of B minus A), ``interval`` (95 %, paired), ``only_a``, ``only_b``
         (questions that the run got right alone, or better), ``p`` (two-sided); ``test``, which is McNemar's for right
-        and wrong answers and a paired bootstrap for grades with shades; ``differing``, the ids of ``only_*``.
+        and wrong answers and a paired bootstrap for partial credit; ``differing``, the ids of ``only_*``.
 
     Raises:
-        InputError: a folder is no finished run, or the two are not of the same questions.
+        InputError: a folder is no finished run, or the two are not of the same questions, references or, where both are
+            by likelihood, options.
     """
-    reports = [read_report(run) for run in (run_a, run_b)]
-    for key, what in (("task", "tasks"), ("questions", "data")):
-        if reports[0][key] != reports[1][key]:
-            raise InputError(f"{run_a} and {run_b} are of different {what}: {reports[0][key]} and {reports[1][key]}")
-    answers_a, answers_b = (_correct(run, report) for run, report in zip((run_a, run_b), reports, strict=True))
+    if run_a.is_file() and run_b.is_file():
+        raise InputError(f"{run_a} and {run_b} are files; one must be an output folder of llava-s2 eval")
+    if run_a.is_file() or run_b.is_file():
+        own = run_b if run_a.is_file() else run_a
+        report = read_report(own)
+        answers = _correct(own, report)
+        log = run_a if run_a.is_file() else run_b
+        kit, logged = _correct_log(log, own, report)
+        other = {**report, "model": log.stem, "protocol": f"{kit}'s own", "kit": kit}
+        reports = [other, report] if run_a.is_file() else [report, other]
+        answers_a, answers_b = (logged, answers) if run_a.is_file() else (answers, logged)
+    else:
+        reports = [read_report(run) for run in (run_a, run_b)]
+        _refuse_unlike(run_a, run_b, *reports)
+        answers_a, answers_b = (_correct(run, report) for run, report in zip((run_a, run_b), reports, strict=True))
     if alone := answers_a.keys() ^ answers_b.keys():
         raise InputError(
             f"{run_a} and {run_b} are not of the same questions: {len(alone)} in one only, such as {min(alone)}; "
             f"run both with the same --limit"
         )
-    shaded = any(isinstance(grade, float) for run in (answers_a, answers_b) for _, grade in run.values())
+    partial = any(isinstance(grade, float) for run in (answers_a, answers_b) for _, grade in run.values())
     results = {}
     for category in reports[0]["results"]:
         pairs = [
@@ -45,7 +76,7 @@ def compare(run_a: Path, run_b: Path) -> dict[str, Any]:
             if category in (*groups, OVERALL)
         ]
         only_a, only_b = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
-        if shaded:
+        if partial:
             difference, interval, p = paired_bootstrap([b - a for a, b in pairs])
         else:
             difference, interval = paired_difference(only_a, only_b, len(pairs))
@@ -64,8 +95,9 @@ def compare(run_a: Path, run_b: Path) -> dict[str, Any]:
         "task": reports[0]["task"],
         "a": {"run": str(run_a), "model": reports[0]["model"], "protocol": reports[0]["protocol"]},
         "b": {"run": str(run_b), "model": reports[1]["model"], "protocol": reports[1]["protocol"]},
+        "differences": differences(*reports),
         "results": results,
-        "test": PAIRED_BOOTSTRAP if shaded else MCNEMAR,
+        "test": PAIRED_BOOTSTRAP if partial else MCNEMAR,
         "differing": {
             "only_a": [i for i, (_, grade) in answers_a.items() if grade > answers_b[i][1]],
             "only_b": [i for i, (_, grade) in answers_a.items() if grade < answers_b[i][1]],
@@ -96,6 +128,7 @@ def format_comparison(comparison: dict[str, Any]) -> str:
         "",
         format_table(rows),
         "",
+        *(f"differ in {name}: {a} and {b}" for name, (a, b) in comparison["differences"].items()),
         f"differences in points, paired; p: {comparison['test']}, two-sided",
     ]
     verdict = "right in {} only" if comparison["test"] == MCNEMAR else "better in {}"
@@ -104,6 +137,22 @@ def format_comparison(comparison: dict[str, Any]) -> str:
         listed = ", ".join(ids[:_LISTED]) + (", …" if len(ids) > _LISTED else "")
         lines.append(f"{verdict.format(name.upper())} ({len(ids)}): {listed}")
     return "\n".join(lines)
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The settings of the protocol in which two reports differ: name -> both values."""
+    return {key: [a.get(key), b.get(key)] for key in _PROTOCOL if a.get(key) != b.get(key)}
+
+
+def _refuse_unlike(run_a: Path, run_b: Path, a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
+    checks = {"task": "tasks", "questions": "questions or images", "references": "reference answers"}
+    if a.get("scoring") == b.get("scoring") == "likelihood":
+        checks["options"] = "options, whose likelihoods are not comparable"
+    for key, what in checks.items():
+        if a.get(key) != b.get(key):
+            ways = "; ".join(f"{name} {x} and {y}" for name, (x, y) in differences(a, b).items() if name == "variant")
+            about = f"{a.get(key)} and {b.get(key)}" + (f"; {ways}" if ways else "")
+            raise InputError(f"{run_a} and {run_b} have different {what} ({about}), so they cannot be paired")
 
 
 def read_report(run: Path) -> dict[str, Any]:
@@ -134,3 +183,38 @@ def _correct(run: Path, report: dict[str, Any]) -> dict[str, tuple[list[str], fl
         categories, grade = answers.get(question, ([str(record.get("category")), *record.get("also", ())], True))
         answers[question] = categories, record["correct"] if grade is True else min(grade, record["correct"])
     return answers
+
+
+def _correct_log(log: Path, run: Path, report: dict[str, Any]) -> tuple[str, dict[str, tuple[list[str], float]]]:
+    """The kit, and its grades of the run's questions as ``_correct`` has them; paired by id or not at all."""
+    kit, answers = read_log(log)
+    asked = set(report["question_ids"])
+    records = [record for record in read_predictions(run / PREDICTIONS) if record["question_id"] in asked]
+    names = {r["question_id"]: (r["question_id"], *r.get("aliases", ()), *_short(r)) for r in records}
+    found: dict[str, OtherAnswer] = {}
+    for column in range(max(len(answer.ids) for answer in answers)):
+        by_id = {answer.ids[column]: answer for answer in answers if column < len(answer.ids)}
+        matched = {identity: by_id[name] for identity, known in names.items() for name in known[::-1] if name in by_id}
+        found = max(found, matched, key=len)
+    if lost := [identity for identity in names if identity not in found]:
+        raise InputError(
+            f"{log}: has {len(lost)} of the {len(names)} questions of {run} under no id known there, as {lost[0]}"
+        )
+    if ungraded := [identity for identity, answer in found.items() if answer.grade is None]:
+        raise InputError(
+            f"{log}: holds no grade of {len(ungraded)} questions, as {ungraded[0]}; let {kit} evaluate it first"
+        )
+    graded: dict[str, tuple[list[str], float]] = {}
+    for record in records:
+        grade = found[record["question_id"]].grade
+        assert grade is not None
+        question = str(record.get("group", record["question_id"]))
+        categories = [str(record.get("category")), *record.get("also", ())]
+        graded[question] = categories, min(grade, graded[question][1]) if question in graded else grade
+    return kit, graded
+
+
+def _short(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """The part of an id that other kits have: theirs do not name the set or image that a question is of."""
+    identity = str(record["question_id"])
+    return (identity.rpartition("/")[2],) if "/" in identity else ()

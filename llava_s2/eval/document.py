@@ -22,10 +22,13 @@ _SETTINGS = {
     "revisions": "hub revisions",
     "model_checksum": "model checksum",
     "protocol": "protocol",
+    "rule": "rule that reads options",
     "variant": "split or setting",
     "seed": "seed",
+    "max_new_tokens": "new tokens at most",
     "template": "template",
     "image_mode": "image mode",
+    "exif_orientation": "EXIF orientation",
     "dtype": "dtype",
     "quantization": "quantization",
     "batch_size": "batch size",
@@ -33,7 +36,10 @@ _SETTINGS = {
     "device": "device",
     "seconds_per_image": "seconds a question and process",
     "questions": "checksum of questions and images",
-    "prompts": "checksum of prompts, options and answers",
+    "prompts": "checksum of prompts",
+    "references": "checksum of reference answers",
+    "data": "data",
+    "kit": "measured with",
     "versions": "versions",
 }
 """Key of a report -> what its row in the table of settings is called."""
@@ -61,7 +67,9 @@ def write_document(runs: Sequence[Path], output: Path) -> list[Path]:
     names = _names(runs)
     tasks: dict[str, list[tuple[str, Path, dict[str, Any]]]] = {}
     for name, (run, report) in zip(names, reports, strict=True):
-        tasks.setdefault(report["task"], []).append((name, run, report))
+        # Variants of a task are other questions, prompts or options: no table has them side by side.
+        heading = ", ".join(filter(None, (report["task"], report.get("variant"))))
+        tasks.setdefault(heading, []).append((name, run, report))
     written = []
     if find_spec("matplotlib") is not None:
         with atomic_write(output / PICTURE) as partial:
@@ -82,6 +90,7 @@ def _document(tasks: dict[str, list[tuple[str, Path, dict[str, Any]]]], picture:
         scored = [(name, run, report) for name, run, report in listed if report["results"]]
         if scored:
             blocks.append(_scores([(name, report) for name, _, report in scored]))
+            blocks += _own_figures([(name, report) for name, _, report in scored])
         unscored = [(name, report) for name, _, report in listed if not report["results"]]
         blocks += [
             f"{name}: {report.get('unscored', 'no score, the data has no answers')}." for name, report in unscored
@@ -101,6 +110,18 @@ def _scores(runs: Sequence[tuple[str, dict[str, Any]]]) -> str:
         label = f"**{category}**" if category == OVERALL else category
         rows.append((label, " / ".join(counts), *(_score(row) for row in found)))
     return _table(rows)
+
+
+def _own_figures(runs: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    """The figures that the benchmark itself reports, where these are no accuracies."""
+    figures = dict.fromkeys(figure for _, report in runs for figure in report.get("metrics", ()))
+    if not figures:
+        return []
+    rows = [("figure", *(name for name, _ in runs))]
+    for figure in figures:
+        found = [report.get("metrics", {}).get(figure) for _, report in runs]
+        rows.append((figure, *("" if value is None else f"{value:.4g}" for value in found)))
+    return [_table(rows)]
 
 
 def _score(row: dict[str, Any] | None) -> str:

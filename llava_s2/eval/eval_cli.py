@@ -2,17 +2,21 @@
 
 import argparse
 import json
+import os
 import sys
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llava_s2.errors import InputError
+from llava_s2.eval.score_loggers import LOGGERS
 from llava_s2.model.arguments import ModelSource, add_model_arguments, positive
 
 if TYPE_CHECKING:
     from llava_s2.eval.benchmark import Benchmark
     from llava_s2.eval.judge import JudgeSource
+    from llava_s2.eval.runner import Model
 
 TASKS = {
     "vstar": ("llava_s2.eval.vstar", "VStar"),
@@ -24,6 +28,23 @@ TASKS = {
     "mmbench": ("llava_s2.eval.mmbench", "MMBench"),
     "seedbench": ("llava_s2.eval.seedbench", "SEEDBench"),
     "mmvet": ("llava_s2.eval.mmvet", "MMVet"),
+    "pope": ("llava_s2.eval.pope", "POPE"),
+    "gqa": ("llava_s2.eval.gqa", "GQA"),
+    "scienceqa": ("llava_s2.eval.scienceqa", "ScienceQA"),
+    "mme": ("llava_s2.eval.mme", "MME"),
+    "llavabench": ("llava_s2.eval.llavabench", "LLaVABench"),
+    "hrbench": ("llava_s2.eval.hrbench", "HRBench"),
+    "mmerealworld": ("llava_s2.eval.mmerealworld", "MMERealWorld"),
+    "chartqa": ("llava_s2.eval.chartqa", "ChartQA"),
+    "docvqa": ("llava_s2.eval.docvqa", "DocVQA"),
+    "infovqa": ("llava_s2.eval.docvqa", "InfoVQA"),
+    "ocrbench": ("llava_s2.eval.ocrbench", "OCRBench"),
+    "realworldqa": ("llava_s2.eval.realworldqa", "RealWorldQA"),
+    "ai2d": ("llava_s2.eval.ai2d", "AI2D"),
+    "mmstar": ("llava_s2.eval.mmstar", "MMStar"),
+    "mmvp": ("llava_s2.eval.mmvp", "MMVP"),
+    "blink": ("llava_s2.eval.blink", "BLINK"),
+    "mmmupro": ("llava_s2.eval.mmmupro", "MMMUPro"),
 }
 """Name of a task -> module and class of its benchmark."""
 
@@ -31,12 +52,20 @@ TASKS = {
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
     """Adds the commands to the command line."""
     parser = subparsers.add_parser("eval", help="evaluate a model on a benchmark")
-    parser.add_argument("task", choices=TASKS)
-    add_model_arguments(parser)
-    _add_data_arguments(parser)
     parser.add_argument(
-        "--output", required=True, type=Path, metavar="DIR", help="folder of this run; a run that was cut off continues"
+        "tasks", nargs="*", choices=(*TASKS, "all"), metavar="TASK", help=f"one, several, or all: {', '.join(TASKS)}"
     )
+    parser.add_argument(
+        "--config", type=Path, metavar="F.yaml", help="a suite: flags, and tasks with flags of their own"
+    )
+    add_model_arguments(parser, required=False)
+    _add_remote_arguments(parser)
+    _add_data_arguments(parser, required=False)
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder of this run, or of several; what was cut off continues"
+    )
+    parser.add_argument("--download", action="store_true", help="fetch the data from the hub into --data first")
+    parser.add_argument("--report_to", nargs="+", default=[], choices=LOGGERS, help="also log the scores there")
     parser.add_argument("--scoring", choices=("likelihood", "generate"), help="default: the benchmark's own protocol")
     parser.add_argument(
         "--limit", type=positive, metavar="N", help="only N questions, spread evenly over the categories"
@@ -53,6 +82,17 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         choices=("error", "skip"),
         default="error",
         help="where an image cannot be read: stop, or count its questions as wrong and name it (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--exif",
+        choices=("turn", "ignore"),
+        default="turn",
+        help="EXIF orientation of images; the benchmarks' own code ignores it (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--image-mode",
+        choices=("pad", "resize", "square"),
+        help="how images become squares: padded, stretched or cropped (default: the checkpoint's own)",
     )
     parser.add_argument(
         "--text-only", action="store_true", help="leave the images out: what do the questions alone give away?"
@@ -74,18 +114,41 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "compare", help="compare two runs, paired", description="The last line printed is one JSON object."
     )
-    parser.add_argument("run_a", type=Path, metavar="RUN_A", help="output folder of llava-s2 eval, the baseline")
-    parser.add_argument("run_b", type=Path, metavar="RUN_B", help="output folder of llava-s2 eval")
+    parser.add_argument(
+        "run_a", type=Path, metavar="RUN_A", help="output folder of llava-s2 eval, or another kit's log"
+    )
+    parser.add_argument("run_b", type=Path, metavar="RUN_B", help="likewise")
     parser.set_defaults(run=_compare)
 
     parser = subparsers.add_parser("report", help="put any number of runs side by side: report.md and report.png")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="output folder of llava-s2 eval")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the two files")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the files")
+    parser.add_argument(
+        "--html",
+        action="store_true",
+        help="also report.html: every question with image and answers; takes the data",
+    )
     parser.set_defaults(run=_report)
 
 
-def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="the benchmark's data folder")
+def _add_remote_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("server", "an OpenAI-compatible server that answers in place of a local model")
+    group.add_argument("--model-url", metavar="URL", help="base of its API; --model then names the model there")
+    group.add_argument(
+        "--model-key-variable",
+        default="OPENAI_API_KEY",
+        metavar="VAR",
+        help="environment variable that holds its key (default: %(default)s)",
+    )
+    group.add_argument(
+        "--model-concurrency", type=positive, default=16, metavar="N", help="requests at once (default: %(default)s)"
+    )
+
+
+def _add_data_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    parser.add_argument(
+        "--data", required=required, type=Path, metavar="DIR", help="the data folder; of several tasks, the one above"
+    )
     parser.add_argument(
         "--variant",
         metavar="V",
@@ -157,19 +220,85 @@ def _benchmark(args: argparse.Namespace) -> "Benchmark":
     return getattr(import_module(module), name)(args.variant, args.seed, args.rule)
 
 
-def _eval(args: argparse.Namespace) -> None:
+def _eval(args: argparse.Namespace) -> int:
+    from llava_s2.eval.score_loggers import check_loggers
+    from llava_s2.eval.suite import entries, format_outcomes, read_config, run_suite
+
+    suite = args.config is not None or len(args.tasks) > 1 or args.tasks == ["all"]
+    if args.config is not None:
+        read_config(args.config, args, _defaults())
+        if args.tasks and args.tasks != ["all"]:
+            args.entries = {name: args.entries.get(name) for name in args.tasks}
+    elif suite:
+        args.entries = dict.fromkeys(TASKS if args.tasks == ["all"] else args.tasks)
+    elif not args.tasks:
+        raise InputError("name a task, several, or all; or a suite with --config")
+    if lacking := [flag for flag in ("model", "data", "output") if getattr(args, flag) is None]:
+        raise InputError(f"llava-s2 eval takes --{', --'.join(lacking)}")
+    check_loggers(args.report_to)
+    model = _model(args)
+    if not suite:
+        args.task = args.tasks[0]
+        _eval_one(args, model)
+        return 0
+    outcomes = run_suite(entries(args, TASKS, _benchmark), lambda own: _eval_one(own, model))
+    if int(os.environ.get("RANK", "0")) == 0:
+        _print_table11([args.output])
+        print(format_outcomes(outcomes))
+    return 2 if any(outcome.reason.startswith("failed") for outcome in outcomes) else 0
+
+
+def _of_task(task: str, variant: str | None) -> "Benchmark":
+    module, name = TASKS[task]
+    return getattr(import_module(module), name)(variant)
+
+
+def _defaults() -> dict[str, Any]:
+    parser = argparse.ArgumentParser()
+    add_commands(parser.add_subparsers())
+    return vars(parser.parse_args(["eval"]))
+
+
+def _print_table11(folders: list[Path]) -> None:
+    from llava_s2.eval.table11 import ROWS, format_table11, read_reports
+
+    try:
+        models = read_reports(folders)
+    except InputError:
+        return
+    if any(report["task"] in {row.task for row in ROWS} for reports in models.values() for report in reports):
+        print(format_table11(models)[0])
+
+
+def _model(args: argparse.Namespace) -> "Model":
+    from llava_s2.eval.local_model import LocalModel
+    from llava_s2.eval.remote_model import RemoteModel
+
+    if args.model_url is not None:
+        return RemoteModel(args.model_url, args.model, args.model_key_variable, args.model_concurrency)
+    return LocalModel(ModelSource.from_arguments(args), args.image_mode)
+
+
+def _eval_one(args: argparse.Namespace, model: "Model") -> "Mapping[str, Any] | None":
     from llava_s2.eval.document import write_document
+    from llava_s2.eval.download import download, revision_of
     from llava_s2.eval.judging import finish_run, format_judge
     from llava_s2.eval.report import format_report
+    from llava_s2.eval.run_folder import REPORT, write_json
     from llava_s2.eval.runner import evaluate
+    from llava_s2.eval.score_loggers import log_scores
 
     benchmark = _benchmark(args)
     judge = _judge_source(args)
     if judge is not None and not benchmark.judge_runs:
-        raise InputError(f"{benchmark.name} is graded by rules; leave out --judge-url")
+        if "entries" not in args:
+            raise InputError(f"{benchmark.name} is graded by rules; leave out --judge-url")
+        judge = None
+    if args.download:
+        download(benchmark, args.data)
     report = evaluate(
         benchmark,
-        ModelSource.from_arguments(args),
+        model,
         args.data,
         args.output,
         scoring=args.scoring,
@@ -177,11 +306,15 @@ def _eval(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         text_only=args.text_only,
         on_bad_image=args.on_bad_image,
+        exif=args.exif,
     )
     if report is None:  # several processes have one report
-        return
+        return None
     if benchmark.judge_runs:
         report = finish_run(benchmark, judge, args.data, args.output)
+    if revision := revision_of(args.data):
+        report["data_revision"] = revision
+        write_json(args.output / REPORT, report)
     print(format_report(benchmark, report))
     if "judge" in report:
         print(format_judge(report["judge"]))
@@ -189,6 +322,8 @@ def _eval(args: argparse.Namespace) -> None:
         print(benchmark.without_judge)
     for path in write_document([args.output], args.output):
         print(path)
+    log_scores(args.report_to, report, args.output)
+    return report
 
 
 def _score(args: argparse.Namespace) -> int:
@@ -226,3 +361,7 @@ def _report(args: argparse.Namespace) -> None:
 
     for path in write_document(args.runs, args.output):
         print(path)
+    if args.html:
+        from llava_s2.eval.viewer import write_viewer
+
+        print(write_viewer(args.runs, args.output, _of_task))

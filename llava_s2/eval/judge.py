@@ -83,6 +83,7 @@ class Judge:
         self._stop = threading.Event()
         self._counts: Counter[str] = Counter()
         self._models: set[str] = set()
+        self._renamed = False
 
     def __enter__(self) -> "Judge":
         return self
@@ -95,7 +96,7 @@ class Judge:
         """The model and where it is asked: what a verdict depends on."""
         return f"{self.source.model} at {self.source.url.rstrip('/')}"
 
-    def ask(self, prompt: str, *, temperature: float, max_tokens: int, run: int = 0) -> str:
+    def ask(self, prompt: str, *, temperature: float, max_tokens: int, run: int = 0, system: str = "") -> str:
         """The model's reply to one user's message.
 
         Args:
@@ -103,6 +104,7 @@ class Judge:
             temperature: of sampling.
             max_tokens: bound on the reply.
             run: tells apart questions that are alike but asked anew.
+            system: a system message before it.
 
         Raises:
             InputError: the server refuses, or still fails after several attempts.
@@ -110,7 +112,10 @@ class Judge:
         """
         request = {
             "model": self.source.model,
-            "messages": [{"role": "user", "content": prompt}],
+            "messages": [
+                *([{"role": "system", "content": system}] if system else []),
+                {"role": "user", "content": prompt},
+            ],
             "temperature": temperature,
             "max_tokens": max_tokens,
         }
@@ -159,8 +164,12 @@ class Judge:
             if self._stop.is_set():
                 raise Stopped
             wait = random.uniform(0.5, 1.0) * min(_LONGEST_BACKOFF, 2.0**attempt)
+            # Newer models take the bound on the reply under another name only.
+            sent = dict(request)
+            if self._renamed:
+                sent["max_completion_tokens"] = sent.pop("max_tokens")
             try:
-                response = self._client.post(self._address, json=request)
+                response = self._client.post(self._address, json=sent)
             except self._failures as error:
                 fault = f"{type(error).__name__}: {error}"
             else:
@@ -171,6 +180,9 @@ class Judge:
                     fault = f"an answer that is no chat completion: {self._plain(response.text)}"
                 else:
                     fault = f"HTTP {response.status_code}: {self._plain(response.text)}"
+                    if response.status_code == 400 and "max_completion_tokens" in response.text and not self._renamed:
+                        self._renamed = True
+                        continue
                     transient = response.status_code in _TRANSIENT or response.status_code >= 500
                     if not transient or "insufficient_quota" in response.text:
                         raise InputError(f"judge {self._address}: {fault}{self._hint(response.status_code)}")

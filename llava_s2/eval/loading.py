@@ -4,13 +4,14 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
-from llava_s2.data.image_decoding import Embedded, open_image
+from llava_s2.data.image_decoding import DecodedImage, Embedded, decode_image
 from llava_s2.errors import InputError
 from llava_s2.eval.benchmark import Sample
 
@@ -18,13 +19,29 @@ _IMAGES_DECODED_AHEAD = 1000
 _BATCHES_AHEAD = 2
 _MOST_THREADS = 8
 
-Shown = tuple[Any, ...]
-"""A question's images as the model takes them; or, of those that cannot be read, the errors."""
+
+@dataclass(frozen=True)
+class Prepared:
+    """A question's images as the model takes them.
+
+    Attributes:
+        images: in order; empty if one cannot be read.
+        conversions: what was done to decode them; keys of ``CONVERSIONS``.
+        fault: why one of them cannot be read, or the empty text.
+    """
+
+    images: tuple[Any, ...]
+    conversions: tuple[str, ...] = ()
+    fault: str = ""
 
 
 def load_ahead(
-    batches: Iterable[Sequence[Sample]], prepare: Callable[[Image.Image], Any], *, skip: bool = False
-) -> Iterator[tuple[Sequence[Sample], list[Shown]]]:
+    batches: Iterable[Sequence[Sample]],
+    prepare: Callable[[Image.Image], Any],
+    *,
+    skip: bool = False,
+    turn: bool = True,
+) -> Iterator[tuple[Sequence[Sample], list[Prepared]]]:
     """Each batch with its questions' images; an image that repeats in a batch is one and the same object.
 
     While the caller works on a batch, the next two are read, decoded and prepared; no more are held.
@@ -32,21 +49,23 @@ def load_ahead(
     Args:
         batches: of questions.
         prepare: makes of an image what the model takes.
-        skip: gives the ``InputError`` in place of an image that cannot be read.
+        skip: gives the fault in place of an image that cannot be read.
+        turn: whether images are turned as their EXIF orientation says.
 
     Raises:
         InputError: an image that cannot be read, when its batch's turn comes.
     """
 
-    def prepared(image: Path | Embedded) -> Any:
+    def prepared(image: Path | Embedded) -> Prepared:
         try:
-            return prepare(read_image(image))
+            decoded = read_image(image, turn=turn)
         except InputError as error:
             if skip:
-                return error
+                return Prepared((), fault=str(error))
             raise
+        return Prepared((prepare(decoded.image),), decoded.conversions)
 
-    waiting: deque[tuple[Sequence[Sample], dict[Path | Embedded, Future[Any]]]] = deque()
+    waiting: deque[tuple[Sequence[Sample], dict[Path | Embedded, Future[Prepared]]]] = deque()
     threads = ThreadPoolExecutor(_threads())
     try:
         for batch in batches:
@@ -61,10 +80,17 @@ def load_ahead(
 
 
 def _collected(
-    batch: Sequence[Sample], futures: dict[Path | Embedded, "Future[Any]"]
-) -> tuple[Sequence[Sample], list[Shown]]:
+    batch: Sequence[Sample], futures: dict[Path | Embedded, "Future[Prepared]"]
+) -> tuple[Sequence[Sample], list[Prepared]]:
     images = {image: future.result() for image, future in futures.items()}
-    return batch, [tuple(images[image] for image in sample.images) for sample in batch]
+    return batch, [_joined([images[image] for image in sample.images]) for sample in batch]
+
+
+def _joined(parts: Sequence[Prepared]) -> Prepared:
+    if fault := next((part.fault for part in parts if part.fault), ""):
+        return Prepared((), fault=fault)
+    conversions = dict.fromkeys(name for part in parts for name in part.conversions)
+    return Prepared(tuple(image for part in parts for image in part.images), tuple(conversions))
 
 
 def check_images(everything: Sequence[Sample], samples: Sequence[Sample]) -> None:
@@ -101,9 +127,11 @@ def unreadable(images: Sequence[Path | Embedded]) -> dict[Path | Embedded, str]:
         return {image: reason for image, reason in zip(images, faults, strict=True) if reason}
 
 
-def read_image(image: Path | Embedded) -> Image.Image:
+def read_image(image: Path | Embedded, *, turn: bool = True) -> DecodedImage:
     """Decodes it in RGB; InputError if that cannot be done."""
-    return image.open() if isinstance(image, Embedded) else open_image(image)
+    if isinstance(image, Embedded):
+        return image.decode(apply_orientation=turn)
+    return decode_image(image, apply_orientation=turn)
 
 
 def _threads() -> int:

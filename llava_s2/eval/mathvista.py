@@ -141,7 +141,7 @@ def normalize(extracted: str, question: Mapping[str, Any]) -> str | None:
         letter = bracketed[1].upper() if bracketed else extracted
         if len(letter) == 1 and letter in LETTERS[: len(choices)]:
             return choices[LETTERS.index(letter)]
-        return min(choices, key=lambda choice: _edit_distance(letter, choice))
+        return min(choices, key=lambda choice: edit_distance(letter, choice))
     try:
         if question["answer_type"] == "integer":
             return str(int(float(extracted)))
@@ -152,7 +152,7 @@ def normalize(extracted: str, question: Mapping[str, Any]) -> str | None:
     return extracted
 
 
-def _edit_distance(a: str, b: str) -> int:
+def edit_distance(a: str, b: str) -> int:
     """Insertions, deletions and replacements of characters that turn one text into the other (Levenshtein 1966)."""
     row = list(range(len(b) + 1))
     for i, first in enumerate(a, start=1):

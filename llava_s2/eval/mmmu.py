@@ -130,7 +130,7 @@ class MMMU(Benchmark):
         paths = [path for subject in subjects for path in find_file(data / subject, (f"{split}-*.parquet",))]
         records = [record for path in paths for record in read_records(path, images=_IMAGES)]
         if strange := [r for r in records if Path(r.where.rpartition(", row")[0]).parent.name != _subject(r)]:
-            raise strange[0].fault(f"question {strange[0].get('id')} is of another subject; is the file in its folder?")
+            raise strange[0].fault(f"question {strange[0].get('id')} is of another subject than the file's folder")
         return records
 
     def grade(self, sample: Sample, prediction: Mapping[str, Any]) -> Grade | None:

@@ -9,10 +9,20 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
 _KEY = "llava_s2_eval"
 _FOREVER = timedelta(days=365)
+
+
+@lru_cache(maxsize=1)
+def _meet() -> tuple[int, int, Any]:
+    """Rank, number of processes and their store; once a process, however many runs it makes."""
+    from torch.distributed import rendezvous
+
+    store, rank, count = next(rendezvous("env://"))
+    return rank, count, store
 
 
 class Processes:
@@ -23,24 +33,25 @@ class Processes:
         count: number of processes.
     """
 
-    def __init__(self, rank: int = 0, count: int = 1, store: Any = None) -> None:
+    def __init__(self, rank: int = 0, count: int = 1, store: Any = None, scope: str = "") -> None:
         self.rank = rank
         self.count = count
         self._store = store
         # torchrun's store outlives a worker that it restarts; what the workers before it counted is not this run's.
-        self._prefix = f"{_KEY}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self._prefix = f"{_KEY}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{scope}"
         self._totals: dict[str, int] = {}
 
     @classmethod
-    def from_environment(cls) -> "Processes":
-        """Those of the launcher that started this process, or this one alone."""
+    def from_environment(cls, scope: str = "") -> "Processes":
+        """Those of the launcher that started this process, or this one alone.
+
+        Args:
+            scope: tells apart the runs of one launch.
+        """
         count = int(os.environ.get("WORLD_SIZE", "1"))
         if count == 1 or "RANK" not in os.environ or "MASTER_ADDR" not in os.environ:
             return cls()
-        from torch.distributed import rendezvous
-
-        store, rank, count = next(rendezvous("env://"))
-        return cls(rank, count, store)
+        return cls(*_meet(), scope)
 
     @property
     def first(self) -> bool:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from llava_s2.data.image_decoding import CONVERSIONS
 from llava_s2.eval.benchmark import Benchmark, Grade, Sample
 from llava_s2.eval.statistics import bootstrap_interval, wilson_interval
 
@@ -151,6 +152,9 @@ def notes(report: Mapping[str, Any]) -> list[str]:
         names = list(dict.fromkeys(bad.values()))
         listed = "; ".join(names[:10]) + ("; …" if len(names) > 10 else "")
         found.append(f"{len(bad)} question(s) count as wrong because their image could not be read: {listed}")
+    if converted := report.get("converted_images"):
+        listed = ", ".join(f"{CONVERSIONS.get(name, name)}: {count}" for name, count in converted.items())
+        found.append(f"images converted while decoding, by question: {listed}")
     if note := near_ties(report):
         found.append(note)
     if report.get("questions_in_data", 0) > (answered := len(report.get("question_ids", ()))):

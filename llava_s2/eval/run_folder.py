@@ -33,6 +33,9 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
         if not isinstance(text, str):
             raise record.fault("must be an object with 'question_id' and a text 'text'")
         identity = record.identity("question_id", "questionId", "index")
+        options = record.get("options")
+        if options is not None and not (isinstance(options, list) and all(isinstance(o, str) for o in options)):
+            raise record.fault("'options' must be a list of texts, those that the letters stand for")
         records.append({**record, "question_id": identity, "text": text})
     return records
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import platform
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from importlib.metadata import version
@@ -17,7 +18,7 @@ from llava_s2 import __version__
 from llava_s2.errors import InputError
 from llava_s2.eval.batching import Halving, batches
 from llava_s2.eval.benchmark import Benchmark, Sample, Scoring
-from llava_s2.eval.loading import Shown, check_images, load_ahead, unreadable
+from llava_s2.eval.loading import check_images, load_ahead, unreadable
 from llava_s2.eval.local_model import LocalModel, chosen
 from llava_s2.eval.processes import Processes
 from llava_s2.eval.report import BAD_IMAGE, fold_groups, grade_of, graded_record, headline, tally
@@ -61,6 +62,7 @@ class _Job:
     limit: int | None
     text_only: bool
     skip: bool
+    turn: bool
 
 
 def evaluate(
@@ -74,6 +76,7 @@ def evaluate(
     batch_size: int | None = None,
     text_only: bool = False,
     on_bad_image: OnBadImage = "error",
+    exif: Literal["turn", "ignore"] = "turn",
 ) -> dict[str, Any] | None:
     """Answers the benchmark's questions and writes ``predictions.jsonl`` and ``report.json`` into ``output``.
 
@@ -92,6 +95,7 @@ def evaluate(
             at once, and questions together only if they are about the same images.
         text_only: leaves the images out, to see what the questions alone give away.
         on_bad_image: what to do where an image cannot be read: stop, or count its questions as wrong and name it.
+        exif: whether images are turned as their EXIF orientation says; the benchmarks' own code does not.
 
     Returns:
         The report, as written; None in every process but the first.
@@ -103,21 +107,25 @@ def evaluate(
     if scoring not in benchmark.protocols:
         raise InputError(f"{benchmark.name} has no scoring {scoring!r}; use {' or '.join(benchmark.protocols)}")
     asked: Model = LocalModel(model) if isinstance(model, ModelSource) else model
-    job = _Job(benchmark, asked, data, output, scoring, limit, text_only, on_bad_image == "skip")
-    processes = Processes.from_environment()
+    job = _Job(benchmark, asked, data, output, scoring, limit, text_only, on_bad_image == "skip", exif == "turn")
+    processes = Processes.from_environment(str(output.resolve()))
     if not processes.first:
         _run_worker(processes, job)
         return None
     if lacking := [package for package in benchmark.requires if find_spec(package) is None]:
         raise InputError(f'{benchmark.name} takes {", ".join(lacking)}: pip install "llava-s2[eval]"')
-    everything = benchmark.load(data, scoring)
-    samples = _spread(everything, limit)
-    if not job.skip and not text_only:
-        check_images(everything, samples)
-    run = _run(job, everything)
-    folder = RunFolder(output, run)
-    done = folder.resume()
-    folder.forget(done, _stale(samples, done))
+    try:
+        everything = benchmark.load(data, scoring)
+        samples = _spread(everything, limit)
+        if not job.skip and not text_only:
+            check_images(everything, samples)
+        run = _run(job, everything)
+        folder = RunFolder(output, run)
+        done = folder.resume()
+        folder.forget(done, _stale(samples, done))
+    except InputError:
+        processes.share("start", lambda: {"failed": True})
+        raise
     processes.share("start", lambda: {"run": _digest(run), "done": list(done)})
     pending = [_shown(sample, text_only) for sample in samples if sample.id not in done]
     if pending:
@@ -156,6 +164,8 @@ def evaluate(
 def _run_worker(processes: Processes, job: _Job) -> None:
     """What a process other than the first does: answers into a file of its own."""
     start = processes.share("start", dict)  # first, so that bad data is told once
+    if start.get("failed"):
+        return
     everything = job.benchmark.load(job.data, job.scoring)
     if _digest(_run(job, everything)) != start["run"]:
         raise InputError(f"process {processes.rank} has other data or arguments than the first")
@@ -196,11 +206,15 @@ class _Work:
         """The records of each batch that this process gets to answer."""
         claimed = (self._batches[number] for number in self._claims)
         start = time.perf_counter()
-        for batch, shown in load_ahead(claimed, self._job.model.prepare, skip=self._job.skip):
-            faults = {s.id: fault for s, i in zip(batch, shown, strict=True) if (fault := _fault(i)) is not None}
-            readable = [(s, images) for s, images in zip(batch, shown, strict=True) if s.id not in faults]
+        for batch, shown in load_ahead(claimed, self._job.model.prepare, skip=self._job.skip, turn=self._job.turn):
+            prepared = {sample.id: images for sample, images in zip(batch, shown, strict=True)}
+            readable = [(sample, prepared[sample.id].images) for sample in batch if not prepared[sample.id].fault]
             found = {sample.id: p for (sample, _), p in zip(readable, self._predict(readable), strict=True)}
-            found |= {identity: {"text": "", BAD_IMAGE: str(fault)} for identity, fault in faults.items()}
+            for identity, images in prepared.items():
+                if images.fault:
+                    found[identity] = {"text": "", BAD_IMAGE: images.fault}
+                elif images.conversions:
+                    found[identity]["conversions"] = list(images.conversions)
             seconds = (time.perf_counter() - start) / len(batch)
             yield [
                 {**_record(self._job.benchmark, sample, found[sample.id]), "seconds": round(seconds, 4)}
@@ -208,7 +222,7 @@ class _Work:
             ]
             start = time.perf_counter()
 
-    def _ask(self, batch: Sequence[tuple[Sample, Shown]]) -> list[dict[str, Any]]:
+    def _ask(self, batch: Sequence[tuple[Sample, tuple[Any, ...]]]) -> list[dict[str, Any]]:
         if self._job.scoring == "likelihood":
             ranked = self._job.model.rank(batch)
             return [chosen(sample, prediction) for (sample, _), prediction in zip(batch, ranked, strict=True)]
@@ -220,16 +234,14 @@ class _Work:
         return predictions
 
 
-def _fault(images: Shown) -> InputError | None:
-    return next((image for image in images if isinstance(image, InputError)), None)
-
-
 def _record(benchmark: Benchmark, sample: Sample, prediction: dict[str, Any]) -> dict[str, Any]:
     record = {"question_id": sample.id, "category": sample.category, **prediction, "options": list(sample.options)}
     if sample.also:
         record["also"] = list(sample.also)
     if sample.group:
         record["group"] = sample.group
+    if sample.aliases:
+        record["aliases"] = list(sample.aliases)
     if sizes := _sizes(sample):
         record["image_bytes"] = sizes
     return graded_record(benchmark, sample, record)
@@ -267,6 +279,7 @@ def _run(job: _Job, everything: Sequence[Sample]) -> dict[str, Any]:
         **({"seed": benchmark.seed} if benchmark.seed is not None else {}),
         "protocol": benchmark.protocol(job.scoring) + (", without the image" if job.text_only else ""),
         "max_new_tokens": benchmark.max_new_tokens,
+        "exif_orientation": "turned" if job.turn else "ignored",
         **job.model.fingerprint(),
         "questions": _digest([(s.id, s.category, shown) for s, shown in zip(everything, names, strict=True)]),
         "prompts": _digest([(s.id, s.prompt) for s in everything]),
@@ -289,6 +302,7 @@ def _report(
         **headline(benchmark, graded, done),
         "near_ties": sum(bool(done[sample.id].get("near_tie")) for sample in samples),
         **({"bad_images": bad} if bad else {}),
+        "converted_images": _conversions(samples, done),
         "seconds_per_image": sum(done[sample.id]["seconds"] for sample in samples) / len(samples),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
         "question_ids": [sample.id for sample in samples],
@@ -299,6 +313,11 @@ def _report(
             **{package: version(package) for package in _PACKAGES},
         },
     }
+
+
+def _conversions(samples: Sequence[Sample], done: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """How many questions' images had to be converted, by what was done (keys of ``CONVERSIONS``)."""
+    return dict(Counter(name for sample in samples for name in done[sample.id].get("conversions", ())))
 
 
 def _shown(sample: Sample, text_only: bool) -> Sample:

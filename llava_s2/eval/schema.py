@@ -80,8 +80,11 @@ class Record(dict[str, Any]):
 
     def texts(self, *names: str, count: int | None = None) -> list[str]:
         """A list of texts; also one that is written as a text, in Python or JSON; not blank if ``count`` is given."""
-        value = as_list(self.first(*names))
-        if value is None or not all(isinstance(text, str | int | float) for text in value):
+        found = self.first(*names)
+        value = as_list(found)
+        # Numbers may stand in a list that is itself a text.
+        allowed = str | int | float if isinstance(found, str) else str
+        if value is None or not all(isinstance(text, allowed) for text in value):
             raise self.fault(f"'{names[0]}' must be a list of texts")
         if count is not None and len(value) != count:
             raise self.fault(f"{len(value)} '{names[0]}'; there must be {count}")

@@ -51,11 +51,12 @@ class SEEDBench(Benchmark):
             if self.variant is None:
                 frames = scoring is None or (data / _FOLDERS["video"]).is_dir()
                 self.variant = "all" if frames or not (data / _FOLDERS["image"]).is_dir() else "image"
+            records = read_records(path, "questions")
             names = read_value(path).get("question_type")
             if not isinstance(names, dict):
                 raise InputError(f"{path}: 'question_type' must be an object of name: id")
             dimensions = {identity: name for name, identity in names.items()}
-            made = [_sample(record, data, dimensions, scoring) for record in read_records(path, "questions")]
+            made = [_sample(record, data, dimensions, scoring) for record in records]
             samples = [sample for sample in made if self.variant == "all" or sample.also == ("image",)]
         unique([sample.id for sample in samples], path)
         return samples

@@ -9,7 +9,7 @@ TASK=PERCENT enters what a benchmark's server said of a submission, for the last
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,19 +41,33 @@ class Row(NamedTuple):
     note: str
 
 
+_PAPERS_JUDGE = "gpt-4-0"
+_VSTAR = {"scoring": "likelihood", "variant": "sentences"}
+_NOT_VSTAR = "by letter, or by likelihood of words; the paper's by likelihood of sentences"
+
 ROWS = (
-    Row(
-        "V* attribute", "vstar", "direct_attributes", {"scoring": "likelihood"}, "by letter; the paper's by likelihood"
-    ),
-    Row("V* spatial", "vstar", "relative_position", {"scoring": "likelihood"}, "by letter; the paper's by likelihood"),
+    Row("V* attribute", "vstar", "direct_attributes", _VSTAR, _NOT_VSTAR),
+    Row("V* spatial", "vstar", "relative_position", _VSTAR, _NOT_VSTAR),
     Row("VQAv2", "vqav2", "overall", {"variant": "test-dev"}, "on val; the paper's is test-dev, by the server"),
     Row("TextVQA", "textvqa", "overall", {"variant": "ocr"}, "without OCR tokens; LLaVA-1.5's has them"),
     Row("VizWiz", "vizwiz", "overall", {"variant": "test"}, "on val; the paper's is test-dev, by the server"),
-    Row("MMMU", "mmmu", "overall", {"variant": "validation"}, "not on validation"),
-    Row("MathVista", "mathvista", "overall", {"judge": "yes"}, "answers extracted by rules; the paper's by a judge"),
+    Row(
+        "MMMU",
+        "mmmu",
+        "overall",
+        {"variant": "vlmevalkit"},
+        "MMMU's own prompt and parsing; the paper's by VLMEvalKit (--variant vlmevalkit)",
+    ),
+    Row(
+        "MathVista",
+        "mathvista",
+        "overall",
+        {"judge": _PAPERS_JUDGE},
+        "answers not extracted by GPT-4, as the paper's are",
+    ),
     Row("MMBench", "mmbench", "overall", {"variant": "dev-en"}, "not on dev-en"),
     Row("SEED-Bench", "seedbench", "image", {"scoring": "generate"}, "by likelihood; the paper's by letter"),
-    Row("MM-Vet", "mmvet", "overall", {"judge": "yes"}, ""),
+    Row("MM-Vet", "mmvet", "overall", {"judge": _PAPERS_JUDGE}, "by another judge than the paper's, gpt-4-0613"),
 )
 """The paper's SEED-Bench numbers are those of its images: LLaVA-1.5-7B has 58.6 over all and 66.1 on images."""
 
@@ -89,9 +103,8 @@ def find(row: Row, reports: list[dict[str, Any]]) -> tuple[dict[str, Any] | None
 
 
 def _alike(row: Row, report: dict[str, Any]) -> bool:
-    return all(
-        ("yes" if report.get(k) else "no") == v if k == "judge" else report.get(k) == v for k, v in row.like.items()
-    )
+    judged = str((report.get("judge") or {}).get("name", ""))
+    return all(judged.startswith(v) if k == "judge" else report.get(k) == v for k, v in row.like.items())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,6 +120,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"table11: error: {error}", file=sys.stderr)
         return 2
+    text, values = format_table11(models, servers)
+    print(text)
+    print(json.dumps(values))
+    return 0
+
+
+def format_table11(
+    models: dict[str, list[dict[str, Any]]], servers: Mapping[str, float] | None = None
+) -> tuple[str, list[dict[str, Any]]]:
+    """The table with its notes, and its values: of each model and row the percentage and what differs from the paper.
+
+    Args:
+        models: of ``read_reports``.
+        servers: task -> percentage that its server said of the last model's submission.
+    """
+    servers = servers or {}
     names = list(models)
     labels = [f"yours ({number})" if len(names) > 1 else "yours" for number in range(1, len(names) + 1)]
     lines = [("", *PAPER, *labels, "95 % interval")]
@@ -129,18 +158,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 mark = "*"
             cells.append("-" if value is None else f"{value:.1f}{mark}")
         lines.append((row.title, *cells, interval))
-    print(format_table(lines))
-    print()
-    for name, label in zip(names, labels, strict=True):
-        print(f"{label}: {name}")
-    print(
-        "per cent; the paper's SEED-Bench is of images alone"
-        + ("; the interval is the last column's" if len(names) > 1 else "")
-    )
-    for note in notes:
-        print(f"* {note}")
-    print(json.dumps(values))
-    return 0
+    about = "per cent; the paper's SEED-Bench is of images alone"
+    about += "; the interval is the last column's" if len(names) > 1 else ""
+    listed = [f"{label}: {name}" for name, label in zip(names, labels, strict=True)]
+    return "\n".join((format_table(lines), "", *listed, about, *(f"* {note}" for note in notes))), values
 
 
 def _server(text: str) -> tuple[str, float]:

@@ -108,7 +108,8 @@ def _is_json_lines(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             first = file.readline().strip()
-            return first.startswith(b"{") and first.endswith(b"}") and file.readline().strip().startswith(b"{")
+            second = file.readline().strip()
+            return first.startswith(b"{") and first.endswith(b"}") and (not second or second.startswith(b"{"))
     except OSError:
         return False
 

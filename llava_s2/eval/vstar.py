@@ -39,6 +39,9 @@ _TABLES = (
 )
 
 
+_NO_ANNOTATION = "no NAME.json beside it; the V* release has one for each image"
+
+
 @dataclass(frozen=True)
 class Answers:
     """The options of one question.
@@ -105,7 +108,7 @@ class VStar(Benchmark):
         sentences = {key: _read_annotation(file) for key, file in files.items() if file.exists()}
         table = _find_table(data)
         lines: dict[str, _Question] = {}
-        if table is not None:
+        if table is not None and (scoring != "likelihood" or self.variant == "words" or not sentences):
             records = read_records(table, images=("image",))
             images = images or _embedded_images(records, self.categories)
             lines = _read_lines(table, records, images)
@@ -113,12 +116,7 @@ class VStar(Benchmark):
             raise InputError(f"{data}: no question; expected NAME.jpg with NAME.json in {folders}")
         if scoring == "likelihood":
             self.variant = self.variant or ("sentences" if sentences else "words")
-        asked = sentences if self.variant == "sentences" or table is None else lines
-        lacks = (
-            "no NAME.json beside it; the V* release has one for each image"
-            if asked is sentences
-            else f"no line in {table}"
-        )
+        asked, lacks = (lines, f"no line in {table}") if lines else (sentences, _NO_ANNOTATION)
         if missing := [image for key, image in images.items() if key not in asked]:
             first = missing[0] if isinstance(missing[0], Path) else missing[0].name
             raise InputError(f"{first}: {lacks} (so for {len(missing)} of {len(images)} images)")
@@ -128,9 +126,9 @@ class VStar(Benchmark):
         ]
 
     def gold(self, sample: Sample) -> Any:
-        """The right wordings, in whichever order the options are shown."""
+        """The right wording, in whichever order the options are shown."""
         answers: Answers = sample.reference
-        return sorted({answers.lettered[answers.correct], *answers.sentences[:1]})
+        return answers.sentences[0] if answers.sentences else answers.lettered[answers.correct]
 
     def grade(self, sample: Sample, prediction: Mapping[str, Any]) -> Grade:
         """Right if the text is the right option or its letter.

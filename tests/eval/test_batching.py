@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_model import GOLDEN
 
-from llava_s2.data.image_decoding import open_image
+from llava_s2.data.image_decoding import DecodedImage, open_image
 from llava_s2.eval import loading
 from llava_s2.eval.batching import Halving, automatic_size, batches
 from llava_s2.eval.benchmark import Sample
@@ -161,15 +161,15 @@ def test_images_load_beside_the_model_and_few_are_held(loaded, monkeypatch):
     _, processor = loaded
     opened, lock = [], threading.Lock()
 
-    def read(image):
+    def read(image, turn):
         with lock:
             opened.append(image)
-        return Image.new("RGB", (8, 8))
+        return DecodedImage(Image.new("RGB", (8, 8)))
 
     monkeypatch.setattr(loading, "read_image", read)
     work = [[sample(number, (Path(str(number)),))] for number in range(9)]
-    for number, (batch, pictures) in enumerate(load_ahead(iter(work), processor)):
-        assert batch == work[number] and len(pictures) == 1 and pictures[0][0].dim() == 3
+    for number, (batch, pictures) in enumerate(load_ahead(iter(work), lambda image: prepare_image(processor, image))):
+        assert batch == work[number] and len(pictures) == 1 and pictures[0].images[0].dim() == 3
         wanted = min(9, number + 3)
         deadline = time.monotonic() + 20
         while len(opened) < wanted and time.monotonic() < deadline:  # without being asked for the next batch

@@ -24,9 +24,10 @@ from llava_s2.eval.benchmark import Sample
 from llava_s2.eval.mathvista import MathVista
 from llava_s2.eval.mathvista import extract as extract_math
 from llava_s2.eval.mathvista import normalize as normalize_math
-from llava_s2.eval.mmbench import MMBench, match_letter
+from llava_s2.eval.mmbench import MMBench
 from llava_s2.eval.mmmu import MMMU, is_open_answer, parse_letter
 from llava_s2.eval.seedbench import SEEDBench
+from llava_s2.eval.vlmevalkit import match_letter
 
 WRITE = {"mmmu": write_mmmu, "mathvista": write_mathvista, "seedbench": write_seedbench, "mmbench": write_mmbench}
 MMMU_FILE = "{}/validation-00000-of-00001.parquet"
@@ -279,7 +280,7 @@ def drop_images(path, column, count):
         (
             "mmmu",
             lambda d: shutil.copy(d / MMMU_FILE.format("Art"), d / MMMU_FILE.format("Math")),
-            "not of validation, Math",
+            "is of another subject",
         ),
         (
             "mmmu",
@@ -292,13 +293,13 @@ def drop_images(path, column, count):
             lambda d: drop_images(*d.glob("data/*"), "decoded_image", 2),
             "row 1: no decoded_image (so for 2",
         ),
-        ("mathvista", lambda d: (d / "data").rename(d / "other"), "no testmini-*.parquet"),
+        ("mathvista", lambda d: (d / "data").rename(d / "other"), "holds none of testmini-*.parquet"),
         ("mmbench", lambda d: write_mmbench(d, "MMBench_DEV_EN.tsv"), "several TSV files of dev-en"),
         ("mmbench", lambda d: write_mmbench(d, "mmbench_dev_20230712.tsv", answers=False), "no 'answer'"),
         (
             "mmbench",
             lambda d: (d / "mmbench_dev_20230712.tsv").write_text("index\tA\n"),
-            "no column B, image, question",
+            "holds no record",
         ),
         ("seedbench", lambda d: write(d / "SEED-Bench.json", {"questions": []}), "at least one"),
     ],
@@ -306,6 +307,7 @@ def drop_images(path, column, count):
 def test_bad_data_is_one_line(task, fault, named, tmp_path, capsys):
     data = WRITE[task](tmp_path / "data")
     fault(data)
-    assert cli.main(["score", task, "--data", str(data), "--predictions", str(tmp_path / "none")]) == 2
+    where = ["--data", str(data), "--output", str(tmp_path / "run")]
+    assert cli.main(["eval", task, "--model", str(tmp_path), *where]) == 2
     message = capsys.readouterr().err.strip()
     assert named in message and len(message.splitlines()) == 1

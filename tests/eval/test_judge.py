@@ -105,9 +105,8 @@ def test_replies_without_a_score_are_asked_again_and_counted(tmp_path, server, c
 
     server.reply = reply
     data, path = write_mmvet(tmp_path / "data"), predictions(tmp_path, TEXTS)
-    status, scored, _ = score("mmvet", data, path, server, capsys, "--judge-runs", "1")
-    assert status == 0 and scored["scores"]["v1_4"] == 0 and scored["scores"]["v1_2"] == 0.9
-    assert scored["results"]["overall"]["unparseable"] == 1
+    status, error, _ = score("mmvet", data, path, server, capsys, "--judge-runs", "1", "--judge-concurrency", "1")
+    assert status == 2 and "question v1_4: the judge gave no score in 5 replies" in error
     assert asked == [(0.0, False), (0.0, True), (0.5, True), (1.0, True), (1.5, True)]
 
 

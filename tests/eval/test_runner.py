@@ -119,7 +119,7 @@ def test_answers_without_a_letter_are_wrong_and_counted(data, tmp_path, capsys):
     assert unread > 0  # the tiny model babbles
     assert not any(record["correct"] for record in records(output) if not record["parseable"])
     assert json.loads((output / "report.json").read_text())["results"]["overall"]["unparseable"] == unread
-    assert f"{unread} answer(s) name no option" in capsys.readouterr().out
+    assert f"{unread} question(s) with an answer that could not be read; count as wrong" in capsys.readouterr().out
 
 
 def test_a_limit_takes_of_each_category_and_grows(data, tmp_path, capsys):

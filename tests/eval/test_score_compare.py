@@ -138,7 +138,7 @@ def test_compare_refuses_what_cannot_be_paired(tmp_path, capsys):
     a = make_run(tmp_path / "a", {0})
     others = {
         "different tasks": make_run(tmp_path / "task", {0}, task="textvqa"),
-        "different data": make_run(tmp_path / "data", {0}, questions="other"),
+        "different questions": make_run(tmp_path / "data", {0}, questions="other"),
         "finish the run": make_run(tmp_path / "unfinished", {0}, finished=False),
         "no such folder": str(tmp_path / "none"),
     }

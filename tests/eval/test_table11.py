@@ -31,7 +31,13 @@ def table(capsys):
 def test_your_column_stands_beside_the_papers(tmp_path, table):
     both = {"direct_attributes": 40, "relative_position": 50, "overall": 44}
     report(tmp_path / "vstar/letter", "vstar", both)
-    report(tmp_path / "vstar/likelihood", "vstar", both | {"direct_attributes": 52}, scoring="likelihood")
+    report(
+        tmp_path / "vstar/likelihood",
+        "vstar",
+        both | {"direct_attributes": 52},
+        scoring="likelihood",
+        variant="sentences",
+    )
     report(tmp_path / "vstar/blind", "vstar", both, scoring="likelihood", protocol="V*, without the image")
     report(tmp_path / "textvqa/plain", "textvqa", {"overall": 55.5}, variant="plain")
     report(tmp_path / "textvqa/ocr", "textvqa", {"overall": 60.9}, variant="ocr")
@@ -45,7 +51,7 @@ def test_your_column_stands_beside_the_papers(tmp_path, table):
     assert found["V* attribute"] == (pytest.approx(52), "")
     assert found["TextVQA"][0] == pytest.approx(60.9) and found["SEED-Bench"] == (pytest.approx(66.6), "")
     assert "on val" in found["VQAv2"][1] and "10 of 1000 questions" in found["VQAv2"][1]
-    assert found["VizWiz"] == (50.3, "as its server said") and "rules" in found["MathVista"][1]
+    assert found["VizWiz"] == (50.3, "as its server said") and "GPT-4" in found["MathVista"][1]
     assert found["MM-Vet"] == (None, "") == found["MMMU"]
     rows = {line.split("  ")[0]: line.split() for line in out.splitlines()}
     assert rows["V* attribute"][2:] == ["51.3", "40.9", "43.5", "51.3", "41.7", "50.4", "52.0", "10.0", "to", "90.0"]
@@ -58,6 +64,7 @@ def test_several_models_have_a_column_each(tmp_path, table):
     report(tmp_path / "a", "mmmu", {"overall": 30}, model="one", variant="validation")
     report(tmp_path / "b", "mmmu", {"overall": 35}, model="two", variant="validation")
     status, out, _, values = table(tmp_path / "a", tmp_path / "b")
+    assert all("VLMEvalKit" in value["note"] for value in values if value["row"] == "MMMU")
     assert status == 0 and "yours (1): one" in out and "yours (2): two" in out
     found = {value["model"]: value["percent"] for value in values if value["row"] == "MMMU"}
     assert found == pytest.approx({"one": 30, "two": 35})

@@ -162,27 +162,27 @@ def test_a_question_of_several_forms_is_asked_whole_and_counts_once(tmp_path, ca
 def test_the_guide_adds_a_benchmark(tmp_path, monkeypatch, capsys):
     guide = (Path(__file__).parents[2] / "docs/add_a_benchmark.md").read_text()
     code = guide.split("```python\n")[1].split("```")[0]
-    assert len(code.splitlines()) < 60
-    (tmp_path / "guide_pope.py").write_text(code)
+    assert len(code.splitlines()) < 45
+    (tmp_path / "guide_vsr.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(TASKS, "pope", ("guide_pope", "POPE"))
+    monkeypatch.setitem(TASKS, "vsr", ("guide_vsr", "VSR"))
     data, output = tmp_path / "data", tmp_path / "run"
     data.mkdir()
     records = [
-        {"question_id": number, "image": f"{number}.jpg", "text": "Is there a dog in the image?", "label": label}
-        for number, label in enumerate(("yes", "no", "yes"))
+        {"image": f"{number}.jpg", "caption": "The dog is under the car.", "relation": relation, "label": label}
+        for number, (relation, label) in enumerate((("under", 1), ("on", 0), ("under", 1)))
     ]
-    (data / "coco_pope_random.json").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (data / "test.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     for number in range(3):
-        picture(data / "val2014" / f"{number}.jpg", number)
-    assert evaluate("pope", data, output) == 0
+        picture(data / "images" / f"{number}.jpg", number)
+    assert evaluate("vsr", data, output) == 0
     results = json.loads((output / "report.json").read_text())["results"]
-    assert [results[category]["count"] for category in ("yes", "no", "overall")] == [2, 1, 3]
+    assert [results[category]["count"] for category in ("under", "on", "overall")] == [2, 1, 3]
     predictions = tmp_path / "predictions.jsonl"
-    texts = ("Yes.", "There is no dog, yes?", "Perhaps")
+    texts = ("Yes.", "no", "Perhaps")
     predictions.write_text("".join(json.dumps({"question_id": i, "text": t}) + "\n" for i, t in enumerate(texts)))
     capsys.readouterr()
-    assert cli.main(["score", "pope", "--data", str(data), "--predictions", str(predictions)]) == 0
+    assert cli.main(["score", "vsr", "--data", str(data), "--predictions", str(predictions)]) == 0
     scored = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert scored["scores"] == {"0": True, "1": True, "2": False}
 

@@ -147,12 +147,12 @@ def test_prompts(tmp_path):
     assert vqav2[2].images == (tmp_path / "a/val2014/COCO_val2014_000000000073.jpg",)
     data = write_textvqa(tmp_path / "b")
     (plain, _), (ocr, _) = (TextVQA(variant).load(data, "generate") for variant in (None, "ocr"))
-    assert plain.prompt == f"what is the brand of this camera?\n{short}"
+    assert plain.prompt == f"What is the brand of this camera?\n{short}"
     tokens = ", ".join(OCR["003a8ae2ef43b901"])
-    assert ocr.prompt == f"what is the brand of this camera?\nReference OCR token: {tokens}\n{short}"
+    assert ocr.prompt == f"What is the brand of this camera?\nReference OCR token: {tokens}\n{short}"
     (_, second) = VizWiz().load(write_vizwiz(tmp_path / "c"), "generate")
     given_up = "When the provided information is insufficient, respond with 'Unanswerable'."
-    assert second.prompt == f"what is this?\n{given_up}\n{short}"
+    assert second.prompt == f"What is this?\n{given_up}\n{short}"
 
 
 def edit(path, change):
@@ -170,9 +170,13 @@ QUESTIONS, ANNOTATIONS = "v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoc
         ("vqav2", lambda d: edit(d / QUESTIONS, lambda v: v["questions"].pop()), "1 annotation(s) without a question"),
         ("vqav2", lambda d: edit(d / ANNOTATIONS, lambda v: v["annotations"].pop()), "1 question(s) without an annot"),
         ("vqav2", lambda d: edit(d / QUESTIONS, lambda v: v["questions"].append(v["questions"][0])), "1 double"),
-        ("vqav2", lambda d: edit(d / QUESTIONS, lambda v: v["questions"][0].pop("question")), "question 1: 'question'"),
+        ("vqav2", lambda d: edit(d / QUESTIONS, lambda v: v["questions"][0].pop("question")), "record 1: 'question'"),
         ("vqav2", lambda d: (d / ANNOTATIONS).unlink(), "annotations.json: cannot be read"),
-        ("textvqa", lambda d: edit(d / "TextVQA_0.5.1_val.json", lambda v: v["data"][1]["answers"].pop()), "9 answers"),
+        (
+            "textvqa",
+            lambda d: edit(d / "TextVQA_0.5.1_val.json", lambda v: v["data"][1]["answers"].pop()),
+            "9 'answers'",
+        ),
         ("textvqa", lambda d: edit(d / "TextVQA_0.5.1_val.json", lambda v: v["data"][1].pop("answers")), "record 2"),
         ("textvqa", lambda d: (d / "TextVQA_0.5.1_val.json").write_text("{"), "not valid JSON"),
         (
@@ -194,5 +198,5 @@ def test_bad_data_is_one_line(task, fault, named, tmp_path, capsys):
 
 def test_no_such_variant(tmp_path, capsys):
     data = write_vizwiz(tmp_path / "data")
-    for task, variant, named in (("vizwiz", "train", "use val or test"), ("vstar", "val", "it has none")):
+    for task, variant, named in (("vizwiz", "train", "use val or test"), ("pope", "val", "it has none")):
         assert score(data, task, [], capsys, "--variant", variant)[2].count(named) == 1

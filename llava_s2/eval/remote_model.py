@@ -1,0 +1,134 @@
+"""A model behind an OpenAI-compatible server (vLLM, this package's own, another kit's) in place of a local one.
+
+Likelihood needs a server that gives the log-probabilities of a prompt's tokens, as vLLM does (``prompt_logprobs``).
+"""
+
+import base64
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from typing import Any
+
+from llava_s2.errors import InputError
+from llava_s2.eval.benchmark import Sample
+from llava_s2.eval.local_model import content
+
+_RETRIES = 8
+
+
+class RemoteModel:
+    """Asks a server, several questions at once.
+
+    Args:
+        url: base of the API, such as ``http://HOST/v1``.
+        model: the model's name there.
+        key_variable: environment variable that holds the key, if the server wants one.
+        concurrency: requests at once.
+
+    Raises:
+        InputError: the package openai is not installed, or ``url`` is no address.
+    """
+
+    def __init__(self, url: str, model: str, key_variable: str = "OPENAI_API_KEY", concurrency: int = 16) -> None:
+        try:
+            from openai import OpenAI
+        except ImportError:
+            raise InputError('--model-url takes openai: pip install "llava-s2[eval]"') from None
+        if not url.startswith(("http://", "https://")):
+            raise InputError(f"--model-url {url}: is no http:// or https:// address")
+        self._url = url.rstrip("/")
+        self._model = model
+        self._concurrency = concurrency
+        key = os.environ.get(key_variable, "").strip() or "none"
+        self._client = OpenAI(base_url=self._url, api_key=key, max_retries=_RETRIES, timeout=600)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The model's name; where it is served does not matter to its answers."""
+        return {"model": self._model, "served": True}
+
+    def about(self) -> dict[str, Any]:
+        """What the server says of itself. Raises InputError if it does not answer or does not have the model."""
+        known = [model.id for model in self._asked(self._client.models.list).data]
+        if known and self._model not in known:
+            raise InputError(f"{self._url}: has no model {self._model!r}; it has {', '.join(known)}")
+        return {"template": "the server's", "image_mode": "the server's", "dtype": "the server's"}
+
+    def automatic_size(self, samples: Sequence[Sample], answer_tokens: int) -> int:
+        """Questions at once: as many as requests."""
+        return self._concurrency
+
+    def prepare(self, image: Any) -> str:
+        """The image as a data URL, without loss."""
+        buffer = BytesIO()
+        image.save(buffer, "PNG", compress_level=1)
+        return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+    def generate(self, batch: Sequence[tuple[Sample, Any]], max_new_tokens: int) -> list[dict[str, Any]]:
+        """The greedy answer to each question."""
+
+        def ask(pair: tuple[Sample, Any]) -> dict[str, Any]:
+            completion = self._asked(
+                lambda: self._client.chat.completions.create(
+                    model=self._model, messages=_messages([_user(*pair)]), max_tokens=max_new_tokens, temperature=0
+                )
+            )
+            return {"text": (completion.choices[0].message.content or "").strip()}
+
+        with ThreadPoolExecutor(self._concurrency) as pool:
+            return list(pool.map(ask, batch))
+
+    def rank(self, batch: Sequence[tuple[Sample, Any]]) -> list[dict[str, Any]]:
+        """The mean cross-entropy of each option as the reply, from the server's log-probabilities of the prompt."""
+
+        def loss(pair: tuple[Sample, Any], option: str) -> float:
+            asked = _user(*pair)
+            replied = self._prompt([asked, {"role": "assistant", "content": option}], opens=False)
+            start = len(self._prompt([asked], opens=True))
+            counted = replied[start:]
+            if not counted or any(entry is None for entry in counted):
+                raise InputError(f"{self._url}: its log-probabilities do not cover the option {option!r}")
+            return -sum(counted) / len(counted)
+
+        pairs = [(pair, option) for pair in batch for option in pair[0].options]
+        with ThreadPoolExecutor(self._concurrency) as pool:
+            losses = iter(list(pool.map(lambda item: loss(*item), pairs)))
+        return [{"losses": [next(losses) for _ in sample.options]} for sample, _ in batch]
+
+    def _prompt(self, messages: list[dict[str, Any]], *, opens: bool) -> list[Any]:
+        """Log-probability of each token of a prompt, of the first none; ``opens``: up to where the assistant begins."""
+        extra = {"prompt_logprobs": 0, "add_generation_prompt": opens, "continue_final_message": False}
+        completion = self._asked(
+            lambda: self._client.chat.completions.create(
+                model=self._model, messages=_messages(messages), max_tokens=1, temperature=0, extra_body=extra
+            )
+        )
+        told = (completion.model_extra or {}).get("prompt_logprobs")
+        if not isinstance(told, list):
+            raise InputError(f"{self._url}: gives no prompt_logprobs, which likelihood takes; use --scoring generate")
+        return [next(iter(entry.values()))["logprob"] if entry else None for entry in told]
+
+    def _asked(self, ask: Any) -> Any:
+        import openai
+
+        try:
+            return ask()
+        except openai.OpenAIError as error:
+            raise InputError(f"{self._url}: {' '.join(str(error).split())[:300]}") from None
+
+
+def _messages(messages: list[dict[str, Any]]) -> Any:
+    """The same, for a client whose types have a class for every kind of message."""
+    return messages
+
+
+def _user(sample: Sample, images: Sequence[str]) -> dict[str, Any]:
+    """The question as a message of the API; the images in their places, or before it."""
+    left = iter(images)
+    told = content(sample)
+    if isinstance(told, str):
+        told = [*({"type": "image"} for _ in images), {"type": "text", "text": told}]
+    parts = [
+        {"type": "image_url", "image_url": {"url": next(left)}} if part["type"] == "image" else part for part in told
+    ]
+    return {"role": "user", "content": parts}

@@ -1,0 +1,128 @@
+"""A run paired with a log of lmms-eval or VLMEvalKit of the same questions, and runs that must not be paired."""
+
+import json
+
+import pytest
+from openpyxl import Workbook
+from tiny_model import MODEL
+from vqa_data import write_textvqa
+from vstar_data import write_lettered, write_table, write_vstar
+
+from llava_s2 import cli
+from llava_s2.eval.statistics import mcnemar_exact
+
+
+@pytest.fixture
+def run(tmp_path, loads):
+    data = write_lettered(write_vstar(tmp_path / "vstar"))
+    where = ["--data", str(data), "--output", str(tmp_path / "run"), "--scoring", "generate"]
+    assert cli.main(["eval", "vstar", *MODEL, *where]) == 0
+    return tmp_path / "run"
+
+
+def graded(run):
+    return [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+
+
+def compare(a, b, capsys):
+    capsys.readouterr()
+    assert cli.main(["compare", str(a), str(b)]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_lmms_evals_log_is_paired_by_the_questions_own_ids(run, tmp_path, capsys):
+    order = graded(run)[::-1]  # another order than here
+    lines = [
+        {
+            "doc_id": place,
+            "doc": {"question_id": record["aliases"][0], "text": "…"},
+            "target": "A",
+            "filtered_resps": ["A"],
+            "vstar_overall_acc": {"question_id": "x", "score": float(record["question_id"].endswith("sa_1"))},
+        }
+        for place, record in enumerate(order)
+    ]
+    log = tmp_path / "20261128_samples_vstar_bench.jsonl"
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = compare(run, log, capsys)
+    own = {record["question_id"]: record["correct"] for record in order}
+    assert found["results"]["overall"]["correct_b"] == 1 and found["results"]["overall"]["count"] == 5
+    only = {i for i in own if i.endswith("sa_1") and not own[i]}
+    assert set(found["differing"]["only_b"]) == only
+    assert found["results"]["overall"]["p"] == mcnemar_exact(sum(own.values()) - (not only), len(only))
+    assert found["differences"]["kit"][1] == "lmms-eval"
+
+
+def test_vlmevalkits_table_is_paired(run, tmp_path, capsys):
+    book = Workbook()
+    book.active.append(["index", "question", "answer", "prediction", "hit"])
+    for record in graded(run):
+        book.active.append([int(record["aliases"][0]), "…", "A", "A", 1])
+    book.save(tmp_path / "LLaVA_VStarBench_result.xlsx")
+    found = compare(tmp_path / "LLaVA_VStarBench_result.xlsx", run, capsys)
+    assert found["results"]["overall"]["correct_a"] == 5 and found["a"]["model"] == "LLaVA_VStarBench_result"
+
+
+@pytest.mark.parametrize(
+    ("lines", "named"),
+    [
+        ([{"doc_id": 0, "doc": {"question_id": "nowhere"}, "resps": ["A"], "acc": 1.0}], "under no id there"),
+        ([{"question_id": 0, "text": "A"}], "is no log of lmms-eval"),
+    ],
+)
+def test_a_log_of_other_questions_is_refused(run, lines, named, tmp_path, capsys):
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert cli.main(["compare", str(run), str(tmp_path / "log.jsonl")]) == 2
+    assert named in capsys.readouterr().err
+
+
+def evaluate(task, data, output, *more):
+    assert cli.main(["eval", task, *MODEL, "--data", str(data), "--output", str(output), *more]) == 0
+    return output
+
+
+def test_sentences_and_words_are_two_protocols_that_do_not_mix(tmp_path, loads, capsys):
+    folder = write_lettered(write_vstar(tmp_path / "vstar"), first=1)
+    text = (folder / "test_questions.jsonl").read_text().replace("The color of the cup is red.", "red")
+    (folder / "test_questions.jsonl").write_text(text)
+    write_table(folder, tmp_path / "copy/data/test.parquet", images=True)
+    sentences = evaluate("vstar", folder, tmp_path / "s")
+    words = evaluate("vstar", folder, tmp_path / "w", "--variant", "words")
+    copy = evaluate("vstar", tmp_path / "copy", tmp_path / "c")
+    reports = [json.loads((run / "report.json").read_text()) for run in (sentences, words, copy)]
+    assert [r["variant"] for r in reports] == ["sentences", "words", "words"]
+    assert len({r["protocol"] for r in reports}) == 2 and reports[1]["protocol"] == reports[2]["protocol"]
+    capsys.readouterr()
+    for other in (words, copy):
+        assert cli.main(["compare", str(sentences), str(other)]) == 2
+    assert cli.main(["report", str(sentences), str(words), "--output", str(tmp_path / "both")]) == 0
+    assert {"## vstar, sentences", "## vstar, words"} <= set((tmp_path / "both/report.md").read_text().splitlines())
+
+
+def test_what_differs_is_named_and_changed_references_are_refused(tmp_path, loads, capsys, monkeypatch):
+    from llava_s2.eval.textvqa import TextVQA
+
+    monkeypatch.setattr(TextVQA, "max_new_tokens", 2)
+    data = write_textvqa(tmp_path / "textvqa")
+    plain, ocr = (evaluate("textvqa", data, tmp_path / v, "--variant", v) for v in ("plain", "ocr"))
+    found = compare(plain, ocr, capsys)["differences"]
+    assert found["variant"] == ["plain", "ocr"] and "prompts" in found and "kit" not in found
+    path = data / "TextVQA_0.5.1_val.json"
+    path.write_text(path.read_text().replace("nous", "other"))
+    changed = evaluate("textvqa", data, tmp_path / "changed")
+    assert cli.main(["compare", str(plain), str(changed)]) == 2
+    assert "reference answers" in capsys.readouterr().err
+
+
+def test_another_rule_grades_a_finished_run_anew(tmp_path, loads, monkeypatch):
+    from choice_data import write_mmbench
+
+    from llava_s2.eval.mmbench import MMBench
+
+    monkeypatch.setattr(MMBench, "max_new_tokens", 2)
+    data = write_mmbench(tmp_path / "mmbench")
+    evaluate("mmbench", data, tmp_path / "run")
+    starts = len(loads)
+    evaluate("mmbench", data, tmp_path / "run", "--rule", "llava-s2")
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    assert len(loads) == starts and report["rule"] == "llava-s2" and "rule 1" in report["protocol"]
