@@ -53,7 +53,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     """Adds the commands to the command line."""
     parser = subparsers.add_parser("eval", help="evaluate a model on a benchmark")
     parser.add_argument(
-        "tasks", nargs="*", choices=(*TASKS, "all"), metavar="TASK", help=f"one, several, or all: {', '.join(TASKS)}"
+        "tasks", nargs="*", type=_task, metavar="TASK", help=f"one, several, or all: {', '.join(TASKS)}"
     )
     parser.add_argument(
         "--config", type=Path, metavar="F.yaml", help="a suite: flags, and tasks with flags of their own"
@@ -251,6 +251,13 @@ def _eval(args: argparse.Namespace) -> int:
 def _of_task(task: str, variant: str | None) -> "Benchmark":
     module, name = TASKS[task]
     return getattr(import_module(module), name)(variant)
+
+
+def _task(name: str) -> str:
+    """Checked here, since argparse also checks an empty list against its ``choices``."""
+    if name not in (*TASKS, "all"):
+        raise argparse.ArgumentTypeError(f"{name!r} is not known; use all or {', '.join(TASKS)}")
+    return name
 
 
 def _defaults() -> dict[str, Any]:

@@ -266,7 +266,7 @@ def test_mmmu_as_vlmevalkit_asks_it(tmp_path, capsys):
     ]
     write_tsv(tmp_path / "MMMU_DEV_VAL.tsv", [{**columns, **row} for row in rows])
     first, second = load("mmmu", tmp_path, variant="vlmevalkit")
-    assert first.prompt == f"Is <image> <image>?\nA. yes\nB. no\n{LETTER}" and first.interleaved
+    assert first.prompt == f"Is <image> like <image>?\nA. yes\nB. no\n{LETTER}" and first.interleaved
     assert len(first.images) == 2 and first.images[0].name.endswith("2")
     assert second.prompt == "How many in <image>?\nAnswer the question directly." and len(second.images) == 1
     answers = {"validation_Art_1": "B", "validation_Art_2": "It is 7"}
