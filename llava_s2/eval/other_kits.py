@@ -58,7 +58,8 @@ def _lmms_eval(record: Record, place: int) -> OtherAnswer:
     while isinstance(text, list) and text:
         text = text[0]
     ids = tuple(str(doc[name]) for name in _IDS if isinstance(doc.get(name), str | int))
-    return OtherAnswer((*ids, str(record["doc_id"])), place, str(text), grade)
+    # A record without an id goes by its place, as it does here.
+    return OtherAnswer(ids or (str(record["doc_id"]),), place, str(text), grade)
 
 
 def _vlmevalkit(record: Record, place: int) -> OtherAnswer:

@@ -66,7 +66,7 @@ def test_vlmevalkits_table_is_paired(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("lines", "named"),
     [
-        ([{"doc_id": 0, "doc": {"question_id": "nowhere"}, "resps": ["A"], "acc": 1.0}], "under no id there"),
+        ([{"doc_id": 0, "doc": {"question_id": "nowhere"}, "resps": ["A"], "acc": 1.0}], "under no id known there"),
         ([{"question_id": 0, "text": "A"}], "is no log of lmms-eval"),
     ],
 )

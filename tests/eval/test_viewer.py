@@ -30,7 +30,9 @@ def runs(tmp_path, loads):
 def test_the_page_shows_filters_and_needs_no_server(runs, tmp_path):
     assert cli.main(["report", *map(str, runs), "--output", str(tmp_path / "both"), "--html"]) == 0
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch()
+        browser = playwright.chromium.launch(
+            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
+        )
         page = browser.new_page()
         asked, faults = [], []
         page.on("request", lambda request: asked.append(request.url))
