@@ -34,6 +34,7 @@ def assemble(
     feature_layer: int | None = None,
     template: str = "vicuna_v1",
     image_aspect_ratio: str = "pad",
+    resize_output_to_idx: int = 0,
     dtype: str | torch.dtype = "float32",
     gguf_file: str | None = None,
     **load_options: Any,
@@ -48,6 +49,7 @@ def assemble(
         feature_layer: which hidden state of the tower is read. Default: LLaVA's -2 of a plain ViT, the last stage of
             a net in stages.
         template, image_aspect_ratio: see ``build_processor``.
+        resize_output_to_idx: the scale whose feature grid the visual tokens have; -1 is the largest.
         dtype: of all weights, a torch dtype or its name.
         gguf_file: the GGUF file's name in the folder ``llm``.
         load_options: for ``from_pretrained``: ``device_map``, ``quantization_config``.
@@ -62,8 +64,9 @@ def assemble(
     dtype = torch_dtype(dtype)
     llm, gguf_file = split_gguf(resolve_language_model(llm), gguf_file)
     vision_tower = resolve_vision_tower(vision_tower)
-    keeps = image_aspect_ratio == "keep"
-    vision_config = tower_config(vision_tower, scales, feature_layer, keep_aspect=keeps)  # before any weight is loaded
+    vision_config = tower_config(  # before any weight is loaded
+        vision_tower, scales, feature_layer, image_aspect_ratio, resize_output_to_idx
+    )
     image_mean, image_std = load_image_statistics(vision_tower)
     processor = build_processor(
         load_tokenizer(llm, gguf_file=gguf_file),
@@ -78,8 +81,7 @@ def assemble(
     tower = S2VisionModel.wrap(
         load_vision_backbone(vision_tower, vision_config.backbone_config, dtype),
         scales,
-        feature_layer=vision_config.feature_layer,
-        keep_aspect=keeps,
+        **vision_config.options,
     )
     projector = new_projector(tower.config.hidden_size, text_config.hidden_size)
     model = build(language_model, text_config, projector, tower, processor, llm, dtype=dtype, **load_options)
@@ -231,7 +233,10 @@ def load_image_processor(
         >>> process(pictures, return_tensors="pt")["pixel_values"]  # (n, 3, 448, 448)
     """
     mean, std = load_image_statistics(resolve_vision_tower(name))
-    return build_image_processor(scales[-1], mean, std, image_aspect_ratio, backend=backend)
+    side = scales[-1]
+    if image_aspect_ratio in ("keep", "dynamic"):
+        side = tower_config(resolve_vision_tower(name), scales, image_aspect_ratio=image_aspect_ratio).image_size
+    return build_image_processor(side, mean, std, image_aspect_ratio, backend=backend)
 
 
 def split_gguf(llm: str | Path, gguf_file: str | None = None) -> tuple[str, str | None]:

@@ -41,5 +41,5 @@ def processor_for_lengths(
             name = find_base(checkpoint, base)
     tokenizer = load_tokenizer(name, gguf_file=gguf_file)
     tower: Any = vision_config or _LLAVA_TOWER
-    mode = "keep" if getattr(tower, "keep_aspect", False) else "pad"
+    mode = {True: "keep", "dynamic": "dynamic"}.get(getattr(tower, "keep_aspect", False), "pad")
     return build_processor(tokenizer, tower, [0.5] * 3, [0.5] * 3, image_aspect_ratio=mode)

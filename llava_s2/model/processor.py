@@ -17,7 +17,7 @@ from llava_s2.model.templates import end_of_turn, find_template
 from llava_s2.model.tokenizer import pad_left
 from llava_s2.s2.image_processor import S2ImageProcessor
 
-ASPECT_RATIOS = ("pad", "square", "resize", "keep")
+ASPECT_RATIOS = ("pad", "square", "resize", "keep", "dynamic")
 
 
 def build_processor(
@@ -40,7 +40,8 @@ def build_processor(
         image_mean, image_std: of the backbone, per RGB channel, for values in 0 … 1.
         image_aspect_ratio: how an image becomes a square, LLaVA's names: ``pad`` (to a square with the mean colour),
             ``square`` (shortest side resized, then the centre cropped) or ``resize`` (stretched). ``keep`` pads too,
-            for a tower with ``keep_aspect``, which takes the picture out of its padding and tiles it as it is.
+            for a tower with ``keep_aspect``, which takes the image out of its padding and tiles it as it is;
+            ``dynamic`` is that for Dynamic-S² (``keep_aspect="dynamic"``).
         template: see ``find_template``.
         vision_feature_select_strategy, prefix_tokens: as the model's config has it, and how many tokens the tower
             gives before the patches (CLS); an S2 tower gives patches alone.
@@ -54,10 +55,13 @@ def build_processor(
         InputError: unknown aspect ratio, or one that the tower is not made for; unknown template, or one whose tokens
             the tokenizer lacks.
     """
-    if image_aspect_ratio in ASPECT_RATIOS and (image_aspect_ratio == "keep") != getattr(
-        vision_config, "keep_aspect", False
-    ):
-        raise InputError("image_aspect_ratio 'keep' goes with an S2 tower of keep_aspect=True, and with no other")
+    kept = _kept_aspect_ratio(vision_config)
+    asked = image_aspect_ratio if image_aspect_ratio in ("keep", "dynamic") else None
+    if image_aspect_ratio in ASPECT_RATIOS and asked != kept:
+        raise InputError(
+            f"image_aspect_ratio {image_aspect_ratio!r} does not go with this tower: 'keep' goes with an S2 tower of "
+            "keep_aspect=True, 'dynamic' with one of keep_aspect='dynamic', the others with any other"
+        )
     chat_template = _chat_template(template, tokenizer)
     return LlavaProcessor(
         image_processor=build_image_processor(vision_config.image_size, image_mean, image_std, image_aspect_ratio),
@@ -96,7 +100,7 @@ def build_image_processor(
         )
     processor_class = LlavaImageProcessor if backend == "torchvision" else S2ImageProcessor
     return processor_class(
-        do_pad=image_aspect_ratio in ("pad", "keep"),
+        do_pad=image_aspect_ratio in ("pad", "keep", "dynamic"),
         size={"height": side, "width": side} if image_aspect_ratio == "resize" else {"shortest_edge": side},
         do_center_crop=image_aspect_ratio != "resize",
         crop_size={"height": side, "width": side},
@@ -129,8 +133,13 @@ def aspect_ratio(processor: LlavaProcessor, vision_config: PreTrainedConfig) -> 
     """How a model takes images of any shape: a name in ``ASPECT_RATIOS``."""
     image_processor = processor.image_processor
     if getattr(image_processor, "do_pad", False):
-        return "keep" if getattr(vision_config, "keep_aspect", False) else "pad"
+        return _kept_aspect_ratio(vision_config) or "pad"
     return "resize" if "height" in image_processor.size else "square"
+
+
+def _kept_aspect_ratio(vision_config: PreTrainedConfig) -> str | None:
+    """``keep`` or ``dynamic`` of a tower that tiles images on their own aspect ratio; None of another."""
+    return {True: "keep", "dynamic": "dynamic"}.get(getattr(vision_config, "keep_aspect", False))
 
 
 def num_image_tokens(processor: LlavaProcessor) -> int:

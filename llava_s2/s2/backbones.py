@@ -217,8 +217,9 @@ def _meta_model(settings: str) -> tuple[Any, PreTrainedConfig, int]:
         kind = f"timm's {config.architecture}"
     if size is None:
         raise ValueError(
-            f"{kind!r} has image_size {getattr(config, 'image_size', None)!r}: S2 needs a backbone whose "
-            "config has one side in pixels as image_size"
+            f"{kind!r} has image_size {getattr(config, 'image_size', None)!r}: S2 needs a backbone whose config has "
+            "one side in pixels as image_size, such as google/siglip2-so400m-patch14-384 or "
+            "openai/clip-vit-large-patch14-336"
         )
     return model, config, size
 

@@ -92,12 +92,13 @@ class RecipeArguments:
     mm_vision_select_layer: int | None = _flag(
         "hidden state of the tower that is read (default: -2 of a plain ViT, else the last stage)"
     )
+    s2_resize_output_to_idx: int = _flag("number of the scale whose feature grid the tokens have (-1: the largest)", 0)
     gguf_file: str | None = _flag("the language model's GGUF file in its folder")
     base: str | None = _flag("what lies under the adapter to go on from, if not what it names")
     pretrain_mm_mlp_adapter: str | None = _flag("projector to start with: pretrain's output, or LLaVA's .bin file")
     template: str | None = _flag("conversation template (default: plain for pretrain, else the LLaVA's or vicuna_v1)")
     image_aspect_ratio: str | None = _flag(
-        "how an image becomes a square: pad (default), square, resize; or keep (not at all)"
+        "how an image becomes a square: pad (default), square, resize; or keep or dynamic (not at all)"
     )
     model_max_length: int = _flag("most tokens of an example, its images' included", 2048)
     group_by_modality_length: bool = _flag("batches of like length, those with images apart", False)

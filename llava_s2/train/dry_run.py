@@ -128,7 +128,8 @@ def _config(recipe: RecipeArguments, is_llm: bool) -> Any:
             resolve_vision_tower(recipe.vision_tower),
             recipe.scales,
             recipe.mm_vision_select_layer,
-            keep_aspect=recipe.image_aspect_ratio == "keep",
+            recipe.image_aspect_ratio or "pad",
+            recipe.s2_resize_output_to_idx,
         )
         return LlavaConfig(
             vision_config=vision_config,

@@ -424,6 +424,7 @@ def _load(
             feature_layer=recipe.mm_vision_select_layer,
             template=template or "vicuna_v1",
             image_aspect_ratio=recipe.image_aspect_ratio or "pad",
+            resize_output_to_idx=recipe.s2_resize_output_to_idx,
             dtype=dtype,
             gguf_file=recipe.gguf_file,
             **_quantized(recipe, training, dtype),
@@ -483,8 +484,13 @@ def _check_parts(recipe: RecipeArguments, projector: dict[str, Tensor] | None) -
     """
     assert recipe.vision_tower is not None
     vision_tower = resolve_vision_tower(recipe.vision_tower)
-    keeps = recipe.image_aspect_ratio == "keep"
-    vision_config = tower_config(vision_tower, recipe.scales, recipe.mm_vision_select_layer, keep_aspect=keeps)
+    vision_config = tower_config(
+        vision_tower,
+        recipe.scales,
+        recipe.mm_vision_select_layer,
+        recipe.image_aspect_ratio or "pad",
+        recipe.s2_resize_output_to_idx,
+    )
     llm, gguf_file = split_gguf(resolve_language_model(recipe.model_name_or_path), recipe.gguf_file)
     if projector is not None:
         text_size = None if gguf_file else identify(llm).config.get("hidden_size")

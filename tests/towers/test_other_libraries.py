@@ -220,5 +220,5 @@ def test_a_llava_around_it_learns_and_loads_again(make: Any, tmp_path: Path) -> 
 
 
 def test_a_model_of_no_library_is_refused() -> None:
-    with pytest.raises(ValueError, match="Conv2d is no model of transformers, open_clip or timm"):
+    with pytest.raises(ValueError, match="Conv2d is no model of transformers, or of open_clip or timm"):
         S2VisionModel.wrap(torch.nn.Conv2d(3, 3, 1), scales=[24])
