@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from llava_s2 import __version__
 from llava_s2.errors import InputError
+from llava_s2.threads import choose_threads
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.more_flags = rest
     args.main = main  # for commands that run other commands
     _hush()
+    choose_threads()
     try:
         return args.run(args) or 0
     except InputError as error:

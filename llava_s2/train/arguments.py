@@ -118,6 +118,7 @@ class RecipeArguments:
     cache_tower_features_gb: float = _flag("GB that this folder may take", 100.0)
     peak_tflops: float | None = _flag("the device's dense 16-bit TFLOP/s, for MFU where it is not known")
     dry_run: bool = _flag("print what would be trained, steps and memory a GPU, and stop; reads no weights", False)
+    dry_run_gpus: int | None = _flag("with dry_run: as if on that many GPUs")
     eval_task: str | None = _flag("benchmark to score checkpoints on, such as vstar, every --eval_steps")
     eval_data: str | None = _flag("folder of that benchmark")
     eval_limit: int | None = _flag("score that many of its questions")

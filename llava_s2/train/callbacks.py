@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -28,6 +30,11 @@ _FEWEST_SEEN = 1000  # records, before the share of bad ones among them means an
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")
 
 
+def without_launcher(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what a launcher tells its processes."""
+    return {name: value for name, value in environment.items() if not name.startswith(_LAUNCHER)}
+
+
 class StopOnSignal(TrainerCallback):
     """On SIGTERM, which a scheduler sends before it takes a machine away: saves after the step at hand, then exits.
 
@@ -40,10 +47,12 @@ class StopOnSignal(TrainerCallback):
         self._before: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._before = signal.signal(signal.SIGTERM, self._ask)
+        if threading.current_thread() is threading.main_thread():  # under Ray it is another
+            self._before = signal.signal(signal.SIGTERM, self._ask)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -151,8 +160,7 @@ class ScoreCheckpoints(TrainerCallback):
 
     def _score(self, checkpoint: Path, output: Path) -> dict[str, float]:
         command = [*self._command, "--model", str(checkpoint), "--output", str(output)]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHER)}
-        done = subprocess.run(command, env=environment, stdout=sys.stderr)
+        done = subprocess.run(command, env=without_launcher(os.environ), stdout=sys.stderr)
         if done.returncode:
             logger.warning(f"{' '.join(command)} failed with {done.returncode}; training goes on")
             return {}

@@ -21,8 +21,8 @@ def find_checkpoint(training: TrainingArguments) -> Path | None:
     """The checkpoint named by ``--resume_from_checkpoint``, or the newest whole one in ``output_dir``, or none.
 
     Raises:
-        InputError: what is named is no whole checkpoint, or it lacks what a run needs to go on, or it is in shards that
-            this run cannot read: ZeRO's of another number of processes, or of another backend.
+        InputError: what is named is no whole checkpoint, or it lacks what a run needs to go on, or another backend
+            (DeepSpeed, FSDP, neither) wrote it.
     """
     found = _find(training)
     if found is not None:
@@ -97,14 +97,18 @@ def _check_state(checkpoint: Path) -> None:
             )
 
 
+def optimizer_shards(checkpoint: Path) -> int:
+    """Of how many processes ZeRO's optimizer state is; 0 where another backend wrote the checkpoint."""
+    return len(list(checkpoint.glob("global_step*/*_optim_states.pt")))
+
+
 def _check_backend(checkpoint: Path, training: TrainingArguments) -> None:
-    """What shards a checkpoint was written in must be what the run reads."""
-    shards = len(list(checkpoint.glob("global_step*/*_optim_states.pt")))
+    """What a checkpoint was written in must be what the run reads."""
+    shards = optimizer_shards(checkpoint)
     anew = "; or start anew in another --output_dir, from this checkpoint with --model_name_or_path"
-    if shards and (not training.deepspeed or shards != training.world_size):
+    if shards and not training.deepspeed:
         raise InputError(
-            f"{checkpoint}: ZeRO's optimizer state of {shards} processes, which only DeepSpeed with as many can read; "
-            f"start so many{anew}"
+            f"{checkpoint}: ZeRO's optimizer state, which only DeepSpeed reads; go on with --deepspeed{anew}"
         )
     if training.deepspeed and not shards:
         raise InputError(f"{checkpoint}: was written without DeepSpeed; go on without --deepspeed{anew}")

@@ -17,8 +17,10 @@ from llava_s2.s2 import S2VisionConfig
 from llava_s2.towers.load_tower import tower_config
 from llava_s2.train.arguments import RecipeArguments
 from llava_s2.train.parts import TrainedParts, choose_parts
-from llava_s2.train.speed import Parameters, count_parameters
+from llava_s2.train.speed import Parameters, count_parameters, step_flops
 
+_MFU = 0.4  # what large runs reach of a GPU's peak
+_PEAK_TFLOPS = 989.0  # an H100's in 16 bits
 _TOKENS_A_WORD = 1.5  # English text in a Llama tokenizer, with the template's own tokens
 
 
@@ -34,7 +36,7 @@ def describe_run(
     with torch.device("meta"):
         model = choose_parts(LlavaForConditionalGeneration(config), parts, recipe)
     counts = count_parameters(model)
-    records, processes = len(checked.records), training.world_size
+    records, processes = len(checked.records), recipe.dry_run_gpus or training.world_size
     a_step = training.train_batch_size * training.gradient_accumulation_steps * processes
     # As Trainer counts: whole batches a process, then groups of them.
     batches = ceil(ceil(records / training.train_batch_size) / processes)
@@ -43,13 +45,21 @@ def describe_run(
     tokens = _image_tokens(config.vision_config)
     images = int(checked.images_before_answer.max())
     longest = int(min(recipe.model_max_length, _TOKENS_A_WORD * np.abs(checked.lengths).max() + tokens * images))
-    memory = estimate_memory(model, config, recipe, training, counts, longest * training.train_batch_size)
+    memory = estimate_memory(model, config, recipe, training, counts, longest * training.train_batch_size, processes)
+    epochs = steps * a_step / records
+    all_images = float(checked.images.sum()) * epochs
+    all_tokens = _TOKENS_A_WORD * float(np.abs(checked.lengths).sum()) * epochs + tokens * all_images
+    of_token, of_image = step_flops(model)
+    flops = all_tokens * of_token + all_images * of_image
+    rate = _MFU * (recipe.peak_tflops or _PEAK_TFLOPS) * 1e12
     lines = describe_parameters(counts, parts)
     lines += [
         f"tokens an image: {tokens} of images of {config.vision_config.image_size} x {config.vision_config.image_size}",
         f"records: {records:,}, the longest about {longest:,} tokens of at most {recipe.model_max_length:,}",
         f"steps: {steps:,} of {a_step} records ({processes} processes x {training.train_batch_size} x "
         f"{training.gradient_accumulation_steps} accumulated), {an_epoch:,} an epoch",
+        f"time, estimated: {flops / rate / processes / 3600:.1f} hours for {flops:.2g} FLOP, at {rate / 1e12:.0f} "
+        f"TFLOP/s a GPU ({_MFU:.0%} of --peak_tflops {recipe.peak_tflops or _PEAK_TFLOPS:g})",
         f"memory a GPU, estimated: {sum(memory.values()) / 2**30:.1f} GiB",
     ]
     lines += [f"  {name:<45} {size / 2**30:6.1f} GiB" for name, size in memory.items()]
@@ -72,18 +82,20 @@ def estimate_memory(
     training: TrainingArguments,
     counts: dict[str, Parameters],
     tokens: int,
+    processes: int,
 ) -> dict[str, float]:
     """Bytes that one process needs of its GPU, by what they are for; AdamW, attention without stored scores.
 
     Args:
         counts: of `count_parameters`.
         tokens: of the longest batch.
+        processes: over which ZeRO or FSDP shards.
 
     Activations follow Korthikanti et al. (arXiv:2205.05198), equation 2 without its attention term: 34 bytes a token,
     channel and layer in 16 bits; with activation checkpointing a layer keeps its input alone and one layer is whole.
     """
     stage, sharded = _sharding(training)
-    shards = training.world_size if sharded else 1
+    shards = processes if sharded else 1
     half = training.bf16 or training.fp16
     width = 2 if half else 4
     learning = sum(count.learning for count in counts.values())
@@ -93,8 +105,7 @@ def estimate_memory(
     if stage is None:  # float32 weights, gradients and two moments
         learned = learning * (4 + 4 + 8) / shards
     else:  # DeepSpeed's 16-bit weights and gradients, and sharded float32 weights and moments
-        parts = training.world_size
-        learned = learning * (width / shards + width / (parts if stage >= 2 else 1) + 12 / parts)
+        learned = learning * (width / shards + width / (processes if stage >= 2 else 1) + 12 / processes)
     text: Any = config.text_config
     channel = tokens * text.hidden_size * width
     layers = text.num_hidden_layers

@@ -20,7 +20,15 @@ from llava_s2.train.parts import TrainedParts
 
 # Flags that change no number of a run: what it computes with, what it tells, and what happens to unusable records.
 _NO_EFFECT = {
-    *("dry_run", "peak_tflops", "packing", "attn_implementation", "cache_tower_features", "cache_tower_features_gb"),
+    *(
+        "dry_run",
+        "dry_run_gpus",
+        "peak_tflops",
+        "packing",
+        "attn_implementation",
+        "cache_tower_features",
+        "cache_tower_features_gb",
+    ),
     *("on_bad_sample", "max_bad_share", "eval_task", "eval_data", "eval_limit", "eval_data_path", "eval_image_folder"),
     *("overwrite_output_dir", "early_stopping_patience"),
 }

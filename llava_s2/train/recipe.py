@@ -55,6 +55,7 @@ from llava_s2.train.packing import packing_collator
 from llava_s2.train.parts import TrainedParts, choose_parts
 from llava_s2.train.speed import count_parameters
 from llava_s2.train.trainer import LlavaTrainer
+from llava_s2.train.universal import reshard
 from llava_s2.weight_files import read_tensors
 
 logger = logging.get_logger(__name__)
@@ -132,6 +133,8 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
         if start.finished is not None:
             run.say(_finished_already(run, start.finished))
             return run.output_dir
+        if start.checkpoint is not None:
+            reshard(start.checkpoint, training)
         set_seed(training.seed)
         bad_samples = _bad_samples(run, goes_on=start.checkpoint is not None)
         dataset = _dataset_before_weights(run, bad_samples)

@@ -2,10 +2,14 @@
 
 import copy
 import math
+import os
 import shutil
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +80,11 @@ class LlavaTrainer(Trainer):
     def get_train_dataloader(self) -> Any:
         sampler = self._get_train_sampler()
         numbered: Any = NumberedDataset(self.train_dataset, sampler)
-        return self._get_dataloader(
+        loader: Any = self._get_dataloader(
             numbered, "Training", self._train_batch_size, sampler_fn=lambda _: sampler, is_training=True
         )
+        loader.base_dataloader.worker_init_fn = partial(_outlive_launcher, loader.base_dataloader.worker_init_fn)
+        return loader
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         held_out: Any = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -276,6 +282,24 @@ class LlavaTrainer(Trainer):
                 place = target / file.relative_to(aside)
                 place.parent.mkdir(exist_ok=True)
                 file.replace(place)
+
+
+def _outlive_launcher(then: Callable[[int], None], worker: int) -> None:
+    """Keeps a DataLoader worker alive when a launcher sends SIGTERM to all processes, while the run saves.
+
+    SIGTERM from its own process still ends it: torchrun and SLURM tell the workers too, and only that process knows
+    when they are no longer needed.
+    """
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    then(worker)
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class NumberedDataset(Dataset[dict[str, Any]]):

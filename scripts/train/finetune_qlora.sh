@@ -5,6 +5,8 @@
 # Needs bitsandbytes: pip install 'llava-s2[train]'
 # Started again, it goes on from the last checkpoint. The result loads with load_pretrained and every --model.
 set -euo pipefail
+# Seconds that torchrun gives its processes to save after SIGTERM: more than a step and a checkpoint take.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
 
 MODEL=${MODEL:-lmsys/vicuna-7b-v1.5}
 VISION_TOWER=${VISION_TOWER:-openai/clip-vit-large-patch14-336}
@@ -13,7 +15,7 @@ DATA=${DATA:-playground/data}
 OUTPUT=${OUTPUT:-playground/checkpoints/llava-s2-v1.5-7b-qlora}
 GPUS=${GPUS:-1}
 
-${TORCHRUN:-torchrun} --nproc_per_node "$GPUS" -m llava_s2.train finetune \
+exec ${TORCHRUN:-torchrun} --nproc_per_node "$GPUS" -m llava_s2.train finetune \
     --model_name_or_path "$MODEL" \
     --vision_tower "$VISION_TOWER" \
     --s2_scales 336,672,1008 \

@@ -6,6 +6,8 @@
 # after the script's name, a single-scale LLaVA to widen. Without a GPU and a checkpoint at hand, MODEL=embedded is
 # described in docs/training.md. Started again, it goes on from the last checkpoint.
 set -euo pipefail
+# Seconds that torchrun gives its processes to save after SIGTERM: more than a step and a checkpoint take.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
 
 MODEL=${MODEL:-playground/checkpoints/llava-s2-v1.5-7b-lora}
 DATA=${DATA:-playground/data/mine.json}
@@ -13,7 +15,7 @@ IMAGES=${IMAGES:-playground/data/mine}
 OUTPUT=${OUTPUT:-playground/checkpoints/mine}
 GPUS=${GPUS:-1}
 
-${TORCHRUN:-torchrun} --nproc_per_node "$GPUS" -m llava_s2.train finetune \
+exec ${TORCHRUN:-torchrun} --nproc_per_node "$GPUS" -m llava_s2.train finetune \
     --model_name_or_path "$MODEL" \
     --data_path "$DATA" \
     --image_folder "$IMAGES" \

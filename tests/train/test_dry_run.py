@@ -67,6 +67,7 @@ def test_memory_of_a_7b_model(vicuna, capsys):
     assert 8 < lora - four_bits < 9.5  # three quarters of what the layers' 6.6e9 weights take
     whole = memory(capsys, *one, "--lora_enable", "False")
     assert whole > 16 * (LAYERS + 32000 * 4096) / 2**30
+    assert memory(capsys, *one, "--lora_enable", "False", "--dry_run_gpus", 8) == whole  # DDP holds all of it
     kept = memory(capsys, *vicuna, "--per_device_train_batch_size", 16)
     assert kept > memory(capsys, *vicuna, "--per_device_train_batch_size", 16, "--gradient_checkpointing", "True") + 5
 
