@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     from llava_s2.serve import commands as serve_commands
     from llava_s2.serve.api import commands as api_commands
     from llava_s2.studies import study_cli
-    from llava_s2.train import commands as train_commands
+    from llava_s2.train import train_cli
 
     parser = argparse.ArgumentParser(prog="llava-s2", description="LLaVA that sees fine detail: S2 multi-scale vision.")
     parser.add_argument("--version", action="version", version=f"llava-s2 {__version__}")
@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     for part in (
         quickstart,
         data_cli,
-        train_commands,
+        train_cli,
         eval_cli,
         serve_commands,
         api_commands,

@@ -169,6 +169,8 @@ def _check_run(stage: str, flags: Sequence[str]) -> _Run:
         recipe.model_name_or_path = resolve_model(recipe.model_name_or_path)
     components = TrainedParts.of(stage, recipe)
     training.dataloader_pin_memory &= torch.cuda.is_available()
+    if training.ddp_find_unused_parameters is None:  # of a tower that learns, the blocks above the layer that is read
+        training.ddp_find_unused_parameters = components.tower
     _check_flags(recipe, training, components)
     from_parts = _is_language_model(recipe)
     template = _chat_template(stage, recipe, from_parts)
