@@ -73,6 +73,16 @@ class StopOnSignal(TrainerCallback):
         logger.warning("SIGTERM: saving after this step, then stopping; the same command goes on from there")
 
 
+class KeepIntervals(TrainerCallback):
+    """Has a run that goes on save, log and evaluate as often as its flags say now.
+
+    Trainer would take the intervals of the run that wrote the checkpoint.
+    """
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        state.compute_steps(args, state.max_steps)
+
+
 class StopEarly(TrainerCallback):
     """Ends a run whose ``eval_loss`` has not been lower for some evaluations.
 

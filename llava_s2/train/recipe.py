@@ -38,6 +38,7 @@ from llava_s2.towers.load_tower import tower_config
 from llava_s2.towers.named_tower import resolved
 from llava_s2.train.arguments import RecipeArguments, parse_flags
 from llava_s2.train.callbacks import (
+    KeepIntervals,
     ScoreCheckpoints,
     StopEarly,
     StopOnBadSamples,
@@ -320,7 +321,7 @@ def _build_trainer(
         base = recipe.model_name_or_path
         base = base if recipe.gguf_file is None else f"{base}/{recipe.gguf_file}"
         model.peft_config["default"].base_model_name_or_path = _where(base)
-    callbacks: list[Any] = [StopOnSignal()]
+    callbacks: list[Any] = [KeepIntervals(), StopOnSignal()]
     if recipe.eval_task is not None and recipe.eval_data is not None:
         callbacks.append(ScoreCheckpoints(recipe.eval_task, recipe.eval_data, recipe.eval_limit))
     if recipe.early_stopping_patience is not None:

@@ -1,7 +1,6 @@
 """Two processes against one: the same losses whatever shards the model, and with text alone on one of them."""
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ BACKENDS = {
     "zero3": ["--deepspeed", SCRIPTS / "zero3.json"],
     "fsdp2": ["--fsdp", "--fsdp_config", SCRIPTS / "fsdp2.json"],
 }
-SHARDS = {"zero3": "global_step2/zero_pp_rank_1_*_optim_states.pt", "fsdp2": "pytorch_model_fsdp_0/__1_*.distcp"}
+SHARDS = {"zero3": "global_step4/zero_pp_rank_1_*_optim_states.pt", "fsdp2": "pytorch_model_fsdp_0/__1_*.distcp"}
 STEPS = ["--max_steps", 20, "--save_strategy", "no", "--lora_dropout", 0, "--weight_decay", "0.1"]
 
 
@@ -85,27 +84,18 @@ def test_a_process_that_never_sees_an_image_does_not_hang_the_other(apart, backe
 
 
 def test_the_whole_language_model_in_shards(mixed):
-    """Its shards come together on saving, into a checkpoint that loads by itself; one process goes on from two's."""
+    """Its shards come together on saving, into a checkpoint that loads by itself."""
     folder, flags = mixed
     flags = [*flags, "--lora_enable", "False", "--max_steps", 4]
     run_here([*flags, "--per_device_train_batch_size", 4, "--output_dir", folder / "full-one"])
     one = load_pretrained(folder / "full-one", dtype="float32")[0].state_dict()
     for backend in ("zero3", "fsdp2"):
         out = folder / f"full-{backend}"
-        more = [*BACKENDS[backend], "--save_strategy", "steps", "--save_steps", 2, "--output_dir", out]
-        run([*flags, *more, "--per_device_train_batch_size", 2], processes=2)
-        assert any((out / "checkpoint-2").glob(SHARDS[backend]))
-        assert_same(out, folder / "full-one", one)
-        shutil.rmtree(out / "checkpoint-4")
-        (out / "model.safetensors").unlink()
-        run([*flags, *more, "--per_device_train_batch_size", 4], processes=1)
-        assert_same(out, folder / "full-one", one)
-
-
-def assert_same(out, expected, weights):
-    """The losses and weights of a run, and that it is a plain checkpoint."""
-    assert losses(out) == pytest.approx(losses(expected), abs=1e-4)
-    assert json.loads((out / "config.json").read_text())["model_type"] == "llava"
-    other = load_pretrained(out, dtype="float32")[0].state_dict()
-    assert weights.keys() == other.keys()
-    assert all(torch.allclose(weights[name], other[name], atol=1e-3) for name in weights)
+        more = ["--per_device_train_batch_size", 2, *BACKENDS[backend], "--save_strategy", "steps", "--save_steps", 4]
+        run([*flags, *more, "--output_dir", out], processes=2)
+        assert any((out / "checkpoint-4").glob(SHARDS[backend]))
+        assert losses(out) == pytest.approx(losses(folder / "full-one"), abs=1e-4)
+        assert json.loads((out / "config.json").read_text())["model_type"] == "llava"
+        other = load_pretrained(out, dtype="float32")[0].state_dict()
+        assert one.keys() == other.keys()
+        assert all(torch.allclose(one[name], other[name], atol=1e-3) for name in one)
