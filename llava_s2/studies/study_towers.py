@@ -9,11 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 from llava_s2.errors import InputError
 from llava_s2.s2 import S2VisionModel, multiscale_forward
-from llava_s2.s2.backbones import geometry
+from llava_s2.s2.backbones import Geometry, build_backbone, geometry
 from llava_s2.towers.load_tower import load_image_statistics, load_vision_backbone, load_vision_config
 
 _TILES_PER_CALL = {"cpu": 8, "cuda": 256}
@@ -36,7 +36,7 @@ class StudyTower(nn.Module):
         self.s2: Any = S2VisionModel.wrap(at_size(backbone, base), [base], feature_layer=-1)
         self.base, self.mean, self.std = base, mean, std
         self.grid = math.isqrt(self.s2.config.num_image_tokens)
-        self.stride = geometry(self.s2.config.backbone_config).strides[-1]
+        self.stride = base // self.grid
         self.channels = self.s2.config.hidden_size
 
     def forward(self, images: Tensor, scales: list[int], output: int = 0, merge: Any = "concat") -> Tensor:
@@ -96,7 +96,7 @@ def check_tower(name: str, scales: list[tuple[int, ...]], split: bool = True) ->
     """
     config = load_vision_config(name)
     try:
-        stride = geometry(config).strides[-1]
+        stride = _stride(geometry(config))
     except ValueError as error:
         raise InputError(f"vision tower {name}: {error}") from None
     for setting in scales:
@@ -142,9 +142,9 @@ def at_size(backbone: PreTrainedModel, side: int) -> PreTrainedModel:
     config.image_size = side
     if config.model_type == "timm_wrapper" and not known.in_stages:
         config.model_args = {**(config.model_args or {}), "img_size": side}
-    if side % known.strides[-1] and not known.in_stages:
-        raise ValueError(f"{side} is no multiple of the patch, {known.strides[-1]} pixels")
-    resized = AutoModel.from_config(config).to(backbone.dtype)
+    if side % _stride(known) and not known.in_stages:
+        raise ValueError(f"{side} is no multiple of the patch, {_stride(known)} pixels")
+    resized = build_backbone(config).to(backbone.dtype)
     wanted, state = resized.state_dict(), dict(backbone.state_dict())
     for name, tensor in state.items():
         if name in wanted and wanted[name].shape != tensor.shape:
@@ -153,6 +153,11 @@ def at_size(backbone: PreTrainedModel, side: int) -> PreTrainedModel:
             state[name] = _resample_positions(tensor, wanted[name].shape)
     resized.load_state_dict(state)
     return resized.train(backbone.training)
+
+
+def _stride(known: Geometry) -> int:
+    """Pixels that one feature of the last hidden state covers, along one side."""
+    return known.image_size // known.grids[-1]
 
 
 def _resample_positions(positions: Tensor, shape: torch.Size) -> Tensor:
