@@ -1,6 +1,7 @@
-"""Time and memory of the S2 tower beside a straightforward path and the public wrapper's way, in one run.
+"""Time and memory of the S2 tower beside the public s2wrapper and a straightforward path, in one run.
 
-    python benchmarks/tower.py --output benchmarks/results/tower_cpu.json
+    git clone https://github.com/bfshi/scaling_on_scales
+    python benchmarks/tower.py --public scaling_on_scales --paths public,public_split,ours,prepared
     python benchmarks/tower.py --batch 4 --paths straightforward,prepared
 
 CLIP-L/14-336 with random weights on 336, 672 and 1008 pixels: float32 on a CPU, bfloat16 on a GPU where there is one.
@@ -30,7 +31,8 @@ LAYER = -2
 TILES = sum((side // SCALES[0]) ** 2 for side in SCALES)
 PATHS = {
     "straightforward": "three calls, all hidden states kept, whole maps pooled",
-    "public": "what the public s2wrapper does around LLaVA's CLIP tower",
+    "public": "the public s2wrapper around LLaVA's CLIP tower",
+    "public_split": "the same with its split_forward, a tile a call",
     "ours": "S2VisionModel as it is",
     "prepared": "S2VisionModel after prepare(tower): packed weights on a CPU, compiled with CUDA graphs on a GPU",
     "int8": "S2VisionModel after quantize_linears(tower); its error is stated, not bounded",
@@ -45,18 +47,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="timed calls of each path (default: %(default)s)")
     parser.add_argument(
         "--paths",
-        default="straightforward,public,prepared",
+        default="straightforward,prepared",
         help=f"of {', '.join(PATHS)} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--public", default="", help="folder of a clone of the public repository, for the paths public…"
     )
     parser.add_argument("--layers", type=int, default=24, help="of the backbone (default: %(default)s)")
     parser.add_argument("--answer", action="store_true", help="time a 7B answer too (a GPU of 20 GB)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    sys.path.insert(0, args.public)
     if args.worker:
         work(args.worker, args.batch, args.layers, args.output)
         return
-    result = run(args.paths.split(","), args.batch, args.rounds, args.layers)
+    result = run(args.paths.split(","), args.batch, args.rounds, args.layers, args.public)
     if args.answer:
         result["answer_seconds"] = round(time_of_an_answer(), 4)
     text = json.dumps(result, indent=2)
@@ -65,7 +71,7 @@ def main() -> None:
         args.output.write_text(text + "\n", encoding="utf-8")
 
 
-def run(paths: list[str], batch: int, rounds: int, layers: int) -> dict[str, Any]:
+def run(paths: list[str], batch: int, rounds: int, layers: int, clone: str) -> dict[str, Any]:
     """Starts a process for each path, lets them take turns, and compares; times in seconds, sizes in bytes."""
     import torch
 
@@ -74,7 +80,10 @@ def run(paths: list[str], batch: int, rounds: int, layers: int) -> dict[str, Any
         for path in paths:
             command = [sys.executable, __file__, "--worker", path, "--batch", str(batch), "--layers", str(layers)]
             workers[path] = subprocess.Popen(
-                [*command, "--output", f"{folder}/{path}.pt"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                [*command, "--public", clone, "--output", f"{folder}/{path}.pt"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
             )
         for worker in workers.values():
             _answer(worker)  # the weights stand
@@ -105,15 +114,14 @@ def run(paths: list[str], batch: int, rounds: int, layers: int) -> dict[str, Any
         if path not in ROUNDED and not table[path]["largest_difference"] <= 1e-4 and runs[path][0]["device"] == "cpu":
             raise SystemExit(f"{path} differs from {paths[0]} by {table[path]['largest_difference']}")
     for path in paths:
-        for base in ("straightforward", "public"):
+        for base in ("straightforward", "public", "public_split"):
             if base in paths:
                 table[path][f"time_over_{base}"] = round(table[path]["seconds"] / table[base]["seconds"], 3)
                 table[path][f"memory_over_{base}"] = round(table[path]["extra_bytes"] / table[base]["extra_bytes"], 3)
     rate = product_rate()
     for path in paths:
-        work_done = (
-            2e-9 * batch * TILES * macs_of_a_tile(layers if path in ("straightforward", "public") else layers - 1)
-        )
+        runs_all = path == "straightforward" or path.startswith("public")
+        work_done = 2e-9 * batch * TILES * macs_of_a_tile(layers if runs_all else layers - 1)
         table[path]["share_of_product_rate"] = round(work_done / table[path]["seconds"] / rate, 3)
     return {
         "command": f"python {' '.join(sys.argv)}",
@@ -197,8 +205,8 @@ def make(path: str, backbone: Any) -> Callable[[Any], Any]:
 
     if path == "straightforward":
         return lambda images: straightforward(backbone, images)
-    if path == "public":
-        return lambda images: public(backbone, images)
+    if path.startswith("public"):
+        return lambda images: public(backbone, images, split_forward=path == "public_split")
     tower = S2VisionModel.wrap(backbone, SCALES, feature_layer=LAYER)
     if path == "bfloat16":
         tower.to(torch.bfloat16)
@@ -230,29 +238,14 @@ def straightforward(backbone: Any, images: Any) -> Any:
     return torch.cat(pooled, dim=1).flatten(2).transpose(1, 2)
 
 
-def public(backbone: Any, images: Any) -> Any:
-    """As the public wrapper and LLaVA's tower do it: the features of a scale leave its call as a view of the wanted
-    hidden state, tiles are cut and put together by concatenation, and every map is resized twice."""
-    import torch
-    import torch.nn.functional as F
+def public(backbone: Any, images: Any, split_forward: bool) -> Any:
+    """The public s2wrapper around LLaVA's CLIP tower."""
+    from s2wrapper import forward
 
-    base = SCALES[0]
-    pictures = [F.interpolate(images.float(), size=(side, side), mode="bicubic").to(images.dtype) for side in SCALES]
-    pictures = [F.interpolate(one.float(), size=one.shape[2:], mode="bicubic").to(one.dtype) for one in pictures]
-    cut = []
-    for picture in pictures:
-        starts = range(0, picture.shape[-1], base)
-        cut.append(torch.cat([picture[:, :, y : y + base, x : x + base] for y in starts for x in starts]))
-    answers = [backbone(tiles, output_hidden_states=True).hidden_states[LAYER][:, 1:] for tiles in cut]
-    maps = []
-    for answer, side in zip(answers, SCALES, strict=True):
-        count, grid = side // base, math.isqrt(answer.shape[1])
-        pieces = answer.transpose(1, 2).reshape(len(answer), -1, grid, grid).split(len(images))
-        lines = [torch.cat(pieces[line * count : (line + 1) * count], dim=3) for line in range(count)]
-        maps.append(torch.cat(lines, dim=2))
-    maps = [F.interpolate(one.float(), size=one.shape[2:], mode="area").to(one.dtype) for one in maps]
-    pooled = [F.interpolate(one.float(), size=maps[0].shape[2:], mode="area").to(one.dtype) for one in maps]
-    return torch.cat(pooled, dim=1).flatten(2).transpose(1, 2)
+    def features(tiles: Any) -> Any:
+        return backbone(tiles, output_hidden_states=True).hidden_states[LAYER][:, 1:]
+
+    return forward(features, images, img_sizes=SCALES, max_split_size=SCALES[0], split_forward=split_forward)
 
 
 def macs_of_a_tile(layers: int) -> float:

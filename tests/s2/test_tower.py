@@ -364,7 +364,7 @@ def test_an_empty_batch() -> None:
         assert tower(torch.empty(0, 3, side, side)).last_hidden_state.shape == (0, 16, 32)
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip", "dinov2", "convnext"])
+@pytest.mark.parametrize("family", ["clip", "siglip"])
 def test_it_is_exported_with_a_batch_of_any_size(family: str) -> None:
     base = FAMILIES[family][0].image_size
     tower = S2VisionModel.wrap(build(family), [base, 2 * base]).requires_grad_(False)
@@ -426,7 +426,7 @@ def test_device_placement(tmp_path: Path) -> None:
     assert out.shape == (2, 16, 32)
 
 
-@pytest.mark.parametrize("options", [{}, {"split": False}, {"max_tiles_per_call": 4}])
+@pytest.mark.parametrize("options", [{}, {"split": False}])
 def test_compiles_without_a_graph_break(options: dict) -> None:
     tower = S2VisionModel(S2VisionConfig(backbone_config=tiny_clip(), scales=[24, 48], **options)).eval()
     tower.requires_grad_(False)

@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from llava_s2.errors import InputError
+from llava_s2.model.assemble import load_image_processor
+from llava_s2.model.embedded import resolve_vision_tower
 from llava_s2.s2 import S2VisionModel
 from llava_s2.s2.backbones import model_class
 from llava_s2.towers.load_tower import load_image_statistics, load_vision_backbone, load_vision_config, tower_config
@@ -98,6 +101,14 @@ def test_a_tower_of_images_of_any_size_says_which_name_works(tmp_path: Path) -> 
     AutoConfig.for_model("qwen2_5_vl").save_pretrained(tmp_path)
     with pytest.raises(InputError, match="siglip2-so400m-patch14-384"):
         tower_config(tmp_path, [336, 672])
+
+
+@pytest.mark.parametrize(("ratio", "side"), [("pad", 336), ("keep", 448), ("dynamic", 448)])
+def test_prepared_images_are_of_the_size_that_the_tower_takes(ratio: str, side: int) -> None:
+    process = load_image_processor("embedded", [112, 224, 336], ratio)
+    pixels = process(Image.new("RGB", (30, 90)), return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, side, side)
+    assert tower_config(resolve_vision_tower("embedded"), [112, 224, 336], -1, ratio).image_size == side
 
 
 def test_weights_without_the_tower_are_refused(tmp_path: Path) -> None:
