@@ -28,6 +28,22 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     scenes.add_argument("--first-seed", type=int, default=0, help="seed of the first picture (default: %(default)s)")
     scenes.set_defaults(run=_scenes)
 
+    things = actions.add_parser("things", help="draw small named things on photographs, and questions about them")
+    things.add_argument("kind", choices=("captions", "instructions", "vstar"))
+    things.add_argument("folder", type=Path, help="new folder: LLaVA JSON and images, or a V* folder")
+    things.add_argument("--images", type=positive, default=200, help="for vstar: of each kind (default: %(default)s)")
+    things.add_argument(
+        "--side",
+        type=int,
+        nargs=2,
+        default=(1000, 4000),
+        metavar=("MIN", "MAX"),
+        help="longer side of an image in pixels (default: 1000 4000)",
+    )
+    things.add_argument("--things", type=int, nargs=2, default=(3, 6), metavar=("MIN", "MAX"), help="default: 3 6")
+    things.add_argument("--first-seed", type=int, default=0, help="seed of the first image (default: %(default)s)")
+    things.set_defaults(run=_things)
+
     check = actions.add_parser(
         "check",
         help="look at every record and image of a training file",
@@ -73,6 +89,22 @@ def _scenes(args: argparse.Namespace) -> None:
     else:
         write = write_captions if args.kind == "captions" else write_instructions
         write(args.folder, args.pictures, config=config, first_seed=args.first_seed)
+    print(args.folder)
+
+
+def _things(args: argparse.Namespace) -> None:
+    from llava_s2.synthetic.scene_files import write_captions, write_instructions, write_vstar
+    from llava_s2.synthetic.scenes import SceneConfig
+
+    try:
+        config = SceneConfig(side=tuple(args.side), things=tuple(args.things))
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if args.kind == "vstar":
+        write_vstar(args.folder, args.images, args.images, config=config, first_seed=args.first_seed)
+    else:
+        write = write_captions if args.kind == "captions" else write_instructions
+        write(args.folder, args.images, config=config, first_seed=args.first_seed)
     print(args.folder)
 
 
