@@ -13,7 +13,7 @@ BELOW = {
     "model": {"formats", "towers", "s2"},
     "formats": {"model", "towers", "s2"},
     "synthetic": set(),
-    "data": {"model", "formats", "towers", "s2"},
+    "data": {"synthetic", "model", "formats", "towers", "s2"},
     "train": {"data", "model", "formats", "towers", "s2"},
     "eval": {"data", "model", "formats", "towers", "s2"},
     "serve": {"data", "model", "formats", "towers", "s2"},
