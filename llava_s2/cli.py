@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from llava_s2 import __version__
 from llava_s2.errors import InputError
 from llava_s2.threads import choose_threads
+from llava_s2.train.llava_flags import with_stage
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,7 +49,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns the exit status: 0, or 2 for input that is wrong."""
-    args, rest = build_parser().parse_known_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["train"]:
+        words[1:] = with_stage(words[1:])
+    args, rest = build_parser().parse_known_args(words)
     if rest and not getattr(args, "takes_more_flags", False):
         build_parser().error(f"unrecognized arguments: {' '.join(rest)}")
     args.more_flags = rest

@@ -1,10 +1,11 @@
 """What is worked out once about large data files, kept in the user's cache folder."""
 
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
+
+from llava_s2.files import atomic_write
 
 
 def cached(kind: str, sources: Sequence[Path], build: Callable[[Path], None]) -> Path:
@@ -19,8 +20,6 @@ def cached(kind: str, sources: Sequence[Path], build: Callable[[Path], None]) ->
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "llava-s2"
     place = folder / f"{kind}-{key.hexdigest()}"
     if not place.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as aside:
-            build(Path(aside) / "built")
-            (Path(aside) / "built").replace(place)
+        with atomic_write(place) as partial:
+            build(partial)
     return place

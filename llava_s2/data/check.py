@@ -20,6 +20,7 @@ from llava_s2.data.training_records import repeated
 from llava_s2.data.validate_record import validate_record
 from llava_s2.data.validation_error import KINDS, ValidationError
 from llava_s2.errors import InputError
+from llava_s2.files import atomic_write
 from llava_s2.model.labels import IGNORE_INDEX
 from llava_s2.model.templates import find_template
 
@@ -199,9 +200,7 @@ def write_clean(check: Check, path: str | Path, out: Path) -> int:
     good = [index for index in range(check.records) if index not in check.bad]
     if not good:
         raise InputError(f"{path}: no record is without fault, so --fix writes nothing")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.part")
-    with aside.open("wb") as file:
+    with atomic_write(out) as partial, partial.open("wb") as file:
         for number, index in enumerate(good):
             record = reader.raw(index)
             if reader.is_array:
@@ -209,7 +208,6 @@ def write_clean(check: Check, path: str | Path, out: Path) -> int:
             else:  # a record may stand on several lines there
                 file.write(json.dumps(json.loads(record), ensure_ascii=False).encode() + b"\n")
         file.write(b"\n]\n" if reader.is_array else b"")
-    aside.replace(out)
     return len(good)
 
 
@@ -284,6 +282,5 @@ def plot_lengths(check: Check, max_length: int, file: Path) -> None:
     axes.stairs(counts, edges, fill=True)
     axes.axvline(max_length, color="black", linestyle="--", linewidth=1, label=f"maximum length {max_length}")
     axes.legend()
-    aside = file.with_name(f".{file.name}")
-    figure.savefig(aside, format="png", dpi=120)
-    aside.replace(file)
+    with atomic_write(file) as partial:
+        figure.savefig(partial, format="png", dpi=120)

@@ -7,9 +7,12 @@ from pathlib import Path
 
 from llava_s2.data.validation_error import KINDS
 from llava_s2.errors import InputError
+from llava_s2.files import atomic_write
 from llava_s2.model.arguments import positive
 from llava_s2.model.embedded import NAME
 from llava_s2.model.templates import TEMPLATE_HELP
+
+SHAPES = ("llava", "messages", "sharegpt", "datasets")
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
@@ -70,6 +73,27 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     check.add_argument("--fix", type=Path, metavar="OUT", help="write the records without fault there")
     check.add_argument("--workers", type=int, metavar="N", help="processes that open images (default: one a core)")
     check.set_defaults(run=_check)
+
+    convert = actions.add_parser(
+        "convert",
+        help="rewrite a training file in another shape",
+        description="Between LLaVA's JSON, messages (TRL's, the hub's), ShareGPT's and a datasets folder. In text, "
+        "<image> stands for an image and \\<image> for the word itself.",
+    )
+    convert.add_argument("source", help="as of check, in any of these shapes")
+    convert.add_argument("target", type=Path, help="new file (.json: one array, .jsonl: a record a line) or folder")
+    convert.add_argument("--to", choices=SHAPES, help="default: llava; of a target without an ending datasets")
+    convert.add_argument("--images", metavar="DIR", help="folder or tar files that the records' images are in")
+    convert.set_defaults(run=_convert)
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from llava_s2.data.convert_records import convert_records
+
+    shape = args.to or ("llava" if args.target.suffix else "datasets")
+    if args.target.exists() and args.target.resolve() == Path(args.source).resolve():
+        raise InputError(f"{args.target}: is the file to convert; name another one")
+    print(f"{args.target}: {convert_records(args.source, args.target, shape, args.images):,} records, {shape}")
 
 
 def _scenes(args: argparse.Namespace) -> None:
@@ -139,10 +163,8 @@ def _check(args: argparse.Namespace) -> int:
     if processor is not None:
         print(f"counted with the tokens of {args.model}, template {template}; --model names another one")
     if args.output is not None:
-        args.output.mkdir(parents=True, exist_ok=True)
-        aside = args.output / ".report.json"
-        aside.write_text(json.dumps(found, indent=1, ensure_ascii=False, default=str), "utf-8", errors="replace")
-        aside.replace(args.output / "report.json")
+        with atomic_write(args.output / "report.json") as partial:
+            partial.write_text(json.dumps(found, indent=1, ensure_ascii=False, default=str), "utf-8", errors="replace")
         if processor is not None:
             plot_lengths(check, args.max_length, args.output / "lengths.png")
         print(f"{args.output}: report.json" + ("" if processor is None else " and lengths.png"))

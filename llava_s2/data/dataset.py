@@ -65,24 +65,32 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
             except ValidationError as fault:
                 raise InputError(f"{self.records.where(index)}: {fault}") from None
 
-    def too_long(self) -> str | None:
-        """Says how many records lose their end, or None. Of more than 1,000 that may be, 1,000 are tokenized."""
+    def too_long(self, limit: int | None = None, name: str = "--model_max_length") -> str | None:
+        """Says how many records are longer than a limit, or None. Of more than 1,000 that may be, 1,000 are tokenized.
+
+        Args:
+            limit: in tokens; by default the length that examples are cut to.
+            name: the limit's, for the message.
+        """
+        cut = limit is None
+        limit = self.max_length if limit is None else limit
         checked, run = self._checked, num_image_tokens(self.processor)
-        doubtful = np.flatnonzero(checked.bytes + checked.images * run > self.max_length - self._frame)
-        looked_at = doubtful[np.linspace(0, len(doubtful) - 1, min(len(doubtful), 1000)).astype(int)].tolist()
+        doubtful = np.flatnonzero(checked.bytes + checked.images * run > limit - self._frame)
+        sampled = doubtful[np.linspace(0, len(doubtful) - 1, min(len(doubtful), 1000)).astype(int)].tolist()
         long = []
-        for index in tqdm(looked_at, desc="counting long records", delay=2):
+        for index in tqdm(sampled, desc="counting long records", delay=2):
             length = len(self._tokens(self.records[index])["input_ids"])
-            if length > self.max_length:
+            if length > limit:
                 long.append((index, length))
         if not long:
             return None
         index, length = long[0]
-        count = round(len(long) / len(looked_at) * len(doubtful))
-        about = "" if len(doubtful) == len(looked_at) else "about "
+        count = round(len(long) / len(sampled) * len(doubtful))
+        about = "" if len(doubtful) == len(sampled) else "about "
+        lost = ", which it loses at its end" if cut else ""
         return (
-            f"{self.records.where(index)}: {length} tokens, {length - self.max_length} more than --model_max_length, "
-            f"which it loses at its end; so do {about}{count:,} of {len(self.records):,} records"
+            f"{self.records.where(index)}: {length} tokens, {length - limit} more than {name}{lost}; so do "
+            f"{about}{count:,} of {len(self.records):,} records"
         )
 
     def __len__(self) -> int:

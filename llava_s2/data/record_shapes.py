@@ -36,18 +36,13 @@ _PAIRS = (
     ("instruction", "output"),
 )
 _SYSTEM = ("system", "system_prompt")
-_IMAGES = ("image", "images")
+IMAGE_KEYS = ("image", "images")
+TURN_KEYS = (*_TURN_LISTS, "texts", "caption", *(first for first, _ in _PAIRS))
+"""A record has one of these at least."""
+TEXT_KEYS = tuple(dict.fromkeys((*TURN_KEYS, *(second for _, second in _PAIRS), "history", "input", *_SYSTEM)))
+"""All the keys that are read beside the images'."""
 _IN_PART = ("image", "image_url", "url", "path", "base64", "bytes")
-_READ = {
-    *_TURN_LISTS,
-    *_SYSTEM,
-    *_IMAGES,
-    "texts",
-    "history",
-    "caption",
-    "input",
-    *(key for pair in _PAIRS for key in pair),
-}
+_READ = {*IMAGE_KEYS, *TEXT_KEYS}
 _UNREAD_KINDS = re.compile(r"video|audio|sound|speech|clip|frames", re.IGNORECASE)
 _MEDIA_NAME = re.compile(r"ima?ge?s?|pic|photo|screenshot|pixel|media|visual|file", re.IGNORECASE)
 _MEDIA_FILE = re.compile(
@@ -72,9 +67,7 @@ class Turn:
 
 def is_record(value: Any) -> bool:
     """Whether a JSON value is an object with something that turns are read from."""
-    return isinstance(value, dict) and any(
-        value.get(key) is not None for key in (*_TURN_LISTS, "texts", "caption", *(first for first, _ in _PAIRS))
-    )
+    return isinstance(value, dict) and any(value.get(key) is not None for key in TURN_KEYS)
 
 
 def read_turns(record: dict[str, Any]) -> list[Turn]:
@@ -256,7 +249,7 @@ def _part_image(part: dict[str, Any]) -> str | Embedded:
 
 
 def _record_images(record: dict[str, Any]) -> list[str | Embedded]:
-    found = [key for key in _IMAGES if record.get(key) not in (None, "", [])]
+    found = [key for key in IMAGE_KEYS if record.get(key) not in (None, "", [])]
     if not found:
         return []
     both = [_listed(record[key], key) for key in found]

@@ -73,6 +73,7 @@ class ShardRecords(Sequence[dict[str, Any]]):
         images = [_embedded(shard, *map(int, place)) for place in self._images[first:end]]
         if images:
             record["image"] = images
+            record.pop("images", None)
         return record
 
     def where(self, index: int) -> str:

@@ -1,9 +1,9 @@
 """Records in the columns of Arrow and Parquet files, as ``datasets`` writes them.
 
-Columns are LLaVA's: ``id``, ``image``, ``conversations``; others are not read. An image is a path, bytes, or the
-``{"bytes", "path"}`` of ``datasets``, one or a list. Arrow files are mapped into memory and let go of now and then,
-so a process holds little of them. Of Parquet files everything but images' bytes is copied once to an Arrow file in the
-cache folder; bytes are read with their row group.
+Columns are ``id`` and the keys of records (`llava_s2.data.record_shapes`); others are not read. An image is a path,
+bytes, or the ``{"bytes", "path"}`` of ``datasets``, one or a list. Arrow files are mapped into memory and let go of now
+and then, so a process holds little of them. Of Parquet files everything but images' bytes is copied once to an Arrow
+file in the cache folder; bytes are read with their row group.
 """
 
 import json
@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from llava_s2.data.cache import cached
 from llava_s2.data.image_decoding import Embedded
+from llava_s2.data.record_shapes import IMAGE_KEYS, TEXT_KEYS, TURN_KEYS
 from llava_s2.data.validation_error import ValidationError
 from llava_s2.errors import InputError
 
-_COLUMNS = ("id", "image", "conversations")
+_COLUMNS = ("id", *IMAGE_KEYS, *TEXT_KEYS)
 _READ_BEFORE_RELEASE = 500  # records, after which a process lets go of what it has mapped
 _LARGEST_ROW_GROUP = 256 << 20  # bytes of images
 
@@ -76,13 +77,14 @@ class TableRecords(Sequence[dict[str, Any]]):
         row = index - (int(self._ends[number - 1]) if number else 0)
         table = self._open()[number]
         self._since_release += 1
-        record = {name: table[name][row].as_py() for name in _COLUMNS if name != "image" and name in table.column_names}
-        record["conversations"] = _turns(record["conversations"])
-        if "image" in table.column_names:
-            bytes_of = _group_reader(self.files[number], row) if self._parquet else None
-            image = _image(table["image"][row], f"{self.files[number]}, row {row + 1}, image", bytes_of)
+        record = {name: table[name][row].as_py() for name in ("id", *TEXT_KEYS) if name in table.column_names}
+        for column in IMAGE_KEYS:
+            if column not in table.column_names:
+                continue
+            bytes_of = _group_reader(self.files[number], row, column) if self._parquet else None
+            image = _image(table[column][row], f"{self.files[number]}, row {row + 1}, {column}", bytes_of)
             if image is not None:
-                record["image"] = image
+                record[column] = image
         return record
 
     def where(self, index: int) -> str:
@@ -100,16 +102,22 @@ class TableRecords(Sequence[dict[str, Any]]):
                 with path.open("rb") as file:
                     self._maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
                 table = pa.ipc.open_stream(pa.py_buffer(self._maps[-1])).read_all()
-                if "conversations" not in table.column_names:
-                    raise InputError(
-                        f"{self.path}: has no column conversations, but {', '.join(table.column_names)}; rename it"
-                    )
+                _check_columns(self.path, table.schema)
                 self._tables.append(table.select([name for name in _COLUMNS if name in table.column_names]))
         if self._since_release >= _READ_BEFORE_RELEASE and hasattr(mmap, "MADV_DONTNEED"):
             self._since_release = 0
             for mapped in self._maps:
                 mapped.madvise(mmap.MADV_DONTNEED)
         return self._tables
+
+
+def _check_columns(path: Path, schema: Any) -> None:
+    """Raises InputError where no column holds turns, or where images are in one that is not read."""
+    if not set(TURN_KEYS) & set(schema.names):
+        raise InputError(f"{path}: has no column conversations, but {', '.join(schema.names)}; rename it")
+    held = [field.name for field in schema if _holds_bytes(field.type)]
+    if held and not set(IMAGE_KEYS) & set(schema.names):
+        raise InputError(f"{path}: the column {held[0]} holds images and is not read; name it image")
 
 
 def saved_files(folder: Path) -> list[Path]:
@@ -132,7 +140,7 @@ def saved_files(folder: Path) -> list[Path]:
 
 def _arrow_copy(path: Path) -> Path:
     """A Parquet file's columns without images' bytes as an Arrow file; in an image's place its path, "" without one."""
-    return cached("parquet", [path], lambda out: _copy(path, out))
+    return cached("parquet-columns", [path], lambda out: _copy(path, out))
 
 
 def _copy(path: Path, out: Path) -> None:
@@ -140,16 +148,21 @@ def _copy(path: Path, out: Path) -> None:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
+        _check_columns(path, file.schema_arrow)
         columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
         leaves = [file.schema.column(number).path for number in range(len(file.schema))]
-        unread = [leaf for leaf in leaves if leaf.split(".")[0] == "image" and leaf.split(".")[-1] == "bytes"]
-        if unread == [leaf for leaf in leaves if leaf.split(".")[0] == "image"]:
-            unread = []  # without a path beside them, they alone say which records have an image
+        unread = []
+        for column in IMAGE_KEYS:
+            own = [leaf for leaf in leaves if leaf.split(".")[0] == column]
+            held = [leaf for leaf in own if leaf.split(".")[-1] == "bytes"]
+            # Without a path beside them, they alone say which records have an image.
+            unread += held if held != own else []
         chosen = [leaf for leaf in leaves if leaf.split(".")[0] in columns and leaf not in unread]
         for group in range(file.num_row_groups):
             row_group = file.metadata.row_group(group)
             chunks = map(row_group.column, range(row_group.num_columns))
-            size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.startswith("image"))
+            of_images = (chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in IMAGE_KEYS)
+            size = sum(chunk.total_uncompressed_size for chunk in of_images)
             if size > _LARGEST_ROW_GROUP:
                 raise InputError(
                     f"{path}: a row group holds {size >> 20} MB of images, which would be read for each of them; write "
@@ -158,8 +171,9 @@ def _copy(path: Path, out: Path) -> None:
         with tqdm(total=file.metadata.num_rows, desc=f"indexing {path.name}", unit="record", delay=2) as bar:
             writer = None
             for batch in file.iter_batches(2000, columns=chosen):
-                if "image" in batch.schema.names and _holds_bytes(batch.schema.field("image").type):
-                    batch = _without_bytes(batch)
+                for column in IMAGE_KEYS:
+                    if column in batch.schema.names and _holds_bytes(batch.schema.field(column).type):
+                        batch = _without_bytes(batch, column)
                 writer = writer or pa.ipc.new_stream(out, batch.schema)
                 writer.write_batch(batch)
                 bar.update(len(batch))
@@ -178,25 +192,25 @@ def _holds_bytes(kind: Any) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-def _without_bytes(batch: Any) -> Any:
+def _without_bytes(batch: Any, column: str) -> Any:
     """Puts an empty path for every image that a column holds as bytes alone."""
     import pyarrow as pa
 
     def emptied(value: Any) -> Any:
         return None if value is None else [emptied(each) for each in value] if isinstance(value, list) else {"path": ""}
 
-    position = batch.schema.get_field_index("image")
-    values = pa.array(map(emptied, batch.column("image").to_pylist()))
-    return batch.set_column(position, "image", values)
+    position = batch.schema.get_field_index(column)
+    values = pa.array(map(emptied, batch.column(column).to_pylist()))
+    return batch.set_column(position, column, values)
 
 
-def _group_reader(path: Path, row: int) -> Callable[[], Any]:
+def _group_reader(path: Path, row: int, column: str) -> Callable[[], Any]:
     """A function that gives the Parquet row's whole image value."""
 
     def read() -> Any:
         groups = _group_ends(path)
         group = int(np.searchsorted(groups, row, side="right"))
-        return _group_images(path, group)[row - (int(groups[group - 1]) if group else 0)]
+        return _group_images(path, group, column)[row - (int(groups[group - 1]) if group else 0)]
 
     return read
 
@@ -210,23 +224,11 @@ def _group_ends(path: Path) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _group_images(path: Path, group: int) -> Any:
+def _group_images(path: Path, group: int, column: str) -> Any:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        return file.read_row_group(group, columns=["image"]).column("image")
-
-
-def _turns(value: Any) -> Any:
-    """LLaVA's list of turns from how the column holds it: that list, a struct of lists, or its JSON."""
-    if isinstance(value, str):
-        try:
-            return json.loads(value)
-        except ValueError as error:
-            raise ValidationError("malformed", f'"conversations" is text, but no JSON ({error})') from None
-    if isinstance(value, dict) and all(isinstance(texts, list) for texts in value.values()):
-        return [dict(zip(value, texts, strict=True)) for texts in zip(*value.values(), strict=True)]
-    return value
+        return file.read_row_group(group, columns=[column]).column(column)
 
 
 def _image(scalar: Any, name: str, whole: Callable[[], Any] | None) -> Any:

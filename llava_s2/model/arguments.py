@@ -46,14 +46,13 @@ class ModelSource:
         Raises:
             InputError: see ``load_pretrained`` and ``set_template``.
         """
-        from llava_s2.errors import InputError
         from llava_s2.model.loading import load_pretrained
         from llava_s2.model.processor import set_template
-        from llava_s2.model.templates import TEMPLATES
+        from llava_s2.model.templates import OWN, find_template
         from llava_s2.s2.prepare import pack_frozen
 
-        if self.template is not None and self.template not in TEMPLATES:
-            raise InputError(f"template {self.template!r} is not known; use one of {', '.join(TEMPLATES)}")
+        if self.template not in (None, OWN):  # before any weight is loaded
+            find_template(self.template)
         model, processor = load_pretrained(
             self.model,
             self.base,

@@ -1,4 +1,7 @@
-"""``torchrun … -m llava_s2.train finetune …``: the same program as ``llava-s2 train finetune …``."""
+"""``torchrun … -m llava_s2.train finetune …``: the same program as ``llava-s2 train finetune …``.
+
+So is ``deepspeed --module llava_s2.train …`` with the flags of one of LLaVA's scripts behind it.
+"""
 
 import sys
 

@@ -14,11 +14,22 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from llava_s2.errors import InputError
+from llava_s2.model.templates import TEMPLATE_HELP
+from llava_s2.train.llava_flags import (
+    ACCEPTED,
+    DEFAULTS,
+    RENAMED,
+    STAGES,
+    TRAINER_DEFAULTS,
+    check_accepted,
+    differences,
+    flag_names,
+    is_llava_script,
+    refuse,
+)
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
-
-STAGES = ("pretrain", "finetune")
 
 # LLaVA-1.5's published recipe where transformers' defaults differ; all of them TrainingArguments flags.
 RECIPE: dict[str, dict[str, str]] = {
@@ -33,29 +44,8 @@ RECIPE: dict[str, dict[str, str]] = {
     for stage, learning_rate in zip(STAGES, ("1e-3", "2e-4"), strict=True)
 }
 
-# What LLaVA's scripts call a flag, and what it is called here or in transformers 5.
-_RENAMED = {
-    "version": "template",
-    "warmup_ratio": "warmup_steps",
-    "evaluation_strategy": "eval_strategy",
-    "gradient_checkpointing": "activation_checkpointing",
-    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
-}
-_LLAVA_TEMPLATES = {"v1": "vicuna_v1", "llava_llama_2": "llama_2"}
-
 # Flags of one value or several, separated by spaces.
 _SEVERAL = ("data_path", "data_weights", "image_folder", "eval_data_path", "eval_image_folder")
-
-# Flags of LLaVA's scripts that choose what is the only choice here.
-_FIXED = {
-    "mm_projector_type": "mlp2x_gelu",
-    "mm_use_im_start_end": "False",
-    "mm_use_im_patch_token": "False",
-    "lazy_preprocess": "True",
-    "s2": "True",
-    "double_quant": "True",
-    "quant_type": "nf4",
-}
 
 
 def _flag(help: str, default: Any = None) -> Any:
@@ -87,7 +77,7 @@ class RecipeArguments:
         "vision tower, a folder or hub id, open_clip:ARCH/WEIGHTS, timm:ARCH[/FILE], mae:FILE (a LLaVA brings its own)"
     )
     s2_scales: str | None = _flag(
-        "image sides in pixels, the tower's own first: 336,672,1008 (widens a single-scale LLaVA)"
+        "image sides in pixels, the tower's own first: 336,672,1008 (widens a single-scale LLaVA; default: its own)"
     )
     mm_vision_select_layer: int | None = _flag(
         "hidden state of the tower that is read (default: -2 of a plain ViT, else the last stage)"
@@ -96,7 +86,7 @@ class RecipeArguments:
     gguf_file: str | None = _flag("the language model's GGUF file in its folder")
     base: str | None = _flag("what lies under the adapter to go on from, if not what it names")
     pretrain_mm_mlp_adapter: str | None = _flag("projector to start with: pretrain's output, or LLaVA's .bin file")
-    template: str | None = _flag("conversation template (default: plain for pretrain, else the LLaVA's or vicuna_v1)")
+    template: str | None = _flag(f"{TEMPLATE_HELP} (default: plain for pretrain, else the LLaVA's or vicuna_v1)")
     image_aspect_ratio: str | None = _flag(
         "how an image becomes a square: pad (default), square, resize; or keep or dynamic (not at all)"
     )
@@ -154,8 +144,6 @@ class RecipeArguments:
             raise InputError(f"--bits {self.bits}: must be 4, 8 or 16")
         if (self.eval_task is None) != (self.eval_data is None):
             raise InputError("--eval_task and --eval_data belong together: a benchmark and its folder")
-        if self.template is not None:
-            self.template = _LLAVA_TEMPLATES.get(self.template, self.template)
         if self.widen_from is not None:
             if self.model_name_or_path not in ("", self.widen_from):
                 raise InputError("--widen_from names the model to start from, so leave --model_name_or_path out")
@@ -215,58 +203,125 @@ def parse_flags(stage: str, flags: Sequence[str]) -> "tuple[RecipeArguments, Tra
         def error(self, message: str) -> Any:
             raise InputError(f"{message}; see llava-s2 train {stage} --help")
 
-    flags = list(flags)
-    if flags and not flags[0].startswith("-"):
-        flags = [*_yaml_flags(Path(flags[0])), *flags[1:]]
-    flags = _bare_fsdp(flags)
-    if not any(flag.startswith(("--output_dir", "--output-dir")) for flag in flags):
-        raise InputError("--output_dir is missing: the folder that the result goes to")  # Trainer would invent one
-    if any(flag.partition("=")[0] == "--deepspeed" for flag in flags) and find_spec("deepspeed") is None:
-        raise InputError("--deepspeed: deepspeed is not installed: pip install 'llava-s2[train]'")
-    if any(flag.partition("=")[0] == "--use_liger_kernel" for flag in flags) and find_spec("liger_kernel") is None:
-        raise InputError("--use_liger_kernel: liger-kernel is not installed: pip install liger-kernel")
-    defaults = [text for name, value in RECIPE[stage].items() for text in (f"--{name}", value)]
-    defaults += ["--report_to", "tensorboard" if find_spec("tensorboard") else "none"]
-    given = {flag.removeprefix("--").partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")}
-    if given & {"eval_data_path", "eval_split"} and not given & {"eval_strategy", "evaluation_strategy"}:
-        defaults += _evaluate_when_saving(flags)
+    flags = _bare_fsdp(_group_by_length(expand_yaml(flags)))
+    given = flag_names(flags)
+    problems = []
+    if "output_dir" not in given:
+        problems.append("--output_dir is missing: the folder that the result goes to")  # Trainer would invent one
+    if "deepspeed" in given and find_spec("deepspeed") is None:
+        problems.append("--deepspeed: deepspeed is not installed: pip install 'llava-s2[train]'")
+    if "use_liger_kernel" in given and find_spec("liger_kernel") is None:
+        problems.append("--use_liger_kernel: liger-kernel is not installed: pip install liger-kernel")
+    refuse(problems)
+    defaults = DEFAULTS | TRAINER_DEFAULTS if is_llava_script(flags) else RECIPE[stage]
+    start = [text for name, value in defaults.items() for text in (f"--{name}", value)]
+    start += ["--report_to", "tensorboard" if find_spec("tensorboard") else "none"]
+    if given & {"eval_data_path", "eval_split"} and "eval_strategy" not in given:
+        start += _evaluate_when_saving(flags)
     both: list[Any] = [RecipeArguments, TrainingArguments]
     parser = Parser(both, allow_abbrev=False)
-    for name, value in _FIXED.items():
-        parser.add_argument(f"--{name}", default=value)
+    for name in ACCEPTED:
+        parser.add_argument(f"--{name}", nargs="?", const="True")
+    refuse(_without_gpu(flags))
     try:
         recipe, training, others, unknown = parser.parse_args_into_dataclasses(
-            [*defaults, *map(_rename, flags)], return_remaining_strings=True, look_for_args_file=False
+            [*start, *map(_rename, flags)], return_remaining_strings=True, look_for_args_file=False
         )
     except (ValueError, ImportError, TypeError) as error:
         raise error if isinstance(error, InputError) else InputError(" ".join(str(error).split())) from None
     if unknown:
         raise InputError(f"no such flag: {unknown[0]}; see llava-s2 train {stage} --help")
-    for name, value in _FIXED.items():
-        if str(getattr(others, name)).lower() != value.lower():
-            raise InputError(f"--{name} {getattr(others, name)}: only {value} is supported")
+    problems = check_accepted({name: value for name, value in vars(others).items() if value is not None})
+    if is_llava_script(flags) and "mm_projector_type" not in given:
+        problems.append("--mm_projector_type is left out, which is linear in LLaVA; say mlp2x_gelu, the only one here")
+    if training.eval_strategy != "no" and not recipe.evaluates:
+        problems.append(
+            f"--eval_strategy {training.eval_strategy.value}: there is nothing to evaluate on; leave it out, or name "
+            "--eval_data_path or --eval_split"
+        )
     if training.fsdp and training.parallel_mode is not ParallelMode.DISTRIBUTED:
-        raise InputError("--fsdp shards a model over processes: start it with torchrun … -m llava_s2.train")
+        problems.append("--fsdp shards a model over processes: start it with torchrun … -m llava_s2.train")
     if training.n_gpu > 1 and not recipe.dry_run:  # Trainer would cut a batch's images up as if one belonged to a row
-        raise InputError(
+        problems.append(
             f"this machine has {training.n_gpu} GPUs: start torchrun --nproc_per_node {training.n_gpu} -m "
             f"llava_s2.train {stage} …, or show it one with CUDA_VISIBLE_DEVICES=0"
         )
     if recipe.attn_implementation == "flash_attention_2" and find_spec("flash_attn") is None:
-        raise InputError("--attn_implementation flash_attention_2: flash-attn is not installed: pip install flash-attn")
-    for reporter in set(training.report_to) - set(get_available_reporting_integrations()):
-        package = "'llava-s2[train]'" if reporter == "tensorboard" else reporter
-        raise InputError(f"--report_to {reporter}: {reporter} is not installed: pip install {package}")
+        problems.append("--attn_implementation flash_attention_2: flash-attn is not installed: pip install flash-attn")
+    for reporter in sorted(set(training.report_to) - set(get_available_reporting_integrations())):
+        package = f"'llava-s2[{'train' if reporter == 'tensorboard' else reporter}]'"
+        package = package if reporter in ("tensorboard", "wandb") else reporter
+        problems.append(f"--report_to {reporter}: {reporter} is not installed: pip install {package}")
+    refuse(problems)
     return recipe, training
+
+
+def left_out(
+    stage: str, flags: Sequence[str], recipe: RecipeArguments, training: "TrainingArguments", lora: bool
+) -> str | None:
+    """The line that says which flags that are left out have another default in LLaVA; None where none has.
+
+    Args:
+        flags: the command line that ``recipe`` and ``training`` were read from.
+        lora: whether LoRA is trained.
+    """
+    ours = {**vars(training), **vars(recipe), "lora_enable": lora}
+    ours["lr_scheduler_type"] = training.lr_scheduler_type.value
+    if recipe.vision_tower is not None:
+        ours["image_aspect_ratio"] = recipe.image_aspect_ratio or "pad"
+        ours["mm_vision_select_layer"] = recipe.mm_vision_select_layer or -2
+    return differences(stage, flag_names(expand_yaml(flags)), ours, lora)
+
+
+def _without_gpu(flags: Sequence[str]) -> list[str]:
+    """What asks for a GPU where there is none, in one problem."""
+    import torch
+
+    if torch.cuda.is_available():
+        return []
+    asked = _values(flags)
+    on = [name for name in ("bf16", "fp16", "tf32") if asked.get(name, "false").lower() in ("true", "1", "yes", "")]
+    if "bf16" in on and asked.get("use_cpu", asked.get("no_cuda", "false")).lower() in ("true", "1", "yes", ""):
+        on.remove("bf16")  # slower than float32 on most CPUs, and it works
+    if not on:
+        return []
+    named = ", ".join(f"--{name} True" for name in on)
+    return [f"{named}: torch sees no GPU here; leave {'them' if len(on) > 1 else 'it'} out to train on the CPU"]
+
+
+def _values(flags: Sequence[str]) -> dict[str, str]:
+    """Flag name -> its value on the command line, "" of one without."""
+    values: dict[str, str] = {}
+    for flag, after in pairwise([*flags, "--"]):
+        if flag.startswith("--"):
+            name, equals, value = flag.removeprefix("--").partition("=")
+            values[name] = value if equals else "" if after.startswith("--") else after
+    return values
 
 
 def _evaluate_when_saving(flags: Sequence[str]) -> list[str]:
     """The flags that have a run evaluate where it saves; transformers' default would be never, or at every log."""
-    words = [word for flag in flags for word in flag.split("=", 1)]
-    named = {word.removeprefix("--"): after for word, after in pairwise(words)}
+    named = _values(flags)
     strategy = named.get("save_strategy", "steps")
     steps = named.get("eval_steps", named.get("save_steps", "500"))
     return ["--eval_strategy", "steps" if strategy in ("no", "best") else strategy, "--eval_steps", steps]
+
+
+def _group_by_length(flags: Sequence[str]) -> list[str]:
+    """LLaVA's ``--group_by_length True`` under the name that transformers 5 has for it."""
+    values = _values(flags)
+    if "group_by_length" not in values:
+        return list(flags)
+    kept, skip = [], False
+    for flag in flags:
+        if flag.partition("=")[0] == "--group_by_length":
+            skip = "=" not in flag and values["group_by_length"] != ""
+        elif skip:
+            skip = False
+        else:
+            kept.append(flag)
+    on = values["group_by_length"].lower() in ("", "true", "1", "yes")
+    return [*kept, *(["--train_sampling_strategy", "group_by_length"] if on else [])]
 
 
 def _bare_fsdp(flags: Sequence[str]) -> list[str]:
@@ -281,7 +336,13 @@ def _bare_fsdp(flags: Sequence[str]) -> list[str]:
 
 def _rename(flag: str) -> str:
     name, equals, value = flag.removeprefix("--").partition("=")
-    return f"--{_RENAMED[name]}{equals}{value}" if flag.startswith("--") and name in _RENAMED else flag
+    return f"--{RENAMED[name]}{equals}{value}" if flag.startswith("--") and name in RENAMED else flag
+
+
+def expand_yaml(flags: Sequence[str]) -> list[str]:
+    """A command line with the flags of the YAML file in the place of its name."""
+    flags = list(flags)
+    return [*_yaml_flags(Path(flags[0])), *flags[1:]] if flags and not flags[0].startswith("-") else flags
 
 
 def _yaml_flags(path: Path) -> list[str]:
@@ -302,5 +363,7 @@ def _yaml_flags(path: Path) -> list[str]:
             continue
         if isinstance(value, list):
             value = ",".join(map(str, value))
+        if value is False and (name.endswith("_strategy") or name == "report_to"):
+            value = "no" if name.endswith("_strategy") else "none"  # YAML takes the word no for a truth value
         flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
     return flags

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration, LlavaProcessor, TrainingArguments, set_seed
+from transformers import AutoConfig, LlavaForConditionalGeneration, LlavaProcessor, TrainingArguments, set_seed
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from transformers.utils import logging
 
@@ -27,16 +27,23 @@ from llava_s2.model.assemble import assemble, split_gguf
 from llava_s2.model.checkpoint import identify, split_parts
 from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
 from llava_s2.model.lengths_only import processor_for_lengths
-from llava_s2.model.loading import load_pretrained, quantization_config, saved_template
+from llava_s2.model.loading import load_pretrained, quantization_config, read_config, saved_template
 from llava_s2.model.processor import aspect_ratio, set_template
-from llava_s2.model.templates import OWN, TEMPLATES, find_template, template_name
+from llava_s2.model.templates import (
+    IMAGE_START_TOKEN,
+    OWN,
+    TEMPLATES,
+    find_template,
+    template_name,
+    with_image_start_end,
+)
 from llava_s2.model.tokenizer import load_tokenizer
 from llava_s2.model.widen import widen
 from llava_s2.s2 import S2VisionConfig
 from llava_s2.s2.prepare import pack_frozen
-from llava_s2.towers.load_tower import tower_config
+from llava_s2.towers.load_tower import load_vision_config, tower_config
 from llava_s2.towers.named_tower import resolved
-from llava_s2.train.arguments import RecipeArguments, parse_flags
+from llava_s2.train.arguments import RecipeArguments, left_out, parse_flags
 from llava_s2.train.callbacks import (
     KeepIntervals,
     ScoreCheckpoints,
@@ -169,12 +176,16 @@ def _check_run(stage: str, flags: Sequence[str]) -> _Run:
     if recipe.vision_tower is None:
         recipe.model_name_or_path = resolve_model(recipe.model_name_or_path)
     components = TrainedParts.of(stage, recipe)
+    if training.process_index == 0 and (told := left_out(stage, flags, recipe, training, components.lora)):
+        print(told, flush=True)
     training.dataloader_pin_memory &= torch.cuda.is_available()
     if training.ddp_find_unused_parameters is None:  # of a tower that learns, the blocks above the layer that is read
         training.ddp_find_unused_parameters = components.tower
     _check_flags(recipe, training, components)
     from_parts = _is_language_model(recipe)
     template = _chat_template(stage, recipe, from_parts)
+    if recipe.template is not None and template != TEMPLATES["plain"]:
+        recipe.template = template
     projector = None if recipe.pretrain_mm_mlp_adapter is None else _read_projector(recipe.pretrain_mm_mlp_adapter)
     vision_config = _check_parts(recipe, projector) if from_parts else None
     check_inputs(
@@ -185,6 +196,12 @@ def _check_run(stage: str, flags: Sequence[str]) -> _Run:
     checked = check_records(
         recipe.data_path, recipe.image_folder, template, weights=recipe.data_weights, seed=seed, skip_bad=skips
     )
+    batch = training.train_batch_size * training.world_size
+    if training.dataloader_drop_last and len(checked.records) < batch:
+        raise InputError(
+            f"--dataloader_drop_last: {len(checked.records)} records are less than a batch of {batch} on all "
+            "processes, so nothing would be left; leave it out or make --per_device_train_batch_size smaller"
+        )
     held_out = None
     if recipe.eval_data_path is not None:
         held_out = check_records(recipe.eval_data_path, recipe.eval_image_folder or recipe.image_folder, template)
@@ -257,7 +274,33 @@ def _dataset_before_weights(run: _Run, bad_samples: BadSamples | None) -> Conver
     dataset = ConversationDataset(run.checked, processor, run.template, run.recipe.model_max_length, bad_samples)
     if run.training.process_index == 0 and (too_long := dataset.too_long()):
         logger.warning(too_long)
+    _check_positions(run, dataset)
     return dataset
+
+
+def _check_positions(run: _Run, dataset: ConversationDataset) -> None:
+    """Tells of examples that are longer than the language model was made for.
+
+    Raises:
+        InputError: there are some, and the language model has no positions beyond its own.
+    """
+    recipe = run.recipe
+    if run.from_parts:
+        llm, gguf_file = split_gguf(resolve_language_model(recipe.model_name_or_path), recipe.gguf_file)
+        config: Any = AutoConfig.from_pretrained(llm, gguf_file=gguf_file)
+    else:
+        config = read_config(recipe.model_name_or_path).text_config
+    limit = getattr(config, "max_position_embeddings", None)
+    if not limit or limit >= recipe.model_max_length:
+        return
+    told = dataset.too_long(limit, "the language model's max_position_embeddings")
+    if told is None:
+        return
+    told += f"; lower --model_max_length from {recipe.model_max_length} to {limit}"
+    rotary = getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None)
+    if not rotary:
+        raise InputError(f"{told}, for it has no positions beyond")
+    run.say(f"warning: {told}, or expect it to be worse there")
 
 
 def _load_model(run: _Run) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
@@ -405,8 +448,10 @@ def _is_language_model(recipe: RecipeArguments) -> bool:
         return False
     if recipe.widen_from is not None:
         raise InputError(f"--widen_from {name}: a language model, not a LLaVA; give it as --model_name_or_path")
-    if recipe.vision_tower is None or recipe.s2_scales is None:
-        raise InputError(f"{name} is a language model: say with --vision_tower and --s2_scales what it sees with")
+    if recipe.vision_tower is None:
+        raise InputError(f"{name} is a language model: say with --vision_tower (and --s2_scales) what it sees with")
+    if recipe.s2_scales is None:  # as in LLaVA, the tower's own
+        recipe.s2_scales = str(load_vision_config(resolve_vision_tower(recipe.vision_tower)).image_size)
     return True
 
 
@@ -417,7 +462,7 @@ def _load(
 
     Its processor has the chat template to be saved. That is never ``plain``, which drops the user's words.
     """
-    template = None if recipe.template == "plain" else recipe.template
+    template = None if recipe.template in ("plain", TEMPLATES["plain"]) else recipe.template
     dtype = "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
     if not parts.is_adapter and not training.deepspeed:
         dtype = "float32"  # the weights that learn; DeepSpeed keeps such a copy itself
@@ -473,7 +518,12 @@ def _quantized(recipe: RecipeArguments, training: TrainingArguments, dtype: str)
 def _chat_template(stage: str, recipe: RecipeArguments, from_parts: bool) -> str:
     """The chat template (Jinja text) to train with: the one named, or what the stage or the LLaVA comes with."""
     if recipe.template not in (None, OWN):
-        return find_template(recipe.template)
+        named = find_template(recipe.template)
+        if named == TEMPLATES["plain"] or from_parts:
+            return named
+        # A LLaVA that puts its images between two markers goes on doing so.
+        marked = IMAGE_START_TOKEN in saved_template(identify(recipe.model_name_or_path))
+        return with_image_start_end(named) if marked else named
     if recipe.template is None and (stage == "pretrain" or from_parts):
         return TEMPLATES["plain" if stage == "pretrain" else "vicuna_v1"]
     if not from_parts:

@@ -3,7 +3,8 @@
 import argparse
 from typing import Any
 
-from llava_s2.train.arguments import STAGES, describe_flags
+from llava_s2.train.arguments import describe_flags
+from llava_s2.train.llava_flags import STAGES
 
 _SUMMARY = {
     "pretrain": "stage 1: train the projector alone on image-caption pairs",

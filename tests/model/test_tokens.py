@@ -8,7 +8,8 @@ import shutil
 import pytest
 from llava_reference import VICUNA
 from sentencepiece import SentencePieceProcessor
-from transformers import AutoTokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from llava_s2.model.processor import build_processor
 from llava_s2.model.templates import TEMPLATES, with_image_start_end
@@ -63,6 +64,56 @@ def test_any_text_has_the_original_ids(legacy, tmp_path):
         wanted = original_ids(text, legacy=legacy)
         for one in (tokenizer, again):
             assert ids_with_image_as_minus_200(one, one(text)["input_ids"]) == wanted, text
+
+
+def test_a_llama_tokenizer_that_transformers_5_saved_has_the_original_ids(tmp_path):
+    """``tokenizer.json`` alone, its text's dummy space put by Metaspace at the text's start and nowhere else."""
+    LlamaTokenizer.from_pretrained(VICUNA, legacy=False).save_pretrained(tmp_path)
+    assert not (tmp_path / "tokenizer.model").exists()
+    tokenizer = load_tokenizer(tmp_path)
+    for text in ("A chat. USER: <image>\nWhat? ASSISTANT: A cup.</s>", "<image>Hello<image> there", "Hi"):
+        wanted = original_ids(text, legacy=False)
+        assert ids_with_image_as_minus_200(tokenizer, tokenizer(text)["input_ids"]) == wanted, text
+
+
+def test_added_tokens_are_what_the_tokenizers_files_say(tmp_path):
+    shutil.copytree(VICUNA, tmp_path / "x")
+    settings = tmp_path / "x" / "tokenizer_config.json"
+    known = json.loads(settings.read_text())
+    flags = {"lstrip": False, "rstrip": True, "single_word": False, "normalized": False, "special": False}
+    known["added_tokens_decoder"] = {**known.get("added_tokens_decoder", {}), "32000": {"content": "<bbox>", **flags}}
+    settings.write_text(json.dumps(known))
+    (tmp_path / "x" / "added_tokens.json").write_text(json.dumps({"<bbox>": 32000, "<loc_1>": 32001}))
+    tokenizer = load_tokenizer(tmp_path / "x")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    for one in (tokenizer, AutoTokenizer.from_pretrained(tmp_path / "saved")):
+        ids = one("at <bbox> <loc_1></s>")["input_ids"]
+        assert one.decode(ids, skip_special_tokens=True).split() == ["at", "<bbox>", "<loc_1>"]
+        token = one.added_tokens_decoder[32000]
+        assert {name: getattr(token, name) for name in flags} == flags
+        assert not one.added_tokens_decoder[32001].special
+        assert one.convert_tokens_to_ids("<image>") == 32002
+
+
+@pytest.mark.parametrize("saved_by_transformers", [False, True])
+def test_a_tokenizer_that_appends_its_end_gives_the_beginning_alone(tmp_path, saved_by_transformers):
+    shutil.copytree(VICUNA, tmp_path / "x")
+    settings = tmp_path / "x" / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"add_eos_token": True}))
+    if saved_by_transformers:
+        tokenizer = AutoTokenizer.from_pretrained(VICUNA)
+        backend = tokenizer.backend_tokenizer
+        backend.post_processor = TemplateProcessing(
+            single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+        )
+        PreTrainedTokenizerFast(
+            tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+        ).save_pretrained(tmp_path / "x2")
+    tokenizer = load_tokenizer(tmp_path / ("x2" if saved_by_transformers else "x"))
+    tokenizer.save_pretrained(tmp_path / "saved")
+    for one in (tokenizer, AutoTokenizer.from_pretrained(tmp_path / "saved")):
+        ids = one("Hello")["input_ids"]
+        assert ids[0] == 1 and ids[-1] != 2
 
 
 def test_known_tokens_keep_their_ids(tokenizer):

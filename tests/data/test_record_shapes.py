@@ -1,0 +1,195 @@
+"""Records of every shape that people bring: the same conversation and images, or an error that says what is wrong."""
+
+import base64
+import gzip
+import json
+import unicodedata
+from urllib.parse import quote
+
+import pytest
+from PIL import Image
+
+from llava_s2.data.image_files import ImageFiles
+from llava_s2.data.json_records import Records
+from llava_s2.data.record_shapes import images_of
+from llava_s2.data.training_records import check_records
+from llava_s2.data.validate_record import validate_record
+from llava_s2.errors import InputError
+from llava_s2.model.templates import TEMPLATES
+
+ASK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Red."}]
+MESSAGES = [{"role": "user", "content": "<image>\nWhat?"}, {"role": "assistant", "content": "Red."}]
+PARTS = [
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "Red."}]},
+]
+SYSTEM = {"role": "system", "content": "In French."}
+
+
+def own_image(part):
+    return [{"role": "user", "content": [part, {"type": "text", "text": "What?"}]}, PARTS[1]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("images")
+    Image.new("RGB", (8, 6), (255, 0, 0)).save(place / "a.png")
+    Image.new("RGB", (8, 6), (0, 255, 0)).save(place / "b.png")
+    return place
+
+
+SAME = {
+    "llava": {"image": "a.png", "conversations": ASK},
+    "internvl": {"image": "a.png", "width_list": [8], "height_list": [6], "conversations": ASK},
+    "images": {"images": ["a.png"], "conversations": ASK},
+    "both, the same": {"images": ["a.png"], "image": "a.png", "conversations": ASK},
+    "user and assistant": {
+        "image": "a.png",
+        "conversations": [{"from": "user", "value": "<image>\nWhat?"}, {"from": "assistant", "value": "Red."}],
+    },
+    "role and content": {"image": "a.png", "conversations": MESSAGES},
+    "messages": {"images": ["a.png"], "messages": MESSAGES},
+    "messages without a mark": {"images": ["a.png"], "messages": [MESSAGES[0] | {"content": "What?"}, MESSAGES[1]]},
+    "parts": {"images": [{"path": "a.png", "bytes": None}], "messages": PARTS},
+    "parts of a table": {
+        "images": ["a.png"],
+        "messages": [
+            {"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "What?"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "Red."}]},
+        ],
+    },
+    "a part with its image": {"messages": own_image({"type": "image", "image": "a.png"})},
+    "a part with a path": {"messages": own_image({"type": "image", "path": "a.png"})},
+    "image_url": {"messages": own_image({"type": "image_url", "image_url": {"url": "a.png"}})},
+    "query": {"query": "<image>What?", "response": "Red.", "images": ["a.png"]},
+    "prompt and completion": {"prompt": [PARTS[0]], "completion": [PARTS[1]], "images": ["a.png"]},
+    "prompt as text": {"prompt": "What?", "completion": "Red.", "image": "a.png"},
+    "question": {"question": "What?", "answer": "Red.", "image": "a.png"},
+    "alpaca": {"instruction": "What?", "input": "", "output": "Red.", "images": ["a.png"]},
+    "finevision": {"images": ["a.png"], "texts": [{"user": "What?", "assistant": "Red.", "source": "x"}]},
+    "qwen-vl": {
+        "conversations": [{"from": "user", "value": "<img>a.png</img>\nWhat?"}, {"from": "assistant", "value": "Red."}]
+    },
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_known_shapes_are_the_same_conversation(folder, name):
+    found = validate_record(SAME[name], TEMPLATES["vicuna_v1"], ImageFiles(folder), decode=True)
+    assert [str(fault) for fault in found.faults] == []
+    assert found.messages == [{"role": "user", "content": "<image>\nWhat?"}, {"role": "assistant", "content": "Red."}]
+    assert ImageFiles(folder).open(found.images[0]).getpixel((0, 0)) == (255, 0, 0)
+    assert len(found.images) == 1
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"system": "In French.", "conversations": ASK},
+        {"conversations": [{"from": "system", "value": "In French."}, *ASK]},
+        {"messages": [SYSTEM, *MESSAGES]},
+        {"messages": [SYSTEM, *PARTS]},
+        {"query": "<image>What?", "response": "Red.", "system": "In French."},
+    ],
+)
+def test_a_system_message_is_kept(folder, record):
+    found = validate_record({"images": ["a.png"]} | record, TEMPLATES["vicuna_v1"], ImageFiles(folder))
+    assert found.error is None
+    assert [message["role"] for message in found.messages] == ["system", "user", "assistant"]
+    assert found.messages[0]["content"] == "In French."
+
+
+def test_history_images_by_index_and_images_inside_a_record(folder):
+    record = {"query": "And?", "response": "No.", "history": [["One?", "Yes."]]}
+    found = validate_record(record, TEMPLATES["vicuna_v1"], ImageFiles(folder))
+    assert [message["content"] for message in found.messages] == ["One?", "Yes.", "And?", "No."]
+    parts = [{"type": "image", "index": 1}, {"type": "image", "index": 0}, {"type": "text", "text": "Which?"}]
+    record = {"images": ["a.png", "b.png"], "messages": [{"role": "user", "content": parts}, PARTS[1]]}
+    assert images_of(record) == ["b.png", "a.png"]
+    data = (folder / "b.png").read_bytes()
+    url = "data:image/png;base64," + base64.b64encode(data).decode()
+    for image in (url, {"bytes": data, "path": None}):
+        (held,) = images_of({"image": image, "conversations": ASK})
+        assert ImageFiles(folder).open(held).getpixel((0, 0)) == (0, 255, 0)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"images": ["a.png"], "conversations": [{"from": "human", "value": "What?"}, ASK[1]]}, '0 <image>.*"images"'),
+        ({"image_path": "a.png", "conversations": [{"from": "human", "value": "What?"}, ASK[1]]}, '"image_path": not'),
+        ({"pictures": ["a.png"], "messages": MESSAGES}, '"pictures": not read, and it looks like images'),
+        ({"video": "a.mp4", "conversations": ASK}, '"video": videos and sounds are not trained on'),
+        ({"messages": own_image({"type": "video", "video": "a.mp4"})}, "parts are text and images, not video"),
+        ({"image": "a.png", "images": ["b.png"], "conversations": ASK}, '"image" and "images", which differ'),
+        ({"image": "a.png", "system": "a", "messages": [SYSTEM, *MESSAGES]}, "a system turn; keep one"),
+        ({"image": "a.png", "messages": [*MESSAGES, SYSTEM]}, "turn 2: a system message stands first"),
+        ({"messages": MESSAGES, "conversations": ASK, "image": "a.png"}, 'has "conversations" and "messages"'),
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, "pair of preferences"),
+        ({"text": "words alone"}, r"\"conversations\" must be a list.*keys: 'text'"),
+        ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "</s>"}]}, "nothing to learn"),
+        ({"conversations": [{"from": "human", "value": "q"}, {"from": "observation", "value": "1"}, ASK[1]]}, "tool"),
+        ({"image": "https://x.org/a.png", "conversations": ASK}, "fetch it first"),
+        ({"image": "data:image/png;base64,%%%", "conversations": ASK}, "base64 cannot be read"),
+    ],
+)
+def test_what_is_not_read_is_told(folder, record, message):
+    found = validate_record(record, TEMPLATES["vicuna_v1"], ImageFiles(folder))
+    with pytest.raises(InputError, match=message):
+        raise found.error
+
+
+def test_a_literal_mark_is_a_word_and_no_image(folder):
+    turns = [{"from": "human", "value": "<image>\nWhat is \\<image>?"}, {"from": "gpt", "value": "\\<image> is a tag."}]
+    found = validate_record({"image": "a.png", "conversations": turns}, TEMPLATES["vicuna_v1"], ImageFiles(folder))
+    assert found.error is None
+    assert [message["content"] for message in found.messages] == [
+        "<image>\nWhat is < image>?",
+        "< image> is a tag.",
+    ]
+
+
+LAYOUTS = {
+    "wrapped": lambda rows: json.dumps({"info": {"version": 1}, "data": rows, "licence": "none"}),
+    "by id": lambda rows: json.dumps({str(n): row for n, row in enumerate(rows)}, indent=1),
+    "lines": lambda rows: "\n".join(map(json.dumps, rows)),
+    "one line": lambda rows: json.dumps(rows[0]),
+    "array": json.dumps,
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_of_a_file(tmp_path, monkeypatch, layout, packed):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rows = [{"id": n, "images": ["a.png"], "conversations": ASK} for n in range(5)]
+    text = LAYOUTS[layout](rows).encode()
+    path = tmp_path / ("data.json.gz" if packed else "data.json")
+    path.write_bytes(gzip.compress(text) if packed else text)
+    records = Records(path)
+    assert [records[n] for n in range(len(records))] == (rows[:1] if layout == "one line" else rows)
+    assert records.where(0).startswith(f"{path}: record 0 (id 0, line ")
+
+
+def test_a_packed_file_that_is_cut_off(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}' * 50)[:-9])
+    with pytest.raises(InputError, match=r"a\.jsonl\.gz: cannot be unpacked"):
+        Records(tmp_path / "a.jsonl.gz")
+
+
+def test_names_in_other_forms(tmp_path):
+    Image.new("RGB", (8, 6)).save(tmp_path / unicodedata.normalize("NFD", "café 1.png"))
+    files = ImageFiles(tmp_path)
+    name = unicodedata.normalize("NFC", "café 1.png")
+    for form in (name, quote(name), f"file://{quote(str(tmp_path / name))}"):
+        assert files.open(form).size == (8, 6)
+    with pytest.raises(InputError, match="no such image file"):
+        files.find("cafe 1.png")
+
+
+def test_a_run_says_how_many_records_have_images(folder, tmp_path):
+    rows = [{"images": ["a.png"], "conversations": ASK}] * 3
+    rows += [{"conversations": [{"from": "human", "value": "q"}, ASK[1]]}]
+    (tmp_path / "d.json").write_text(json.dumps(rows))
+    assert check_records(tmp_path / "d.json", folder, "vicuna_v1").describe == "3 records with images, 1 text alone"
