@@ -212,7 +212,11 @@ def parse_flags(stage: str, flags: Sequence[str]) -> "tuple[RecipeArguments, Tra
         problems.append("--deepspeed: deepspeed is not installed: pip install 'llava-s2[train]'")
     if "use_liger_kernel" in given and find_spec("liger_kernel") is None:
         problems.append("--use_liger_kernel: liger-kernel is not installed: pip install liger-kernel")
-    refuse(problems)
+    named = set(_values(flags).get("report_to", "").replace(",", " ").split()) - {"none", "all"}
+    for reporter in sorted(named - set(get_available_reporting_integrations())):
+        package = {"tensorboard": "'llava-s2[train]'", "wandb": "'llava-s2[wandb]'"}.get(reporter, reporter)
+        problems.append(f"--report_to {reporter}: {reporter} is not installed: pip install {package}")
+    refuse(problems + _without_gpu(flags))
     defaults = DEFAULTS | TRAINER_DEFAULTS if is_llava_script(flags) else RECIPE[stage]
     start = [text for name, value in defaults.items() for text in (f"--{name}", value)]
     start += ["--report_to", "tensorboard" if find_spec("tensorboard") else "none"]
@@ -222,7 +226,6 @@ def parse_flags(stage: str, flags: Sequence[str]) -> "tuple[RecipeArguments, Tra
     parser = Parser(both, allow_abbrev=False)
     for name in ACCEPTED:
         parser.add_argument(f"--{name}", nargs="?", const="True")
-    refuse(_without_gpu(flags))
     try:
         recipe, training, others, unknown = parser.parse_args_into_dataclasses(
             [*start, *map(_rename, flags)], return_remaining_strings=True, look_for_args_file=False
@@ -232,8 +235,6 @@ def parse_flags(stage: str, flags: Sequence[str]) -> "tuple[RecipeArguments, Tra
     if unknown:
         raise InputError(f"no such flag: {unknown[0]}; see llava-s2 train {stage} --help")
     problems = check_accepted({name: value for name, value in vars(others).items() if value is not None})
-    if is_llava_script(flags) and "mm_projector_type" not in given:
-        problems.append("--mm_projector_type is left out, which is linear in LLaVA; say mlp2x_gelu, the only one here")
     if training.eval_strategy != "no" and not recipe.evaluates:
         problems.append(
             f"--eval_strategy {training.eval_strategy.value}: there is nothing to evaluate on; leave it out, or name "
@@ -248,10 +249,6 @@ def parse_flags(stage: str, flags: Sequence[str]) -> "tuple[RecipeArguments, Tra
         )
     if recipe.attn_implementation == "flash_attention_2" and find_spec("flash_attn") is None:
         problems.append("--attn_implementation flash_attention_2: flash-attn is not installed: pip install flash-attn")
-    for reporter in sorted(set(training.report_to) - set(get_available_reporting_integrations())):
-        package = f"'llava-s2[{'train' if reporter == 'tensorboard' else reporter}]'"
-        package = package if reporter in ("tensorboard", "wandb") else reporter
-        problems.append(f"--report_to {reporter}: {reporter} is not installed: pip install {package}")
     refuse(problems)
     return recipe, training
 
@@ -270,6 +267,7 @@ def left_out(
     if recipe.vision_tower is not None:
         ours["image_aspect_ratio"] = recipe.image_aspect_ratio or "pad"
         ours["mm_vision_select_layer"] = recipe.mm_vision_select_layer or -2
+        ours["mm_projector_type"] = "mlp2x_gelu"
     return differences(stage, flag_names(expand_yaml(flags)), ours, lora)
 
 

@@ -68,8 +68,10 @@ def flag_names(flags: Sequence[str]) -> set[str]:
 
 
 def is_llava_script(flags: Sequence[str]) -> bool:
-    """Whether a command line is one of LLaVA's scripts: all of them have its flag ``--version``."""
-    return any(flag.partition("=")[0] == "--version" for flag in flags)
+    """Whether a command line is one of LLaVA's scripts: all of them have its ``--version`` and say what they do about
+    tokens beside an image, which nobody needs to say here."""
+    names = {flag.partition("=")[0] for flag in flags}
+    return "--version" in names and bool(names & {"--mm_use_im_start_end", "--mm_use_im_patch_token"})
 
 
 def with_stage(words: Sequence[str]) -> list[str]:
@@ -104,7 +106,8 @@ def differences(stage: str, given: set[str], ours: dict[str, object], lora: bool
         ours: what the run takes, by name.
         lora: whether LoRA is trained, so that its rank and scale matter.
     """
-    theirs = {name: value for name, value in (DEFAULTS | TRAINER_DEFAULTS).items() if name not in given}
+    theirs = DEFAULTS | TRAINER_DEFAULTS | {"mm_projector_type": "linear"}
+    theirs = {name: value for name, value in theirs.items() if name not in given}
     if not lora:
         theirs = {name: value for name, value in theirs.items() if name not in ("lora_r", "lora_alpha")}
     if stage == "pretrain":
