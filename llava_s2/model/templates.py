@@ -115,7 +115,7 @@ def with_image_start_end(template: str) -> str:
 
 OWN = "own"
 TEMPLATE_HELP = f"conversation template: {', '.join(TEMPLATES)}, own (the language model's), or a Jinja file"
-_LLAVA_NAMES = {"v1": "vicuna_v1", "llava_llama_2": "llama_2"}
+LLAVA_NAMES = {"v1": "vicuna_v1", "llava_llama_2": "llama_2"}
 _PROBE = "\ue000probe\ue001"  # of no template's own text
 
 
@@ -131,7 +131,7 @@ def find_template(name: str | Path, own: str | None = None) -> str:
         InputError: there is no such template.
     """
     text = str(name)
-    text = _LLAVA_NAMES.get(text, text)
+    text = LLAVA_NAMES.get(text, text)
     if text in TEMPLATES:
         return TEMPLATES[text]
     if text == OWN:

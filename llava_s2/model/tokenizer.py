@@ -47,7 +47,7 @@ def load_tokenizer(
     if model_file:
         tokenizer = _from_sentencepiece(name, model_file, settings)
     elif json_file and _is_sentencepiece(json_file):
-        tokenizer = _wrap(name, Tokenizer.from_file(json_file), settings)
+        tokenizer = _wrap(name, _with_merges_by_score(json_file), settings)
     else:
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, gguf_file=gguf_file)
@@ -142,6 +142,24 @@ def _is_sentencepiece(json_file: str) -> bool:
     """Whether a ``tokenizer.json`` is Llama's SentencePiece model, whose text begins with a dummy space."""
     model = json.loads(Path(json_file).read_text("utf-8"))["model"]
     return model.get("type") == "BPE" and bool(model.get("byte_fallback")) and "▁" in model.get("vocab", {})
+
+
+def _with_merges_by_score(json_file: str) -> Tokenizer:
+    """A ``tokenizer.json`` with its merges as SentencePiece has them, where transformers 5 put them in order of the ids.
+
+    Llama's scores fall with the ids, but for runs of spaces, which are merged last.
+    """
+    state = json.loads(Path(json_file).read_text("utf-8"))
+    vocab = state["model"]["vocab"]
+    merges = [pair if isinstance(pair, list) else pair.split(" ") for pair in state["model"]["merges"]]
+    ids = [vocab[first + second] for first, second in merges]
+    # Rebuilt from pieces, a piece has all the ways to make it; of a model that was trained so, it has one.
+    if ids == sorted(ids) and len(set(ids)) < len(ids):
+        merges.sort(key=lambda pair: (set("".join(pair)) == {"▁"}, vocab["".join(pair)], -len(pair[0]), -len(pair[1])))
+        runs = [pair for pair in merges if set("".join(pair)) == {"▁"}]
+        runs.sort(key=lambda pair: (-len(pair[0]), -len(pair[1])))  # they have one score
+        state["model"]["merges"] = [*merges[: len(merges) - len(runs)], *runs]
+    return Tokenizer.from_str(json.dumps(state))
 
 
 def _space_behind_images(backend: Tokenizer) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from llava_s2.errors import InputError
-from llava_s2.model.templates import TEMPLATE_HELP
+from llava_s2.model.templates import LLAVA_NAMES, TEMPLATE_HELP
 from llava_s2.train.llava_flags import (
     ACCEPTED,
     DEFAULTS,
@@ -144,6 +144,8 @@ class RecipeArguments:
             raise InputError(f"--bits {self.bits}: must be 4, 8 or 16")
         if (self.eval_task is None) != (self.eval_data is None):
             raise InputError("--eval_task and --eval_data belong together: a benchmark and its folder")
+        if self.template is not None:
+            self.template = LLAVA_NAMES.get(self.template, self.template)
         if self.widen_from is not None:
             if self.model_name_or_path not in ("", self.widen_from):
                 raise InputError("--widen_from names the model to start from, so leave --model_name_or_path out")

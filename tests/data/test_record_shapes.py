@@ -120,7 +120,7 @@ def test_history_images_by_index_and_images_inside_a_record(folder):
         ({"image_path": "a.png", "conversations": [{"from": "human", "value": "What?"}, ASK[1]]}, '"image_path": not'),
         ({"pictures": ["a.png"], "messages": MESSAGES}, '"pictures": not read, and it looks like images'),
         ({"video": "a.mp4", "conversations": ASK}, '"video": videos and sounds are not trained on'),
-        ({"messages": own_image({"type": "video", "video": "a.mp4"})}, "parts are text and images, not video"),
+        ({"messages": own_image({"type": "video", "video": "a.mp4"})}, "parts are text and images, not 'video'"),
         ({"image": "a.png", "images": ["b.png"], "conversations": ASK}, '"image" and "images", which differ'),
         ({"image": "a.png", "system": "a", "messages": [SYSTEM, *MESSAGES]}, "a system turn; keep one"),
         ({"image": "a.png", "messages": [*MESSAGES, SYSTEM]}, "turn 2: a system message stands first"),
