@@ -145,7 +145,7 @@ def _is_sentencepiece(json_file: str) -> bool:
 
 
 def _with_merges_by_score(json_file: str) -> Tokenizer:
-    """A ``tokenizer.json`` with its merges as SentencePiece has them, where transformers 5 put them in order of the ids.
+    """A ``tokenizer.json`` with its merges as SentencePiece has them, where transformers 5 put them in the ids' order.
 
     Llama's scores fall with the ids, but for runs of spaces, which are merged last.
     """
