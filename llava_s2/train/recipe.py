@@ -23,6 +23,7 @@ from llava_s2.data.collator import Collator
 from llava_s2.data.dataset import ConversationDataset
 from llava_s2.data.training_records import TrainingRecords, check_records
 from llava_s2.errors import InputError
+from llava_s2.files import atomic_write
 from llava_s2.model.assemble import assemble, split_gguf
 from llava_s2.model.checkpoint import identify, split_parts
 from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
@@ -415,6 +416,9 @@ def _save_result(run: _Run, trainer: LlavaTrainer) -> None:
     trainer.save_state()
     if run.training.process_index > 0:
         return
+    parts = run.components
+    if parts.projector and not (parts.lora or parts.language_model or parts.tower):
+        _write_llava_projector(output_dir)
     finish(run.training, trainer.state.global_step)
     if run.skips_bad_samples and (bad := count_bad(log)):
         logger.warning(f"{bad} records were bad, and others stood in their place: {log}")
@@ -570,6 +574,17 @@ def _read_projector(source: str) -> dict[str, Tensor]:
     if not projector:
         raise InputError(f"--pretrain_mm_mlp_adapter {path}: holds no projector")
     return projector
+
+
+def _write_llava_projector(output_dir: Path) -> None:
+    """Writes what stage 1 leaves in LLaVA too, ``mm_projector.bin`` under LLaVA's names, beside the adapter."""
+    numbers = {"linear_1": "0", "linear_2": "2"}
+    tensors = {}
+    for name, tensor in _read_projector(str(output_dir / "adapter_model.safetensors")).items():
+        layer, _, kind = name.partition(".")
+        tensors[f"model.mm_projector.{numbers[layer]}.{kind}"] = tensor
+    with atomic_write(output_dir / "mm_projector.bin") as partial:
+        torch.save(tensors, partial)
 
 
 def _check_projector(
