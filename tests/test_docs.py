@@ -6,6 +6,7 @@ Blocks are run in the order of a page, in one folder a page, because later ones 
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -107,3 +108,9 @@ def run_server(words, ready):
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / link).exists(), link
+
+
+def test_the_architecture_page_lists_every_file():
+    written = docs_workspace.ROOT / "docs" / "write_architecture.py"
+    page = runpy.run_path(str(written))["page"]
+    assert page() == (docs_workspace.ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), written
