@@ -1,4 +1,4 @@
-"""Writes the tree of docs/architecture.md from the first sentence of every module. Run: python docs/write_architecture.py"""
+"""Writes the tree of docs/architecture.md from the modules' first sentences. Run: python docs/write_architecture.py"""
 
 import ast
 from pathlib import Path
@@ -9,7 +9,7 @@ START, END = "<!-- tree: written by docs/write_architecture.py -->\n", "<!-- end
 
 
 def tree() -> str:
-    """A heading for each folder of the package, and a row for each file: its name and its docstring's first sentence."""
+    """A heading for each folder of the package, and a row for each file: its name and how its docstring begins."""
     lines = []
     for folder in sorted(path for path in [ROOT / "llava_s2", *(ROOT / "llava_s2").rglob("*")] if path.is_dir()):
         rows = [row for file in sorted(folder.glob("*.py")) if (row := _row(file))]
