@@ -18,6 +18,12 @@ _OF_TASK = (
     *("judge_timeout", "judge_prices", "download"),
 )
 """Flags that a task of a suite may have of its own; those of the model are the suite's."""
+_CHOICES = {
+    "scoring": ("likelihood", "generate"),
+    "on_bad_image": ("error", "skip"),
+    "exif": ("turn", "ignore"),
+    "image_mode": ("pad", "resize", "square"),
+}
 
 
 class Entry(NamedTuple):
@@ -58,7 +64,18 @@ def read_config(path: Path, args: argparse.Namespace, defaults: Mapping[str, Any
         if key not in defaults:
             raise InputError(f"{path}: '{key}' is no flag of llava-s2 eval")
         if getattr(args, key) == defaults[key]:
-            setattr(args, key, Path(value) if key in ("data", "output") else value)
+            setattr(args, key, _value(key, value))
+
+
+def _value(key: str, value: Any) -> Any:
+    """A flag's value as the command line would have it; InputError if it is none of the flag's choices."""
+    if value is not None and key in _CHOICES and value not in _CHOICES[key]:
+        raise InputError(f"{key} {value!r} is not known; use {' or '.join(_CHOICES[key])}")
+    if key in ("limit", "batch_size") and value == "auto":
+        return None
+    if key in ("limit", "batch_size") and value is not None and (not isinstance(value, int) or value < 1):
+        raise InputError(f"{key} {value!r} is no whole number of 1 or more")
+    return Path(value) if key in ("data", "output") else value
 
 
 def entries(
@@ -84,7 +101,7 @@ def entries(
         if own.task not in known:
             raise InputError(f"task {own.task!r} is not known; use one of {', '.join(known)}")
         for key, value in flags.items():
-            setattr(own, key, Path(value) if key in ("data", "output") else value)
+            setattr(own, key, _value(key, value))
         if "data" not in flags:
             names = (own.task, *make(own).folders)
             own.data = next((args.data / name for name in names if (args.data / name).is_dir()), args.data / own.task)

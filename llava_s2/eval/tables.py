@@ -135,10 +135,14 @@ def _json_lines(path: Path) -> list[Record]:
 
 
 def _whole_split(paths: list[Path]) -> list[Path]:
-    numbers = {m[1]: int(m[2]) for path in paths if (m := re.search(r"-(\d+)-of-(\d+)", path.name))}
-    for total in numbers.values():
-        if total != len(paths):
-            raise InputError(f"{paths[0].parent}: {len(paths)} of the {total} files of a split; download the others")
+    """The paths; InputError unless all shards are there of each split, which a folder and the start of a name tell."""
+    splits: dict[tuple[Path, str], list[int]] = {}
+    for path in paths:
+        if found := re.match(r"(.*)-\d+-of-(\d+)", path.name):
+            splits.setdefault((path.parent, found[1]), []).append(int(found[2]))
+    for (folder, name), totals in splits.items():
+        if totals[0] != len(totals):
+            raise InputError(f"{folder}: {len(totals)} of the {totals[0]} files {name}-*; download the others")
     return paths
 
 

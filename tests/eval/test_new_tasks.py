@@ -195,7 +195,10 @@ def test_blinks_images_come_in_order(tmp_path):
     row |= {"image_1": image(1), "image_2": image(2), "image_3": None, "image_4": None}
     (tmp_path / "Jigsaw").mkdir()
     write_table(tmp_path / "Jigsaw/val-00000-of-00001.parquet", [row], [f"image_{n}" for n in range(1, 5)])
-    (sample,) = load("blink", tmp_path)
+    (tmp_path / "Counting").mkdir()  # a second task has shards of its own
+    other = row | {"idx": "val_Counting_1", "sub_task": "Counting"}
+    write_table(tmp_path / "Counting/val-00000-of-00001.parquet", [other], [f"image_{n}" for n in range(1, 5)])
+    _, sample = load("blink", tmp_path)
     assert [shown.read() for shown in sample.images] == [image(1)["bytes"], image(2)["bytes"]]
     assert (sample.category, sample.reference) == ("Jigsaw", "B")
 

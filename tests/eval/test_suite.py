@@ -73,6 +73,7 @@ def test_a_suite_in_yaml_has_flags_for_each_task(root, capsys):
     [
         ({"tasks": {"vstar": {"modell": "x"}}}, "modell"),
         ({"tasks": ["vstarr"]}, "vstarr"),
+        ({"tasks": {"vstar": {"exif": "trun"}}}, "exif 'trun'"),
         ({"taks": []}, "'tasks'"),
         ({"tasks": ["vstar"], "bach_size": 2}, "bach_size"),
     ],
