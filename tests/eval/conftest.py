@@ -1,8 +1,11 @@
 """The tiny reference model, loaded once, for whole runs through the command line."""
 
+from importlib import import_module
+
 import pytest
 from tiny_model import GOLDEN
 
+from llava_s2.eval.eval_cli import TASKS
 from llava_s2.model.arguments import ModelSource
 from llava_s2.model.loading import load_pretrained
 
@@ -10,6 +13,13 @@ from llava_s2.model.loading import load_pretrained
 @pytest.fixture(scope="session")
 def loaded():
     return load_pretrained(str(GOLDEN / "llava-tiny-s2"), vision_tower=str(GOLDEN / "clip-tiny"), dtype="float32")
+
+
+@pytest.fixture(autouse=True)
+def short_answers(monkeypatch):
+    """The tiny model never ends an answer by itself; LLaVA's bounds would have it babble for a long time."""
+    for module, name in TASKS.values():
+        monkeypatch.setattr(getattr(import_module(module), name), "max_new_tokens", 8)
 
 
 @pytest.fixture

@@ -99,10 +99,7 @@ def test_sentences_and_words_are_two_protocols_that_do_not_mix(tmp_path, loads, 
     assert {"## vstar, sentences", "## vstar, words"} <= set((tmp_path / "both/report.md").read_text().splitlines())
 
 
-def test_what_differs_is_named_and_changed_references_are_refused(tmp_path, loads, capsys, monkeypatch):
-    from llava_s2.eval.textvqa import TextVQA
-
-    monkeypatch.setattr(TextVQA, "max_new_tokens", 2)
+def test_what_differs_is_named_and_changed_references_are_refused(tmp_path, loads, capsys):
     data = write_textvqa(tmp_path / "textvqa")
     plain, ocr = (evaluate("textvqa", data, tmp_path / v, "--variant", v) for v in ("plain", "ocr"))
     found = compare(plain, ocr, capsys)["differences"]
@@ -114,12 +111,9 @@ def test_what_differs_is_named_and_changed_references_are_refused(tmp_path, load
     assert "reference answers" in capsys.readouterr().err
 
 
-def test_another_rule_grades_a_finished_run_anew(tmp_path, loads, monkeypatch):
+def test_another_rule_grades_a_finished_run_anew(tmp_path, loads):
     from choice_data import write_mmbench
 
-    from llava_s2.eval.mmbench import MMBench
-
-    monkeypatch.setattr(MMBench, "max_new_tokens", 2)
     data = write_mmbench(tmp_path / "mmbench")
     evaluate("mmbench", data, tmp_path / "run")
     starts = len(loads)

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,12 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def root(tmp_path, loads, monkeypatch):
-    for task in ("textvqa", "vizwiz"):
-        module, name = TASKS[task]
-        monkeypatch.setattr(
-            getattr(sys.modules.get(module) or __import__(module, fromlist=[name]), name), "max_new_tokens", 2
-        )
+def root(tmp_path, loads):
     write_vstar(tmp_path / "data/vstar_bench")
     write_textvqa(tmp_path / "data/textvqa")
     write_vizwiz(tmp_path / "data/vizwiz")
@@ -113,10 +107,7 @@ def test_scripts_eval_all_is_the_command(tmp_path):
     assert out == ["eval", "all", "--model", "models/mine", "--data", "d", "--output", "o/mine", "--batch-size", "2"]
 
 
-def test_video_questions_are_left_out_where_there_are_no_frames(tmp_path, loads, monkeypatch):
-    from llava_s2.eval.seedbench import SEEDBench
-
-    monkeypatch.setattr(SEEDBench, "max_new_tokens", 2)
+def test_video_questions_are_left_out_where_there_are_no_frames(tmp_path, loads):
     data = write_seedbench(tmp_path / "seed")
     for path in (data / "SEED-Bench-video-image").iterdir():
         path.unlink()

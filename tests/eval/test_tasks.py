@@ -12,9 +12,6 @@ from vqa_data import VQAV2, picture, write_textvqa, write_vizwiz, write_vqav2
 
 from llava_s2 import cli
 from llava_s2.eval.eval_cli import TASKS
-from llava_s2.eval.mathvista import MathVista
-from llava_s2.eval.mmmu import MMMU
-from llava_s2.eval.mmvet import MMVet
 from llava_s2.eval.vqa_accuracy import normalize_m4c
 
 WRITE = {
@@ -30,10 +27,8 @@ WRITE = {
 
 
 @pytest.fixture(autouse=True)
-def short_answers(monkeypatch, loads):
-    monkeypatch.setattr(MMMU, "max_new_tokens", 4)
-    monkeypatch.setattr(MathVista, "max_new_tokens", 4)
-    monkeypatch.setattr(MMVet, "max_new_tokens", 4)
+def one_model(loads):
+    """Every run uses the model that is loaded already."""
 
 
 def evaluate(task, data, output, *more):
