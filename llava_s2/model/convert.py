@@ -28,6 +28,7 @@ from llava_s2.model.loading import (
     read_llava,
     saved_processor,
 )
+from llava_s2.model.native import LlavaContents, cast, grown, write_folder
 from llava_s2.model.original import (
     ORIGINAL_TOWER,
     Original,
@@ -43,44 +44,6 @@ from llava_s2.weight_files import find_file, list_names, read_tensors
 
 Form = Literal["native", "llava", "hf"]
 _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-
-
-@dataclass(frozen=True)
-class _Model:
-    """A LLaVA that is not in memory: configs, processor, and its parts' tensors under the names of `Parts`."""
-
-    config: Any
-    processor: LlavaProcessor
-    generation_config: GenerationConfig
-    language_model: dict[str, LazyTensor]
-    projector: dict[str, LazyTensor]
-    vision_tower: dict[str, LazyTensor]
-    original: Original | None = None
-
-    def tensors(self) -> dict[str, LazyTensor]:
-        """All of them, under the names that the stock model has."""
-        named = {
-            ("" if name == "lm_head.weight" else "model.language_model.") + name: tensor
-            for name, tensor in self.language_model.items()
-        }
-        named |= {f"model.multi_modal_projector.{name}": tensor for name, tensor in self.projector.items()}
-        return named | {f"model.vision_tower.{name}": tensor for name, tensor in self.vision_tower.items()}
-
-    def published_tensors(self) -> dict[str, LazyTensor]:
-        """All of them, under the names of the checkpoints on the hub, which every version of transformers knows."""
-        named = {
-            "language_model." + ("" if name == "lm_head.weight" else "model.") + name: tensor
-            for name, tensor in self.language_model.items()
-        }
-        named |= {f"multi_modal_projector.{name}": tensor for name, tensor in self.projector.items()}
-        return named | {
-            f"vision_tower.vision_model.{name.removeprefix('vision_model.')}": tensor
-            for name, tensor in self.vision_tower.items()
-        }
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.language_model["embed_tokens.weight"].dtype
 
 
 def convert(
@@ -126,9 +89,9 @@ def convert(
         _write_llava(model, Path(dst), name, base, vision_tower, given)
     elif to == "hf":
         model = _stock(model, name, tower)
-        _write(model, model.published_tensors(), Path(dst), given)
+        write_folder(model, model.published_tensors(), Path(dst), given)
     else:
-        _write(model, model.tensors(), Path(dst), given)
+        write_folder(model, model.tensors(), Path(dst), given)
 
 
 def merge(
@@ -159,7 +122,7 @@ def merge(
 # --- Reading -------------------------------------------------------------------------------------------------------
 
 
-def _read_hf(checkpoint: Checkpoint) -> _Model:
+def _read_hf(checkpoint: Checkpoint) -> LlavaContents:
     name = checkpoint.name
     config = read_config(name)
     processor = saved_processor(name, config)
@@ -169,14 +132,14 @@ def _read_hf(checkpoint: Checkpoint) -> _Model:
     else:
         generation = generation_config(processor, config.text_config)
     original = Original.kept_in(name)
-    model = _Model(config, processor, generation, parts.language_model, parts.projector, parts.vision_tower, original)
-    _check(model, name)
+    model = LlavaContents(config, processor, generation, parts.language_model, parts.projector, parts.vision_tower, original)
+    model.check(name)
     return model
 
 
 def _read_llava(
     checkpoint: Checkpoint, base: str | Path | None, vision_tower: str | None, dtype: str | torch.dtype
-) -> _Model:
+) -> LlavaContents:
     name = checkpoint.name
     pieces = read_llava(checkpoint, base, vision_tower, dtype, tensors_of=lazy_tensors)
     language_model = {key: LazyTensor.of(tensor) for key, tensor in pieces.language_model.items()}
@@ -185,13 +148,13 @@ def _read_llava(
     text_config.vocab_size = max(rows, len(pieces.processor.tokenizer))
     for key in ("embed_tokens.weight", "lm_head.weight"):
         if key in language_model and rows < text_config.vocab_size:
-            language_model[key] = _grown(language_model[key], text_config.vocab_size)
+            language_model[key] = grown(language_model[key], text_config.vocab_size)
     config = llava_config(text_config, pieces.tower.config, pieces.processor, **pieces.settings)
     config.dtype = pieces.dtype
     tower = {key: LazyTensor.of(tensor) for key, tensor in pieces.tower.state_dict().items()}
     projector = {key: LazyTensor.of(tensor) for key, tensor in pieces.projector.items()}
     if dtype != "auto":  # else it keeps its own, which beside a 16-bit base may be float32
-        projector = {key: _cast(tensor, pieces.dtype) for key, tensor in projector.items()}
+        projector = {key: cast(tensor, pieces.dtype) for key, tensor in projector.items()}
     is_full = checkpoint.kind == "llava_full"
     original = Original.of_llava(
         checkpoint.config,
@@ -199,22 +162,22 @@ def _read_llava(
         lazy_tensors(name) if is_full else {},
         tower,
     )
-    model = _Model(
+    model = LlavaContents(
         config,
         pieces.processor,
         generation_config(pieces.processor, text_config),
-        {key: _cast(tensor, pieces.dtype) for key, tensor in language_model.items()},
+        {key: cast(tensor, pieces.dtype) for key, tensor in language_model.items()},
         projector,
         tower,
         original,
     )
-    _check(model, name)
+    model.check(name)
     return model
 
 
 def _load(
     checkpoint: Checkpoint, base: str | Path | None, vision_tower: str | None, dtype: str | torch.dtype
-) -> _Model:
+) -> LlavaContents:
     """An adapter, merged: adding it up needs the layers, so this model is in memory."""
     if dtype == "auto" and checkpoint.kind != "hf":
         dtype = "float32"  # as in `merge`
@@ -224,7 +187,7 @@ def _load(
     if config.text_config.tie_word_embeddings:
         parts.language_model.pop("lm_head.weight", None)
     generation: Any = loaded.generation_config
-    model = _Model(config, processor, generation, parts.language_model, parts.projector, parts.vision_tower)
+    model = LlavaContents(config, processor, generation, parts.language_model, parts.projector, parts.vision_tower)
     if checkpoint.kind == "adapter":
         return replace(model, original=Original.kept_in(find_base(checkpoint, base)))
     if checkpoint.kind == "llava_lora":
@@ -245,57 +208,11 @@ def _adapts_tower(name: str) -> bool:
     return any("vision_tower" in key and "lora_B" in key and bool(t.any()) for key, t in read_tensors(path).items())
 
 
-def _grown(tensor: LazyTensor, rows: int) -> LazyTensor:
-    return LazyTensor((rows, *tensor.shape[1:]), tensor.dtype, lambda: with_mean_rows(tensor.read(), rows))
-
-
-def _cast(tensor: LazyTensor, dtype: torch.dtype) -> LazyTensor:
-    return LazyTensor(tensor.shape, dtype, lambda: tensor.read().to(dtype))
-
-
-def _check(model: _Model, name: str) -> None:
-    """Compares names and shapes with those of the stock model that the config makes, before anything is written."""
-    with torch.device("meta"):
-        stock = LlavaForConditionalGeneration(model.config)
-    wanted = split_parts(stock.state_dict())
-    for found, want in ((model.language_model, wanted.language_model), (model.projector, wanted.projector)):
-        if model.config.text_config.tie_word_embeddings:
-            want.pop("lm_head.weight", None)
-            found.pop("lm_head.weight", None)
-        if missing := want.keys() - found.keys():
-            raise InputError(f"{name}: the weights lack {list_names(missing)}")
-        if more := found.keys() - want.keys():
-            raise InputError(f"{name}: the weights hold what the config does not tell of: {list_names(more)}")
-        for key, tensor in found.items():
-            if tensor.shape != tuple(want[key].shape):
-                raise InputError(
-                    f"{name}: {key} has the shape {tensor.shape} in the weights, but the config says "
-                    f"{tuple(want[key].shape)}"
-                )
-
-
 # --- Writing -------------------------------------------------------------------------------------------------------
 
 
-def _write(model: _Model, tensors: dict[str, LazyTensor], dst: Path, dtype: torch.dtype | None) -> None:
-    """Writes transformers' format, with the code of the S2 tower if the model has one."""
-    config = model.config
-    config.architectures = ["LlavaForConditionalGeneration"]
-    config.dtype = dtype or model.dtype
-    for part in (config, config.vision_config, getattr(config.vision_config, "backbone_config", None)):
-        if part is not None and Path(part._name_or_path).exists():
-            part._name_or_path = ""  # a folder of this machine
-    with new_folder(dst, weight_bytes(tensors, dtype)) as folder:
-        config.save_pretrained(folder)
-        model.generation_config.save_pretrained(folder)
-        model.processor.save_pretrained(folder)
-        if model.original is not None:
-            model.original.save(folder, dtype)
-        write_weights(folder, tensors, dtype)
-
-
 def _write_llava(
-    model: _Model,
+    model: LlavaContents,
     dst: Path,
     source: str,
     base: str | Path | None,
@@ -321,7 +238,7 @@ def _has_plain_tokenizer(source: str) -> bool:
     return find_file(source, "tokenizer.model") is not None
 
 
-def _stock(model: _Model, name: str, vision_tower: str | None) -> _Model:
+def _stock(model: LlavaContents, name: str, vision_tower: str | None) -> LlavaContents:
     """The same single-scale model on a stock vision model, under the names that llava-hf's checkpoints have."""
     config: Any = model.config
     vision: Any = config.vision_config
@@ -355,7 +272,7 @@ def _stock(model: _Model, name: str, vision_tower: str | None) -> _Model:
     return replace(model, config=config, processor=processor, vision_tower=tower, original=None)
 
 
-def _whole_tower(model: _Model, name: str, vision_tower: str | None) -> dict[str, LazyTensor]:
+def _whole_tower(model: LlavaContents, name: str, vision_tower: str | None) -> dict[str, LazyTensor]:
     """All blocks of the backbone: those that S2 kept, and the later ones from where the tower came from."""
     config = model.config
     kept = {key.removeprefix("backbone."): tensor for key, tensor in model.vision_tower.items()}
