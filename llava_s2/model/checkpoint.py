@@ -7,14 +7,13 @@ so that `llava-s2 inspect` answers at once.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from llava_s2.errors import InputError
 from llava_s2.weight_files import WEIGHT_FILES, ask_hub, find_file, read_json
 
-if TYPE_CHECKING:
-    pass
-
+# Where a tower's layers may stand under model.vision_tower, by tower and by version of transformers.
+TOWER_STEMS = ("backbone.", "backbone.vision_model.", "", "vision_model.")
 Kind = Literal["llm", "hf", "adapter", "llava_full", "llava_lora", "llava_projector"]
 
 
@@ -27,7 +26,8 @@ class Checkpoint:
         kind: ``llm`` a language model; ``hf`` a ``LlavaForConditionalGeneration``, this project's or a single-scale
             one; ``adapter`` a PEFT adapter of such a model; and the original LLaVA's formats: ``llava_full``,
             ``llava_lora`` (adapter and ``non_lora_trainables.bin``), ``llava_projector`` (``mm_projector.bin``).
-        config: its ``config.json``.
+        config: its ``config.json``; empty for an adapter, whose base has it (but for those of this project's first
+            releases).
     """
 
     name: str
@@ -48,6 +48,8 @@ def identify(name: str | Path) -> Checkpoint:
         ask_hub(name)
     config_file = find_file(name, "config.json")
     if config_file is None:
+        if find_file(name, "adapter_config.json"):
+            return Checkpoint(name, "adapter", {})
         raise InputError(f"{name}: there is no config.json, so it is no checkpoint")
     config = read_json(config_file)
     if not isinstance(config.get("model_type"), str):

@@ -1,4 +1,4 @@
-"""``llava-s2 convert``, ``merge`` and ``inspect``."""
+"""``llava-s2 init``, ``convert``, ``merge`` and ``inspect``."""
 
 import argparse
 import json
@@ -8,6 +8,24 @@ from llava_s2.model.arguments import DTYPES, add_part_arguments
 
 def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the commands on checkpoints."""
+    init = subparsers.add_parser("init", help="make a LLaVA-S² of a language model and a tower, ready to be trained")
+    init.add_argument("dst", metavar="DST", help="folder to write; it appears when it is whole")
+    init.add_argument("--llm", metavar="L", help="language model: a folder, a hub id, a GGUF file or embedded")
+    init.add_argument("--widen_from", metavar="M", help="in its place: a single-scale LLaVA; it answers as it did")
+    init.add_argument(
+        "--vision_tower", metavar="T", help="vision tower: a folder, a hub id, open_clip:…, timm:…, mae:…"
+    )
+    init.add_argument("--s2_scales", metavar="S", required=True, help="image sides in pixels, such as 336,672,1008")
+    init.add_argument("--mm_vision_select_layer", type=int, metavar="N", help="hidden state of the tower that is read")
+    init.add_argument(
+        "--image_aspect_ratio", default="pad", metavar="A", help="pad, square, resize or keep (default: pad)"
+    )
+    init.add_argument(
+        "--template", default="vicuna_v1", metavar="NAME", help="conversation template (default: vicuna_v1)"
+    )
+    init.add_argument("--gguf_file", metavar="F", help="the language model's GGUF file in its folder")
+    init.set_defaults(run=_init)
+
     merge = subparsers.add_parser("merge", help="make one plain checkpoint of an adapter and its base")
     merge.add_argument("adapter", metavar="ADAPTER", help="adapter or projector: a folder or a hub id")
     merge.add_argument("dst", metavar="DST", help="folder to write")
@@ -43,6 +61,35 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     add_part_arguments(inspect)
     inspect.add_argument("--json", action="store_true", help="one JSON object")
     inspect.set_defaults(run=_inspect)
+
+
+def _init(args: argparse.Namespace) -> None:
+    from llava_s2.errors import InputError
+    from llava_s2.model.native import create_native
+    from llava_s2.model.widen import create_widened
+
+    try:
+        scales = [int(side) for side in args.s2_scales.split(",")]
+    except ValueError:
+        raise InputError(f"--s2_scales {args.s2_scales}: must be sides in pixels, such as 336,672,1008") from None
+    if (args.llm is None) == (args.widen_from is None):
+        raise InputError("name the model to start from: either --llm with --vision_tower, or --widen_from")
+    if args.widen_from is not None:
+        create_widened(args.dst, args.widen_from, scales, vision_tower=args.vision_tower)
+    elif args.vision_tower is None:
+        raise InputError("--vision_tower is missing: what the language model is to see with")
+    else:
+        create_native(
+            args.dst,
+            args.llm,
+            args.vision_tower,
+            scales,
+            feature_layer=args.mm_vision_select_layer,
+            template=args.template,
+            image_aspect_ratio=args.image_aspect_ratio,
+            gguf_file=args.gguf_file,
+        )
+    print(f"wrote {args.dst}: its projector is yet to be trained" if args.llm else f"wrote {args.dst}")
 
 
 def _merge(args: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
 """Checkpoints from one form into another, tensor by tensor."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,22 +8,20 @@ import torch
 from transformers import (
     CLIPVisionConfig,
     GenerationConfig,
-    LlavaForConditionalGeneration,
     LlavaImageProcessorPil,
-    LlavaProcessor,
     SiglipVisionConfig,
 )
 
 from llava_s2.errors import InputError
 from llava_s2.files import new_folder
-from llava_s2.model.assemble import generation_config, llava_config, torch_dtype, with_mean_rows
+from llava_s2.model.assemble import generation_config, llava_config, torch_dtype
+from llava_s2.model.base_record import BaseRecord
 from llava_s2.model.checkpoint import Checkpoint, identify, split_parts
 from llava_s2.model.embedded import resolve_model, resolve_vision_tower
 from llava_s2.model.folder import LazyTensor, lazy_tensors, weight_bytes, write_weights
 from llava_s2.model.loading import (
-    find_base,
     load_pretrained,
-    prefix_tokens,
+    named_base,
     read_config,
     read_llava,
     saved_processor,
@@ -38,9 +36,10 @@ from llava_s2.model.original import (
     tower_place,
     write_original_files,
 )
+from llava_s2.model.processor import prefix_tokens
 from llava_s2.s2 import S2VisionConfig
 from llava_s2.towers.load_tower import load_vision_backbone, load_vision_config
-from llava_s2.weight_files import find_file, list_names, read_tensors
+from llava_s2.weight_files import find_file, read_tensors
 
 Form = Literal["native", "llava", "hf"]
 _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -125,14 +124,16 @@ def merge(
 def _read_hf(checkpoint: Checkpoint) -> LlavaContents:
     name = checkpoint.name
     config = read_config(name)
-    processor = saved_processor(name, config)
+    processor = saved_processor(name)
     parts = split_parts(lazy_tensors(name))
     if find_file(name, "generation_config.json"):
         generation = GenerationConfig.from_pretrained(name)
     else:
         generation = generation_config(processor, config.text_config)
     original = Original.kept_in(name)
-    model = LlavaContents(config, processor, generation, parts.language_model, parts.projector, parts.vision_tower, original)
+    model = LlavaContents(
+        config, processor, generation, parts.language_model, parts.projector, parts.vision_tower, original
+    )
     model.check(name)
     return model
 
@@ -158,7 +159,7 @@ def _read_llava(
     is_full = checkpoint.kind == "llava_full"
     original = Original.of_llava(
         checkpoint.config,
-        name if is_full else find_base(checkpoint, base),
+        name if is_full else named_base(checkpoint, base),
         lazy_tensors(name) if is_full else {},
         tower,
     )
@@ -189,7 +190,8 @@ def _load(
     generation: Any = loaded.generation_config
     model = LlavaContents(config, processor, generation, parts.language_model, parts.projector, parts.vision_tower)
     if checkpoint.kind == "adapter":
-        return replace(model, original=Original.kept_in(find_base(checkpoint, base)))
+        under = base or BaseRecord.load(checkpoint.name) or named_base(checkpoint)
+        return replace(model, original=Original.kept_in(under.name if isinstance(under, BaseRecord) else str(under)))
     if checkpoint.kind == "llava_lora":
         settings, inside = checkpoint.config, {}
         if _adapts_tower(checkpoint.name):  # so the tower's weights are no longer those of its name
@@ -197,7 +199,7 @@ def _load(
             whole = _whole_tower(model, checkpoint.name, vision_tower or settings["mm_vision_tower"])
             inside = {f"{ORIGINAL_TOWER}{key.removeprefix('vision_model.')}": tensor for key, tensor in whole.items()}
         return replace(
-            model, original=Original.of_llava(settings, find_base(checkpoint, base), inside, model.vision_tower)
+            model, original=Original.of_llava(settings, named_base(checkpoint, base), inside, model.vision_tower)
         )
     return model
 

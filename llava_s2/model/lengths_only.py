@@ -8,7 +8,7 @@ from transformers import LlavaProcessor
 from llava_s2.model.assemble import split_gguf
 from llava_s2.model.checkpoint import identify
 from llava_s2.model.embedded import resolve_language_model, resolve_model
-from llava_s2.model.loading import find_base, read_config, saved_processor
+from llava_s2.model.loading import checkpoint_processor, named_base
 from llava_s2.model.processor import build_processor
 from llava_s2.model.tokenizer import load_tokenizer
 
@@ -36,9 +36,9 @@ def processor_for_lengths(
     if gguf_file is None:
         checkpoint = identify(name)
         if checkpoint.kind in ("hf", "adapter"):
-            return saved_processor(name, read_config(name))
+            return checkpoint_processor(checkpoint, base)
         if checkpoint.kind not in ("llm", "llava_full"):
-            name = find_base(checkpoint, base)
+            name = named_base(checkpoint, base)
     tokenizer = load_tokenizer(name, gguf_file=gguf_file)
     tower: Any = vision_config or _LLAVA_TOWER
     mode = {True: "keep", "dynamic": "dynamic"}.get(getattr(tower, "keep_aspect", False), "pad")

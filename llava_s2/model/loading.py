@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -19,11 +19,14 @@ from transformers import (
 )
 
 from llava_s2.errors import InputError
-from llava_s2.model.assemble import build, split_gguf, torch_dtype
-from llava_s2.model.checkpoint import Checkpoint, Parts, identify, split_parts
+from llava_s2.model.adapters import adapter_tensors, attach, check_base, find_base
+from llava_s2.model.assemble import assemble, build, split_gguf, torch_dtype
+from llava_s2.model.base_record import BaseRecord
+from llava_s2.model.checkpoint import TOWER_STEMS, Checkpoint, Parts, identify, split_parts
+from llava_s2.model.embedded import NAME as EMBEDDED
 from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
 from llava_s2.model.language_model import load_language_model
-from llava_s2.model.processor import build_processor, load_processor, set_template
+from llava_s2.model.processor import build_processor, load_processor, prefix_tokens, set_template
 from llava_s2.model.quantizations import BITSANDBYTES, INT8
 from llava_s2.model.templates import IMAGE_END_TOKEN, IMAGE_START_TOKEN, TEMPLATES, with_image_start_end
 from llava_s2.model.tokenizer import load_tokenizer
@@ -34,8 +37,6 @@ from llava_s2.weight_files import find_file, first_line, list_names, model_tenso
 
 _UNQUANTIZED = ["lm_head", "model.vision_tower", "model.multi_modal_projector"]  # matched from the front
 _IM_PATCH_TOKEN = "<im_patch>"
-# Where a tower's layers may stand under model.vision_tower, by tower and by version of transformers.
-TOWER_STEMS = ("backbone.", "backbone.vision_model.", "", "vision_model.")
 
 
 def load_pretrained(
@@ -80,15 +81,27 @@ def load_pretrained(
             f"{checkpoint.name}: a {checkpoint.config.get('model_type')} model without projector or vision tower, not "
             "a LLaVA checkpoint; `llava-s2 train pretrain` makes one of it"
         )
-    if checkpoint.kind == "hf":
-        model, processor = _load_hf(checkpoint, tower, dtype, options)
-    elif checkpoint.kind == "adapter":
-        model, processor = _load_adapter(checkpoint, base, tower, dtype, options)
-    else:
-        model, processor = _load_llava(checkpoint, base, tower, dtype, options)
+    model, processor = _load(checkpoint.name, base, tower, dtype, options)
     if quantization in INT8:
         quantize_linears(model.model.language_model if quantization == "int8" else model.model)
     return model, processor
+
+
+def _load(
+    name: str | Path,
+    base: str | Path | None,
+    vision_tower: str | None,
+    dtype: str | torch.dtype,
+    options: dict[str, Any],
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """One checkpoint, by its kind."""
+    checkpoint = identify(resolve_model(name))
+    if checkpoint.kind == "hf":
+        return _load_hf(checkpoint, vision_tower, dtype, options)
+    if checkpoint.kind == "adapter":
+        load = _load_old_adapter if checkpoint.config else _load_adapter
+        return load(checkpoint, base, vision_tower, dtype, options)
+    return _load_llava(checkpoint, base, vision_tower, dtype, options)
 
 
 def check_int8_is_possible(quantization: str, device_map: str | dict[str, Any] | None = None) -> None:
@@ -132,7 +145,7 @@ def _load_hf(
     name = checkpoint.name
     config = read_config(name)
     tensors = model_tensors(name)  # checks that the files are whole; nothing is in memory yet
-    processor = saved_processor(name, config)
+    processor = saved_processor(name)
     if vision_tower is not None:
         parts = split_parts(tensors)
         dtype = _resolve_dtype(dtype, parts.language_model)
@@ -177,18 +190,19 @@ def saved_template(checkpoint: Checkpoint) -> str:
         InputError: no processor can be read there.
     """
     if checkpoint.kind in ("hf", "adapter"):
-        return str(saved_processor(checkpoint.name, read_config(checkpoint.name)).chat_template)
+        return str(checkpoint_processor(checkpoint).chat_template)
     template = TEMPLATES["vicuna_v1"]
     return with_image_start_end(template) if checkpoint.config.get("mm_use_im_start_end", False) else template
 
 
-def saved_processor(name: str, config: Any) -> LlavaProcessor:
+def saved_processor(name: str) -> LlavaProcessor:
     """The processor of a checkpoint in transformers' format."""
     try:
         processor = load_processor(name)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{name}: no processor could be read there ({first_line(error)})") from error
     if processor.patch_size is None:  # checkpoints older than transformers 4.46
+        config = read_config(name)
         processor.patch_size = config.vision_config.patch_size
         processor.vision_feature_select_strategy = config.vision_feature_select_strategy
         processor.num_additional_image_tokens = prefix_tokens(config.vision_config)
@@ -251,7 +265,7 @@ def _at_scales(backbone: PreTrainedModel, wanted: PreTrainedConfig, name: str) -
         raise InputError(f"vision tower {name}: {error}") from error
 
 
-# --- This project's adapters ---------------------------------------------------------------------------------------
+# --- Adapters ------------------------------------------------------------------------------------------------------
 
 
 def _load_adapter(
@@ -261,11 +275,110 @@ def _load_adapter(
     dtype: str | torch.dtype,
     options: dict[str, Any],
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """A PEFT adapter of a LLaVA, whoever trained it."""
+    name = checkpoint.name
+    record = BaseRecord.load(name)
+    place = find_base(name, record) if base is None else str(base)
+    if isinstance(place, str) and _names_language_model(place, record):
+        if record is None or record.parts is None:
+            raise InputError(
+                f"{name}: {place} is a language model, but the adapter stands on a LLaVA; name that by --base"
+            )
+        place = {**record.parts, "llm": place}
+    if isinstance(place, dict):
+        parts = {**place, "vision_tower": vision_tower or place["vision_tower"]}
+        place = f"{parts['llm']} with {parts['vision_tower']}"
+        own = "float32" if parts["gguf_file"] or split_gguf(resolve_language_model(parts["llm"]))[1] else None
+        model, processor = assemble(**parts, dtype=own or dtype if dtype == "auto" else dtype, **options)
+    else:
+        quantization = options.get("quantization_config")
+        is_folder = identify(resolve_model(place)).kind == "hf"
+        if quantization is not None and is_folder:
+            check_base(name, record, place, None)
+            record = None
+        model, processor = _load(place, None, vision_tower, dtype, options)
+    check_base(name, record, place, model)
+    if _has_processor(name):
+        processor = saved_processor(name)
+    return _adapted(model, name, options), processor
+
+
+def _names_language_model(name: str, record: BaseRecord | None) -> bool:
+    """Whether a base is named that is a language model alone. ``embedded`` is one where parts are recorded."""
+    if name == EMBEDDED:
+        return record is not None and record.parts is not None
+    return name.endswith(".gguf") or identify(name).kind == "llm"
+
+
+def _adapted(
+    model: LlavaForConditionalGeneration, adapter: str, options: dict[str, Any]
+) -> LlavaForConditionalGeneration:
+    """The model with the adapter: merged, or attached where rounding the sum to 4 bits would lose it."""
+    adapted: Any = attach(model, adapter)
+    if "quantization_config" in options:
+        return adapted.get_base_model().eval()
+    return adapted.merge_and_unload().eval()
+
+
+def checkpoint_config(checkpoint: Checkpoint) -> Any:
+    """The config of a full model in transformers' format, or of the model under an adapter.
+
+    Raises:
+        InputError: the base of an adapter is not there as a folder or hub id.
+    """
+    if checkpoint.config:
+        return read_config(checkpoint.name)
+    place = find_base(checkpoint.name, BaseRecord.load(checkpoint.name))
+    if isinstance(place, dict):
+        raise InputError(f"{checkpoint.name}: its base is not there as a folder; make it again with llava-s2 init")
+    return checkpoint_config(identify(resolve_model(place)))
+
+
+def own_scales(name: str, vision_tower: str | None = None) -> list[int]:
+    """The image sides, in pixels, that a LLaVA of any kind sees; no weights are read."""
+    checkpoint = identify(resolve_model(name))
+    if checkpoint.kind not in ("hf", "adapter"):
+        scales = _llava_scales(checkpoint.config, f"{checkpoint.name}/config.json")
+        tower: Any = None if scales else load_vision_config(vision_tower or checkpoint.config["mm_vision_tower"])
+        return scales or [tower.image_size]
+    if not checkpoint.config:
+        place = find_base(checkpoint.name, BaseRecord.load(checkpoint.name))
+        return list(place["scales"]) if isinstance(place, dict) else own_scales(place)
+    vision = read_config(checkpoint.name).vision_config
+    return list(getattr(vision, "scales", [vision.image_size]))
+
+
+def _has_processor(name: str) -> bool:
+    return any(find_file(name, file) for file in ("processor_config.json", "preprocessor_config.json"))
+
+
+def checkpoint_processor(checkpoint: Checkpoint, base: str | Path | None = None) -> LlavaProcessor:
+    """The processor of a full model in transformers' format, or of an adapter; an adapter may lack its own."""
+    if checkpoint.kind == "hf" or _has_processor(checkpoint.name):
+        return saved_processor(checkpoint.name)
+    place = find_base(checkpoint.name, BaseRecord.load(checkpoint.name)) if base is None else str(base)
+    if isinstance(place, dict):
+        raise InputError(f"{checkpoint.name}: no processor could be read there, and its base is not a folder")
+    return checkpoint_processor(identify(resolve_model(place)))
+
+
+def _load_old_adapter(
+    checkpoint: Checkpoint,
+    base: str | Path | None,
+    vision_tower: str | None,
+    dtype: str | torch.dtype,
+    options: dict[str, Any],
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """An adapter of this project's first releases: its base is a bare language model, or a LLaVA of any kind.
+
+    Its config.json is the whole model's and names the tower (``mm_vision_tower``) and what lay below (``mm_base``).
+    To be removed with release 0.3; ``llava-s2 convert`` makes a folder of it that stays.
+    """
     name = checkpoint.name
     config = read_config(name)
-    processor = saved_processor(name, config)
-    base_name = find_base(checkpoint, base)
-    projector = split_parts(_adapter_tensors(name)).projector
+    processor = saved_processor(name)
+    base_name = named_base(checkpoint, base)
+    projector = split_parts(adapter_tensors(name)).projector
     tower_name = vision_tower or getattr(config, "mm_vision_tower", None)  # recorded by training
     if base_name.endswith(".gguf") or identify(base_name).kind == "llm":
         if tower_name is None:
@@ -291,20 +404,10 @@ def _load_adapter(
         raise InputError(f"{name}: the adapter does not hold the projector, and neither does its base {base_name}")
     _check_projector(projector, tower.config.hidden_size, config.text_config.hidden_size, name)
     model = _rebuild(config, language_model, projector, tower, processor, name, dtype, options)
-    adapted: Any = PeftModel.from_pretrained(model, name)
-    if "quantization_config" in options:  # rounding the sum to 4 bits would lose the adapter
-        return adapted.get_base_model().eval(), processor
-    return adapted.merge_and_unload().eval(), processor
+    return _adapted(model, name, options), processor
 
 
-def _adapter_tensors(name: str) -> dict[str, Tensor]:
-    for file in ("adapter_model.safetensors", "adapter_model.bin"):
-        if path := find_file(name, file):
-            return read_tensors(path)
-    raise InputError(f"{name}: adapter_model.safetensors is missing beside adapter_config.json")
-
-
-def find_base(checkpoint: Checkpoint, base: str | Path | None = None) -> str:
+def named_base(checkpoint: Checkpoint, base: str | Path | None = None) -> str:
     """The model under an adapter or projector: the one given, or else the one that it names."""
     if base is not None:
         return resolve_language_model(base)
@@ -446,7 +549,7 @@ def read_llava(
         language_source = name
         parts = split_parts(tensors_of(name))
     else:
-        language_source = find_base(checkpoint, base)
+        language_source = named_base(checkpoint, base)
         language_model = _base_language_model(language_source, text_config.hidden_size, name, tensors_of)
         file = "mm_projector.bin" if checkpoint.kind == "llava_projector" else "non_lora_trainables.bin"
         trained = split_parts(read_tensors(str(find_file(name, file))))
@@ -569,11 +672,6 @@ def _check_projector(projector: dict[str, Tensor], vision_size: int, text_size: 
         raise InputError(f"{name}: the projector gives {rows} values a token, but the language model takes {text_size}")
 
 
-def prefix_tokens(vision_config: PreTrainedConfig) -> int:
-    """Tokens that a single-scale backbone gives before its patches: CLIP's CLS, none for SigLIP."""
-    return 1 if vision_config.model_type.startswith("clip") else 0
-
-
 def _apply_llava_lora(
     model: LlavaForConditionalGeneration, checkpoint: Checkpoint, *, merge: bool
 ) -> LlavaForConditionalGeneration:
@@ -588,7 +686,7 @@ def _apply_llava_lora(
         raise InputError(f"{name}/adapter_config.json: peft_type {settings['peft_type']!r}, but only LORA is supported")
     modules = {module_name for module_name, _ in model.named_modules()}
     tensors = {}
-    for key, tensor in _adapter_tensors(name).items():
+    for key, tensor in adapter_tensors(name).items():
         module, dot, weight = key.removeprefix("base_model.model.").partition(".lora_")
         if "vision_tower." in module:
             inner = module.split("vision_tower.")[-1].removeprefix("vision_model.")

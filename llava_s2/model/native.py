@@ -115,7 +115,12 @@ def write_folder(
     config = model.config
     config.architectures = ["LlavaForConditionalGeneration"]
     config.dtype = dtype or model.dtype
-    for part in (config, config.text_config, config.vision_config, getattr(config.vision_config, "backbone_config", None)):
+    for part in (
+        config,
+        config.text_config,
+        config.vision_config,
+        getattr(config.vision_config, "backbone_config", None),
+    ):
         if part is not None and Path(part._name_or_path).exists():
             part._name_or_path = ""  # a folder of this machine
     with new_folder(dst, weight_bytes(tensors, dtype)) as folder:
@@ -138,6 +143,7 @@ def create_native(
     feature_layer: int | None = None,
     template: str = "vicuna_v1",
     image_aspect_ratio: str = "pad",
+    resize_output_to_idx: int = 0,
     gguf_file: str | None = None,
 ) -> None:
     """Writes a LLaVA-S² whose projector is yet to be trained, from a language model and a tower.
@@ -159,14 +165,14 @@ def create_native(
         "feature_layer": feature_layer,
         "template": template,
         "image_aspect_ratio": image_aspect_ratio,
+        "resize_output_to_idx": resize_output_to_idx,
         "gguf_file": gguf_file,
     }
     llm, gguf_file = split_gguf(resolve_language_model(llm), gguf_file)
     if gguf_file is None and (kind := identify(llm).kind) != "llm":
         raise InputError(f"--llm {llm}: not a language model but a LLaVA ({kind}); --widen_from makes it S²")
     vision_tower = resolve_vision_tower(vision_tower)
-    keeps = image_aspect_ratio == "keep"
-    vision_config = tower_config(vision_tower, scales, feature_layer, keep_aspect=keeps)
+    vision_config = tower_config(vision_tower, scales, feature_layer, image_aspect_ratio, resize_output_to_idx)
     processor = build_processor(
         load_tokenizer(llm, gguf_file=gguf_file),
         vision_config,
@@ -178,8 +184,7 @@ def create_native(
     tower = S2VisionModel.wrap(
         load_vision_backbone(vision_tower, vision_config.backbone_config, torch.float32),
         scales,
-        feature_layer=vision_config.feature_layer,
-        keep_aspect=keeps,
+        **vision_config.options,
     )
     projector = new_projector(tower.config.hidden_size, text_config.hidden_size)
     language_model = with_token_rows(language_model, text_config, len(processor.tokenizer))
@@ -198,9 +203,7 @@ def create_native(
     write_folder(contents, tensors, dst, None, record)
 
 
-def stored_language_model(
-    llm: str, *, gguf_file: str | None = None
-) -> tuple[dict[str, LazyTensor], PreTrainedConfig]:
+def stored_language_model(llm: str, *, gguf_file: str | None = None) -> tuple[dict[str, LazyTensor], PreTrainedConfig]:
     """A language model's tensors as its files hold them, and its config; see ``load_language_model``.
 
     Raises:
@@ -217,7 +220,9 @@ def stored_language_model(
             whole: Any = AutoModelForCausalLM.from_config(config)
         prefix = whole.base_model_prefix + "."
         wanted = {name: tuple(tensor.shape) for name, tensor in whole.base_model.state_dict().items()}
-        head = next(n for n, p in whole.named_parameters(remove_duplicate=False) if p is whole.get_output_embeddings().weight)
+        head = next(
+            n for n, p in whole.named_parameters(remove_duplicate=False) if p is whole.get_output_embeddings().weight
+        )
         stored = lazy_tensors(llm)
         found = {name.removeprefix(prefix): tensor for name, tensor in stored.items()}
         taken = {name: found[name] for name in wanted if name in found and found[name].shape == wanted[name]}
@@ -248,7 +253,11 @@ def with_token_rows(
     if rows >= vocab_size:
         return language_model
     text_config.vocab_size = vocab_size
-    new = {name: grown(language_model[name], vocab_size) for name in (embedding, "lm_head.weight") if name in language_model}
+    new = {
+        name: grown(language_model[name], vocab_size)
+        for name in (embedding, "lm_head.weight")
+        if name in language_model
+    }
     return language_model | new
 
 

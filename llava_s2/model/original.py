@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import LlavaProcessor
 
 from llava_s2.errors import InputError
+from llava_s2.files import atomic_write
+from llava_s2.model.checkpoint import TOWER_STEMS, split_parts
 from llava_s2.model.folder import LazyTensor, write_tensors
 from llava_s2.model.headers import read_headers
-from llava_s2.model.loading import TOWER_STEMS, prefix_tokens
+from llava_s2.model.processor import prefix_tokens
 from llava_s2.model.templates import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN
 from llava_s2.s2 import S2VisionConfig
 from llava_s2.weight_files import find_file, read_json
@@ -262,6 +265,15 @@ def _fresh(text: Any) -> dict[str, Any]:
         "tune_mm_mlp_adapter": False,
         "use_mm_proj": True,
     }
+
+
+def write_projector(adapter: Path) -> None:
+    """Writes the projector of an adapter's folder as LLaVA's stage 1 leaves it: ``mm_projector.bin`` beside it."""
+    numbers = {"linear_1": 0, "linear_2": 2}
+    found = split_parts(load_file(adapter / "adapter_model.safetensors")).projector
+    renamed = {name.partition(".")[::2]: tensor for name, tensor in found.items()}
+    with atomic_write(adapter / "mm_projector.bin") as path:
+        torch.save({f"model.mm_projector.{numbers[layer]}.{kind}": t for (layer, kind), t in renamed.items()}, path)
 
 
 def write_original_files(folder: Path, config: dict[str, Any], original: Original, source: str) -> None:

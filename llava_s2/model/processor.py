@@ -173,3 +173,8 @@ def load_processor(name: str | Path) -> LlavaProcessor:
         processor.image_processor = S2ImageProcessor(**settings)
     pad_left(processor.tokenizer)
     return processor
+
+
+def prefix_tokens(vision_config: PreTrainedConfig) -> int:
+    """Tokens that a single-scale backbone gives before its patches: CLIP's CLS, none for SigLIP."""
+    return 1 if vision_config.model_type.startswith("clip") else 0

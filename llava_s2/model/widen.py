@@ -1,13 +1,16 @@
 """Function-preserving widening: S² training that starts from what a single-scale LLaVA knows."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from llava_s2.errors import InputError
+from llava_s2.files import new_folder
 from llava_s2.model.assemble import build
 from llava_s2.model.checkpoint import split_parts
+from llava_s2.model.loading import load_pretrained
 from llava_s2.model.processor import aspect_ratio, build_processor
 from llava_s2.s2 import S2VisionConfig, S2VisionModel
 
@@ -79,3 +82,34 @@ def widen(
         dtype=model.dtype,
     )
     return wide, wide_processor
+
+
+def create_widened(
+    dst: str | Path,
+    source: str | Path,
+    scales: list[int],
+    *,
+    base: str | None = None,
+    vision_tower: str | None = None,
+    dtype: str = "auto",
+) -> None:
+    """Writes the S² LLaVA that a single-scale one becomes, as a folder in the native format.
+
+    Args:
+        dst: the new folder; must not exist, or be empty.
+        source, base, vision_tower, dtype: as ``load_pretrained`` takes them; the model is in memory.
+        scales: see `widen`.
+
+    Raises:
+        InputError: see `widen` and ``load_pretrained``.
+    """
+    model, processor = widen(*load_pretrained(source, base, vision_tower=vision_tower, dtype=dtype), scales)
+    save_native(model, processor, dst)
+
+
+def save_native(model: LlavaForConditionalGeneration, processor: LlavaProcessor, dst: str | Path) -> None:
+    """Writes a model in memory and its processor as a new folder, which appears when it is whole."""
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    with new_folder(dst, size) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)

@@ -12,7 +12,7 @@ from llava_s2.errors import InputError
 from llava_s2.model.assemble import split_gguf
 from llava_s2.model.checkpoint import identify
 from llava_s2.model.embedded import resolve_language_model, resolve_vision_tower
-from llava_s2.model.loading import read_config
+from llava_s2.model.loading import checkpoint_config
 from llava_s2.s2 import S2VisionConfig
 from llava_s2.towers.load_tower import tower_config
 from llava_s2.train.arguments import RecipeArguments
@@ -152,7 +152,7 @@ def _config(recipe: RecipeArguments, is_llm: bool) -> Any:
     name = recipe.model_name_or_path
     if identify(name).kind.startswith("llava"):
         raise InputError(f"--dry_run: {name} is in the original LLaVA's format; first run llava-s2 convert {name} DST")
-    config = read_config(name)
+    config = checkpoint_config(identify(name))
     if recipe.s2_scales is not None:
         vision: Any = config.vision_config
         own = isinstance(vision, S2VisionConfig)

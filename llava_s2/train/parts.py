@@ -87,27 +87,36 @@ def choose_parts(
 
 
 def _adapter(model: LlavaForConditionalGeneration, parts: TrainedParts, recipe: RecipeArguments) -> PeftModel:
-    whole = [name for name, learns in ((PROJECTOR, parts.projector), (TOWER, parts.tower)) if learns]
+    whole = [PROJECTOR, TOWER] if parts.tower else [PROJECTOR]  # the projector is saved with what is trained, always
     if parts.tower:
         model.model.vision_tower.float()
     if not parts.lora:
         # PEFT's name for "no layer": the adapter is the modules to save alone.
-        return get_peft_model(model, LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=whole))
+        adapted = get_peft_model(model, LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=whole))
+        return _with_frozen_projector(adapted, parts)
     linear = {
         name.rpartition(".")[2]
         for name, module in model.model.language_model.named_modules()
         if isinstance(module, nn.Linear)
     }
-    return get_peft_model(
+    adapted = get_peft_model(
         model,
         LoraConfig(
             r=recipe.lora_r,
             lora_alpha=recipe.lora_alpha,
             lora_dropout=recipe.lora_dropout,
             target_modules=rf".*\.language_model\..*\.({'|'.join(sorted(map(re.escape, linear)))})",
-            modules_to_save=whole or None,
+            modules_to_save=whole,
         ),
     )
+    return _with_frozen_projector(adapted, parts)
+
+
+def _with_frozen_projector(adapted: Any, parts: TrainedParts) -> PeftModel:
+    """Freezes the adapter's copy of the projector where it is not to be trained."""
+    if not parts.projector:
+        adapted.get_base_model().model.multi_modal_projector.requires_grad_(False)
+    return adapted
 
 
 def keep_frozen(tower: nn.Module) -> None:

@@ -28,7 +28,8 @@ from llava_s2.model.assemble import assemble, split_gguf
 from llava_s2.model.checkpoint import identify, split_parts
 from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
 from llava_s2.model.lengths_only import processor_for_lengths
-from llava_s2.model.loading import load_pretrained, quantization_config, read_config, saved_template
+from llava_s2.model.loading import checkpoint_config, load_pretrained, own_scales, saved_template
+from llava_s2.model.original import write_projector
 from llava_s2.model.processor import aspect_ratio, set_template
 from llava_s2.model.templates import (
     IMAGE_START_TOKEN,
@@ -43,8 +44,8 @@ from llava_s2.model.widen import widen
 from llava_s2.s2 import S2VisionConfig
 from llava_s2.s2.prepare import pack_frozen
 from llava_s2.towers.load_tower import load_vision_config, tower_config
-from llava_s2.towers.named_tower import resolved
 from llava_s2.train.arguments import RecipeArguments, left_out, parse_flags
+from llava_s2.train.base_model import prepare_base, record_of
 from llava_s2.train.callbacks import (
     KeepIntervals,
     ScoreCheckpoints,
@@ -147,7 +148,7 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
         set_seed(training.seed)
         bad_samples = _bad_samples(run, goes_on=start.checkpoint is not None)
         dataset = _dataset_before_weights(run, bad_samples)
-        model, processor = _load_model(run)
+        model, processor, base = _load_model(run, goes_on=start.checkpoint is not None)
         if dataset is None:
             dataset = ConversationDataset(
                 run.checked, processor, run.template, run.recipe.model_max_length, bad_samples
@@ -155,7 +156,7 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
         examples, held_out = _examples(run, dataset, model, processor)
         collate = _collator(run, model, processor)
         trainable = choose_parts(model, run.components, run.recipe)
-        trainer = _build_trainer(run, trainable, processor, collate, examples, held_out)
+        trainer = _build_trainer(run, trainable, processor, collate, examples, held_out, base)
         run.say("\n".join([*describe_parameters(count_parameters(trainable), run.components), start.describe()]))
         if training.world_size == 1 and not (training.bf16 or training.fp16 or training.deepspeed or training.fsdp):
             pack_frozen(trainable)  # on a CPU; several processes would exchange the weights, autocast would cast them
@@ -290,7 +291,7 @@ def _check_positions(run: _Run, dataset: ConversationDataset) -> None:
         llm, gguf_file = split_gguf(resolve_language_model(recipe.model_name_or_path), recipe.gguf_file)
         config: Any = AutoConfig.from_pretrained(llm, gguf_file=gguf_file)
     else:
-        config = read_config(recipe.model_name_or_path).text_config
+        config = checkpoint_config(identify(recipe.model_name_or_path)).text_config
     limit = getattr(config, "max_position_embeddings", None)
     if not limit or limit >= recipe.model_max_length:
         return
@@ -304,28 +305,22 @@ def _check_positions(run: _Run, dataset: ConversationDataset) -> None:
     run.say(f"warning: {told}, or expect it to be worse there")
 
 
-def _load_model(run: _Run) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """The model that training starts from, whole, and its processor."""
+def _load_model(run: _Run, goes_on: bool) -> tuple[LlavaForConditionalGeneration, LlavaProcessor, str | None]:
+    """The model that training starts from, whole, its processor, and where it is (see `_load`)."""
     recipe, training = run.recipe, run.training
     with _no_sharding_at_load(training):
-        model, processor = _load(recipe, training, run.from_parts, run.components)
+        model, processor, base = _load(run, goes_on)
     if recipe.attn_implementation is not None:
         try:
             model.set_attn_implementation(recipe.attn_implementation)
         except (ValueError, ImportError) as error:
             raise InputError(f"--attn_implementation: {' '.join(str(error).split())}") from None
-    if recipe.vision_tower is not None:
-        model.config.mm_vision_tower = resolved(recipe.vision_tower)  # so that load_pretrained finds it
-    if recipe.base is not None:
-        model.config.mm_base = _where(recipe.base)
-    elif hasattr(model.config, "mm_base"):  # of the adapter to go on from, which keeps it
-        del model.config.mm_base
     model.model.multi_modal_projector.float()  # it is trained in float32, whatever the frozen weights are in
     if run.projector is not None:
         first = model.model.multi_modal_projector.linear_1
         _check_projector(recipe, run.projector, first.in_features, first.out_features)
         model.model.multi_modal_projector.load_state_dict(run.projector)
-    return model, processor
+    return model, processor, base
 
 
 def _examples(
@@ -359,12 +354,14 @@ def _build_trainer(
     collate: Any,
     examples: Examples,
     held_out: Examples | None,
+    base: str | None,
 ) -> LlavaTrainer:
     recipe, training = run.recipe, run.training
+    record = None
     if isinstance(model, PeftModel):
-        base = recipe.model_name_or_path
-        base = base if recipe.gguf_file is None else f"{base}/{recipe.gguf_file}"
-        model.peft_config["default"].base_model_name_or_path = _where(base)
+        assert base is not None
+        model.peft_config["default"].base_model_name_or_path = base
+        record = record_of(base) if training.should_save else None
     callbacks: list[Any] = [KeepIntervals(), StopOnSignal()]
     if recipe.eval_task is not None and recipe.eval_data is not None:
         callbacks.append(ScoreCheckpoints(recipe.eval_task, recipe.eval_data, recipe.eval_limit))
@@ -383,6 +380,7 @@ def _build_trainer(
         tower_lr=recipe.mm_vision_tower_lr,
         peak=None if recipe.peak_tflops is None else recipe.peak_tflops * 1e12,
         lengths=_lengths_to_group_by(run, examples),
+        base=record,
         callbacks=callbacks,
     )
     for callback in callbacks:
@@ -411,6 +409,8 @@ def _save_result(run: _Run, trainer: LlavaTrainer) -> None:
     output_dir, log = run.output_dir, run.output_dir / LOG
     trainer.save_model()
     if run.training.should_save:
+        if run.components.is_adapter and not run.components.lora and not run.components.tower:
+            write_projector(output_dir)
         shutil.rmtree(output_dir / WRITING, ignore_errors=True)
         plot_losses(trainer.state.log_history, output_dir / "loss.png")
     trainer.save_state()
@@ -459,64 +459,67 @@ def _is_language_model(recipe: RecipeArguments) -> bool:
     return True
 
 
-def _load(
-    recipe: RecipeArguments, training: TrainingArguments, is_llm: bool, parts: TrainedParts
-) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+def _load(run: _Run, goes_on: bool) -> tuple[LlavaForConditionalGeneration, LlavaProcessor, str | None]:
     """The model to start from, its frozen weights in the dtype that the run computes in.
 
-    Its processor has the chat template to be saved. That is never ``plain``, which drops the user's words.
+    Returns:
+        The model; its processor with the chat template to be saved, which never is ``plain``, for that drops the
+        user's words; and where the model is, if an adapter is trained over it.
     """
+    recipe, training = run.recipe, run.training
     template = None if recipe.template in ("plain", TEMPLATES["plain"]) else recipe.template
     dtype = "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
-    if not parts.is_adapter and not training.deepspeed:
-        dtype = "float32"  # the weights that learn; DeepSpeed keeps such a copy itself
-    if is_llm:
+    if not run.components.is_adapter:
+        # The weights that learn are float32; DeepSpeed keeps such a copy itself.
+        model, processor = _load_whole(run, dtype if training.deepspeed else "float32")
+        base = None
+    else:
+        widens = not run.from_parts and _widens(recipe)
+        base = prepare_base(recipe, training, from_parts=run.from_parts, widens=widens, dtype=dtype, goes_on=goes_on)
+        set_seed(training.seed)  # making it drew numbers on one process alone
+        model, processor = load_pretrained(
+            base,
+            dtype=dtype,
+            device_map={"": training.device} if recipe.bits != 16 else None,
+            quantization=f"{recipe.bits}bit" if recipe.bits != 16 else None,
+        )
+    own_aspect_ratio = aspect_ratio(processor, model.config.vision_config)
+    if recipe.image_aspect_ratio not in (None, own_aspect_ratio):
+        name = recipe.model_name_or_path
+        raise InputError(
+            f"--image_aspect_ratio {recipe.image_aspect_ratio}: {name} was trained with {own_aspect_ratio}"
+        )
+    if template is not None:
+        set_template(processor, template)
+    return model, processor, base
+
+
+def _load_whole(run: _Run, dtype: str) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """The model that all of the language model is trained of, in memory as it is."""
+    recipe = run.recipe
+    if run.from_parts:
         assert recipe.vision_tower is not None
         return assemble(
             recipe.model_name_or_path,
             recipe.vision_tower,
             recipe.scales,
             feature_layer=recipe.mm_vision_select_layer,
-            template=template or "vicuna_v1",
             image_aspect_ratio=recipe.image_aspect_ratio or "pad",
             resize_output_to_idx=recipe.s2_resize_output_to_idx,
             dtype=dtype,
             gguf_file=recipe.gguf_file,
-            **_quantized(recipe, training, dtype),
         )
-    name = recipe.model_name_or_path
-    if recipe.bits != 16 and identify(name).kind in ("adapter", "llava_lora"):
-        raise InputError(f"--bits {recipe.bits}: {name} is an adapter; make it whole first with llava-s2 merge")
     model, processor = load_pretrained(
-        name,
-        recipe.base,
-        vision_tower=recipe.vision_tower,
-        dtype=dtype,
-        device_map={"": training.device} if recipe.bits != 16 else None,
-        quantization=f"{recipe.bits}bit" if recipe.bits != 16 else None,
+        recipe.model_name_or_path, recipe.base, vision_tower=recipe.vision_tower, dtype=dtype
     )
-    tower: Any = model.config.vision_config
-    own_scales = getattr(tower, "scales", [tower.image_size])
-    if recipe.widen_from is not None or (recipe.s2_scales is not None and recipe.scales != own_scales):
-        model, processor = widen(model, processor, recipe.scales)
-    own_aspect_ratio = aspect_ratio(processor, tower)
-    if recipe.image_aspect_ratio not in (None, own_aspect_ratio):
-        raise InputError(
-            f"--image_aspect_ratio {recipe.image_aspect_ratio}: {name} was trained with {own_aspect_ratio}"
-        )
-    if template is not None:
-        set_template(processor, template)
-    return model, processor
+    return widen(model, processor, recipe.scales) if _widens(recipe) else (model, processor)
 
 
-def _quantized(recipe: RecipeArguments, training: TrainingArguments, dtype: str) -> dict[str, Any]:
-    """What transformers is told to load the language model in ``--bits``, on this process's device."""
-    if recipe.bits == 16:
-        return {}
-    return {
-        "quantization_config": quantization_config(f"{recipe.bits}bit", dtype),
-        "device_map": {"": training.device},
-    }
+def _widens(recipe: RecipeArguments) -> bool:
+    """Whether the LLaVA to start from has other scales than the run is to have."""
+    if recipe.widen_from is not None:
+        return True
+    return recipe.s2_scales is not None and recipe.scales != own_scales(recipe.model_name_or_path, recipe.vision_tower)
 
 
 def _chat_template(stage: str, recipe: RecipeArguments, from_parts: bool) -> str:
@@ -605,8 +608,3 @@ def _check_projector(
             f"--pretrain_mm_mlp_adapter {recipe.pretrain_mm_mlp_adapter}: holds {shapes}, but the model needs "
             f"linear_1.weight {wanted['linear_1.weight']}; was it trained with other scales, tower or language model?"
         )
-
-
-def _where(name: str) -> str:
-    """A folder's full path, so that it is found from anywhere; a hub id as it is."""
-    return str(Path(name).resolve()) if Path(name).exists() else name

@@ -1,6 +1,6 @@
 """transformers' ``Trainer`` with what LLaVA's recipe needs beside it: batches by modality, rates by part."""
 
-import copy
+import json
 import math
 import os
 import shutil
@@ -26,6 +26,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from llava_s2.data.collator import keep_targets
 from llava_s2.data.pixels import Normalizer
 from llava_s2.errors import InputError
+from llava_s2.model.base_record import BaseRecord
 from llava_s2.model.labels import IGNORE_INDEX
 from llava_s2.train.checkpoints import WRITING, publish
 from llava_s2.train.parts import PROJECTOR, TOWER
@@ -39,6 +40,7 @@ class LlavaTrainer(Trainer):
         projector_lr: learning rate of the projector; None for the one of the rest.
         tower_lr: of the vision tower, where it learns.
         peak: FLOP/s of the device, for MFU; None for what is known of it by its name.
+        base: what is recorded of an adapter's base.
         lengths: of the examples, below zero for those without an image, to batch like with like; None for any order.
         kwargs: ``Trainer``'s.
 
@@ -53,8 +55,10 @@ class LlavaTrainer(Trainer):
         tower_lr: float | None = None,
         peak: float | None = None,
         lengths: Sequence[int] | None = None,
+        base: BaseRecord | None = None,
         **kwargs: Any,
     ) -> None:
+        self._base = base
         self._where: Callable[[int], str] = kwargs["train_dataset"].where
         self._normalize = Normalizer(kwargs["processing_class"].image_processor)
         training = kwargs["args"]
@@ -264,7 +268,7 @@ class LlavaTrainer(Trainer):
         return str(place) if step and (step == self.state.global_step or place.exists()) else None
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Writes what ``load_pretrained`` reads: the adapter, the projector in it, the model's config, the processor.
+        """Writes what ``load_pretrained`` reads: the adapter, the projector in it, what it stands on, the processor.
 
         Everything is written aside and then moved into place, so that a file of ``output_dir`` is whole or the old one.
         """
@@ -274,10 +278,9 @@ class LlavaTrainer(Trainer):
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as aside:
             super()._save(aside, state_dict)
-            config = copy.deepcopy(self.accelerator.unwrap_model(self.model).config)
-            if hasattr(config, "quantization_config"):  # how training held the base, not how it must be loaded
-                del config.quantization_config
-            config.save_pretrained(aside)
+            if self._base is not None:
+                self._base.save(aside)
+                _load_base_by_auto_class(Path(aside) / "adapter_config.json")
             for file in sorted(path for path in Path(aside).rglob("*") if path.is_file()):
                 place = target / file.relative_to(aside)
                 place.parent.mkdir(exist_ok=True)
@@ -300,6 +303,13 @@ def _end_with_parent() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
+
+
+def _load_base_by_auto_class(adapter_config: Path) -> None:
+    """Has ``AutoPeftModel`` load the base by the Auto class, which takes ``trust_remote_code``, not by its own."""
+    settings = json.loads(adapter_config.read_text(encoding="utf-8"))
+    settings["auto_mapping"] = {"base_model_class": "AutoModelForImageTextToText", "parent_library": "transformers"}
+    adapter_config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 class NumberedDataset(Dataset[dict[str, Any]]):

@@ -1,0 +1,88 @@
+"""The model under the adapter that a run trains: a folder that stock transformers loads, made once."""
+
+import shutil
+from pathlib import Path
+
+from transformers import TrainingArguments
+
+from llava_s2.model.base_record import BaseRecord, checksum
+from llava_s2.model.checkpoint import identify
+from llava_s2.model.convert import convert
+from llava_s2.model.embedded import NAME as EMBEDDED
+from llava_s2.model.embedded import shipped_model
+from llava_s2.model.folder import lazy_tensors
+from llava_s2.model.native import create_native
+from llava_s2.model.templates import TEMPLATES
+from llava_s2.model.widen import create_widened
+from llava_s2.train.arguments import RecipeArguments
+from llava_s2.train.output_folder import on_first_process
+
+FOLDER = "base"
+
+
+def prepare_base(
+    recipe: RecipeArguments, training: TrainingArguments, *, from_parts: bool, widens: bool, dtype: str, goes_on: bool
+) -> str:
+    """Finds or makes the base of an adapter, on the first process for all.
+
+    A full model in transformers' format is its own base. Anything else becomes one in ``output_dir/base``, once: a
+    language model and a tower, a LLaVA to be widened or with another tower, an adapter, the original LLaVA's format.
+
+    Args:
+        from_parts: whether the run starts from a language model and a tower. widens: whether from fewer scales.
+        dtype: of the weights of an adapter that is merged, and of a model that is widened.
+        goes_on: whether an earlier start of this run made it.
+
+    Returns:
+        The folder's full path, or the hub id.
+
+    Raises:
+        InputError: the parts cannot be read, or the disk is full.
+    """
+    name = recipe.model_name_or_path
+    kind = "" if from_parts else identify(name).kind
+    if kind == "hf" and not widens and recipe.vision_tower is None:
+        return str(Path(name).resolve()) if Path(name).exists() else name
+    folder = (Path(str(training.output_dir)) / FOLDER).resolve()
+
+    def make() -> str:
+        if folder.exists():
+            if goes_on and identify(folder).kind == "hf":
+                return str(folder)
+            shutil.rmtree(folder)
+        print(f"Making the model under the adapter, once: {folder}", flush=True)
+        if from_parts:
+            assert recipe.vision_tower is not None
+            create_native(
+                folder,
+                name,
+                recipe.vision_tower,
+                recipe.scales,
+                feature_layer=recipe.mm_vision_select_layer,
+                template=_saved_template(recipe) or "vicuna_v1",
+                image_aspect_ratio=recipe.image_aspect_ratio or "pad",
+                resize_output_to_idx=recipe.s2_resize_output_to_idx,
+                gguf_file=recipe.gguf_file,
+            )
+            return str(folder)
+        if widens:
+            parts = {"base": recipe.base, "vision_tower": recipe.vision_tower}
+            create_widened(folder, name, recipe.scales, **parts, dtype=dtype)
+        else:
+            merged = dtype if kind in ("adapter", "llava_lora") else "auto"
+            convert(name, folder, base=recipe.base, vision_tower=recipe.vision_tower, dtype=merged)
+        source = EMBEDDED if Path(name) == shipped_model() else name
+        BaseRecord(source, checksum(lazy_tensors(str(folder)))).save(folder)
+        return str(folder)
+
+    return on_first_process(training, make)
+
+
+def record_of(base: str) -> BaseRecord:
+    """What an adapter over this base records of it."""
+    return BaseRecord.load(base) or BaseRecord(base, checksum(lazy_tensors(base)))
+
+
+def _saved_template(recipe: RecipeArguments) -> str | None:
+    """The template to be saved: never ``plain``, which drops the user's words."""
+    return None if recipe.template in ("plain", TEMPLATES["plain"]) else recipe.template

@@ -1,0 +1,157 @@
+"""Adapters are plain PEFT over a native folder: everybody loads them alike, and only whole, and only over their base."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from llava_reference import TOWER, VICUNA, all_logits
+from peft import AutoPeftModel, LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from llava_s2 import load_pretrained
+from llava_s2.cli import main
+from llava_s2.errors import InputError
+from llava_s2.model.base_record import FILE, BaseRecord, checksum, matches
+from llava_s2.model.folder import lazy_tensors
+from llava_s2.model.widen import save_native
+
+SCALES = "56,112,168"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """What ``llava-s2 init`` makes of the language model and the tower."""
+    folder = tmp_path_factory.mktemp("bases") / "base"
+    flags = ["--llm", str(VICUNA), "--vision_tower", str(TOWER), "--s2_scales", SCALES]
+    assert main(["init", str(folder), *flags]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(base, tmp_path_factory):
+    """An adapter over it, trained-looking, saved by PEFT alone, with the record that training leaves beside it."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("adapter")
+    model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
+    config = LoraConfig(
+        r=4,
+        target_modules=r".*language_model.*\.(q_proj|down_proj)",
+        modules_to_save=["multi_modal_projector"],
+        init_lora_weights=False,
+    )
+    adapted = get_peft_model(model, config)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data.mul_(0.05)
+    adapted.save_pretrained(str(folder))
+    shutil.copy(base / FILE, folder / FILE)
+    return folder, adapted.eval()
+
+
+def changed(source, target, tensors):
+    """A copy of an adapter with other tensors in it."""
+    shutil.copytree(source, target)
+    save_file(tensors, target / "adapter_model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def refused(*arguments, **options):
+    with pytest.raises(InputError) as caught:
+        load_pretrained(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_init_makes_what_assembling_the_parts_gives(base):
+    found = load_file(base / "model.safetensors")
+    llm, tower = load_file(VICUNA / "model.safetensors"), load_file(TOWER / "model.safetensors")
+    for name, tensor in llm.items():  # 32,000 rows and one of <image>
+        own = found[("" if name.startswith("lm_head") else "model.language_model.") + name.removeprefix("model.")]
+        assert torch.equal(own[: tensor.shape[0]], tensor), name
+    layer = "encoder.layers.0.self_attn.q_proj.weight"
+    assert torch.equal(found[f"model.vision_tower.backbone.{layer}"], tower[f"vision_model.{layer}"])
+    assert found["model.multi_modal_projector.linear_1.weight"].shape == (32, 96)
+
+
+def test_everybody_loads_the_same_model(base, trained, golden):
+    folder, adapted = trained
+    processor = AutoProcessor.from_pretrained(base)
+    wanted = all_logits(adapted, processor, golden, 2)
+    stock = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
+    for model in (
+        PeftModel.from_pretrained(stock, str(folder)).eval(),
+        AutoPeftModel.from_pretrained(str(folder), dtype=torch.float32).eval(),
+        load_pretrained(folder, dtype="float32")[0],
+    ):
+        np.testing.assert_allclose(all_logits(model, processor, golden, 2), wanted, atol=2e-6, rtol=0)
+
+
+def test_an_adapter_of_peft_alone_has_its_bases_processor(base, trained, golden, tmp_path):
+    """Without config.json, without a record, without a processor: what TRL and PEFT leave."""
+    folder = shutil.copytree(trained[0], tmp_path / "plain", ignore=shutil.ignore_patterns(FILE))
+    model, processor = load_pretrained(folder, dtype="float32")
+    wanted = all_logits(trained[1], AutoProcessor.from_pretrained(base), golden, 1)
+    np.testing.assert_allclose(all_logits(model, processor, golden, 1), wanted, atol=2e-6, rtol=0)
+
+
+def test_another_base_is_refused_and_a_moved_one_found(base, trained, golden, tmp_path):
+    folder = shutil.copytree(trained[0], tmp_path / "out" / "adapter")
+    other, processor = load_pretrained(base, dtype="float32")
+    other.model.language_model.layers[0].self_attn.q_proj.weight.data.mul_(1.001)
+    save_native(other, processor, tmp_path / "other")
+    assert "is another model" in refused(folder, tmp_path / "other")
+    moved = shutil.copytree(base, tmp_path / "moved")
+    settings = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": "/is/gone"}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    record = json.loads((folder / FILE).read_text()) | {"name": "/is/gone/too"}
+    (folder / FILE).write_text(json.dumps(record))
+    wanted = all_logits(trained[1], processor, golden, 1)
+
+    def loads(*arguments):
+        model, _ = load_pretrained(folder, *arguments, dtype="float32")
+        np.testing.assert_allclose(all_logits(model, processor, golden, 1), wanted, atol=2e-6, rtol=0)
+
+    loads()  # made again of the language model and the tower
+    loads(VICUNA)
+    loads(moved)
+    (folder / FILE).write_text(json.dumps(record | {"parts": record["parts"] | {"llm": "/is/gone"}}))
+    line = refused(folder)
+    assert "/is/gone" in line and "--base" in line
+    moved.rename(folder.parent / "base")  # where training leaves it
+    loads()
+
+
+def test_a_broken_adapter_is_refused_with_what_it_lacks_or_has_too_much(trained, tmp_path):
+    tensors = load_file(trained[0] / "adapter_model.safetensors")
+    half = {name: t for name, t in tensors.items() if "layers.1." not in name}
+    line = refused(changed(trained[0], tmp_path / "half", half))
+    assert "lacks" in line and "layers.1.mlp.down_proj.lora_A" in line
+    blind = {name: t for name, t in tensors.items() if "projector" not in name}
+    assert "multi_modal_projector.linear_1.bias" in refused(changed(trained[0], tmp_path / "blind", blind))
+    more = tensors | {name.replace("layers.0", "layers.7"): t.clone() for name, t in tensors.items()}
+    line = refused(changed(trained[0], tmp_path / "more", more))
+    assert "no place for" in line and "layers.7.mlp.down_proj.lora_A" in line
+    wide = {name: torch.cat([t, t]) if "lora_A" in name else t for name, t in tensors.items()}
+    assert "does not fit" in refused(changed(trained[0], tmp_path / "wide", wide))
+
+
+def test_a_base_is_the_same_in_whatever_dtype_it_is_stored():
+    generator = torch.Generator().manual_seed(0)
+    names = ("model.language_model.layers.0.q.weight", "model.vision_tower.backbone.layers.0.weight")
+    tensors = {name: torch.randn(8, 4, generator=generator) for name in names}
+    wide = checksum(tensors)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert matches(wide, checksum({name: tensor.to(dtype) for name, tensor in tensors.items()}))
+    tuned = {name: tensor * (1 + 1e-5) for name, tensor in tensors.items()}
+    assert not matches(wide, checksum(tuned))
+    renamed = {name.replace("q.weight", "k.weight"): tensor for name, tensor in tensors.items()}
+    assert not matches(wide, checksum(renamed))
+
+
+def test_the_record_is_of_the_folder(base):
+    record = BaseRecord.load(str(base))
+    assert record is not None and record.name == str(base) and record.parts["scales"] == [56, 112, 168]
+    assert matches(record.checksum, checksum(lazy_tensors(str(base))))
