@@ -28,7 +28,7 @@ def test_quickstart_fine_tunes_scores_answers_and_continues(
 
     for twin, scales in (("single", [112]), ("s2", [112, 224, 336])):
         model = out / "models" / twin
-        assert json.loads((model / "config.json").read_text())["vision_config"]["scales"] == scales
+        assert json.loads((model / "base" / "config.json").read_text())["vision_config"]["scales"] == scales
         losses = [
             row["loss"]
             for row in json.loads((model / "trainer_state.json").read_text())["log_history"]

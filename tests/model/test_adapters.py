@@ -1,4 +1,4 @@
-"""Adapters are plain PEFT over a native folder: everybody loads them alike, and only whole, and only over their base."""
+"""Adapters are plain PEFT over a native folder: all load them alike, only whole, and only over their base."""
 
 import json
 import shutil
