@@ -40,19 +40,22 @@ def write_records(folder, has_image):
     return ["--data_path", folder / "data.json", "--image_folder", folder]
 
 
-def command(flags, processes=0):
+def command(flags, processes=0, program=None, launcher=()):
     """The command line of ``finetune`` alone (0) or under torchrun."""
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", processes, "--master_port", free_port()]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", processes, "--master_port", free_port(), *launcher]
+    if program is not None:
+        return [str(part) for part in [sys.executable, *launcher, program, "finetune", *TINY, *flags]]
     program = [ROOT / "tests" / "train" / "fsdp_on_cpu.py"] if "--fsdp" in flags else ["-m", "llava_s2.train"]
     start = [sys.executable, *(launcher if processes else []), *program, "finetune"]
     return [str(part) for part in [*start, *TINY, *flags]]
 
 
-def start(flags, processes=0):
+def start(flags, processes=0, environment=None, **how):
     """Starts it, in a session of its own; what it prints is in ``stdout``."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"} | (environment or {})
+    environment["PYTHONUNBUFFERED"] = "1"
     return subprocess.Popen(
-        command(flags, processes),
+        command(flags, processes, **how),
         env=environment,
         cwd=ROOT,
         text=True,

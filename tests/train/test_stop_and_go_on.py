@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,28 +25,71 @@ def test_killed_at_any_step_it_goes_on_as_if_nothing_had_been(tmp_path):
     assert not report["left"]
 
 
-def test_sigterm_saves_first_and_one_process_goes_on_from_two(tmp_path):
-    steps = ["--max_steps", 60, "--save_steps", 1000, "--lora_dropout", 0]
-    flags = [*write_records(tmp_path, lambda number: number % 3), *steps]
-    process = start([*flags, "--per_device_train_batch_size", 2, "--output_dir", tmp_path / "stopped"], processes=2)
-    assert process.stdout is not None
-    seen = 0
-    for line in process.stdout:
-        seen += "'loss'" in line
-        if seen == 3:
-            process.send_signal(signal.SIGTERM)
-            break
-    rest = process.stdout.read()
-    assert process.wait(timeout=60) != 0
-    assert "SIGTERM: saving after this step" in rest
-    (checkpoint,) = (tmp_path / "stopped").glob("checkpoint-*")
-    assert 3 <= int(checkpoint.name.split("-")[1]) < 60
-    assert not (tmp_path / "stopped" / "adapter_model.safetensors").exists()  # not taken for finished
+PER_EPOCH = 10  # steps: 80 records in batches of 8
 
-    flags += ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2]
-    run_here([*flags, "--output_dir", tmp_path / "stopped"])
-    run_here([*flags, "--output_dir", tmp_path / "whole"])
-    assert losses(tmp_path / "stopped") == pytest.approx(losses(tmp_path / "whole"), abs=1e-4)
+
+def test_stopped_and_killed_on_two_processes_it_ends_as_one_process_does(tmp_path):
+    """SIGTERM in the second epoch; then one process is killed in the third, and torchrun starts both again."""
+    flags = [*write_records(tmp_path, lambda number: number % 3), "--num_train_epochs", 3, "--lora_dropout", 0]
+    flags += ["--group_by_modality_length", "True", "--packing", "True"]
+    two = [*flags, "--per_device_train_batch_size", 4, "--dataloader_num_workers", 1]
+    two += ["--output_dir", tmp_path / "two", "--save_steps"]
+    (tmp_path / "ids").mkdir()
+    logged = {"program": Path(__file__).with_name("ids_logged.py")}
+    environment = {"LLAVA_S2_IDS": str(tmp_path / "ids"), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
+    process = start([*two, 1000], 2, environment, **logged)
+    wait_for_losses(process, PER_EPOCH + 3)
+    process.send_signal(signal.SIGTERM)
+    assert "SIGTERM: saving after this step" in process.stdout.read()
+    assert process.wait(timeout=60) != 0
+    (checkpoint,) = (tmp_path / "two").glob("checkpoint-*")
+    stopped_at = int(checkpoint.name.split("-")[1])
+    assert PER_EPOCH < stopped_at < 2 * PER_EPOCH
+    assert not (tmp_path / "two" / "adapter_model.safetensors").exists()  # not taken for finished
+    shutil.copytree(tmp_path / "two", tmp_path / "one")
+
+    process = start([*two, 2], 2, environment, **logged, launcher=["--max_restarts", "3"])
+    wait_for_losses(process, 2 * PER_EPOCH + 5 - stopped_at)
+    os.kill(max(workers(process)), signal.SIGKILL)
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed[-3000:]
+    assert "goes on from step 2" in printed  # of its last checkpoint, in the third epoch
+
+    alone = [*flags, "--per_device_train_batch_size", 8, "--output_dir"]
+    run_here([*alone, tmp_path / "one"])
+    run_here([*alone, tmp_path / "whole"])
+    whole = losses(tmp_path / "whole")
+    assert len(whole) == 3 * PER_EPOCH
+    assert losses(tmp_path / "two") == pytest.approx(whole, abs=1e-4)
+    assert losses(tmp_path / "one") == pytest.approx(whole, abs=1e-4)
+
+    seen = {}  # the last that was seen at a step counts: steps after a checkpoint are done again
+    for file in sorted((tmp_path / "ids").iterdir(), key=lambda path: path.stat().st_mtime):
+        for line in map(json.loads, file.read_text().splitlines()):
+            seen[file.name, line["step"]] = line["records"]
+    for epoch in range(3):
+        steps = range(epoch * PER_EPOCH, (epoch + 1) * PER_EPOCH)
+        for step in steps:
+            versions = [sorted(ids) for (_, at), ids in seen.items() if at == step]
+            assert len({tuple(ids) for ids in versions}) == 2  # one batch a process, the same after every start
+        ids = {index for (_, at), records in seen.items() if at in steps for index in records}
+        assert ids == set(range(80))
+
+
+def wait_for_losses(process, count):
+    """Reads what a run prints until it has told that many losses."""
+    for line in process.stdout:
+        count -= "'loss'" in line
+        if count == 0:
+            return
+    raise AssertionError("ended early")
+
+
+def workers(process):
+    """The training processes under a launcher."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [pid for pid in map(int, children) if b"ids_logged.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 @pytest.mark.parametrize(
