@@ -24,8 +24,8 @@ def build_parser() -> argparse.ArgumentParser:
     from llava_s2.data import data_cli
     from llava_s2.eval import eval_cli
     from llava_s2.model import commands as model_commands
-    from llava_s2.serve import commands as serve_commands
-    from llava_s2.serve.api import commands as api_commands
+    from llava_s2.serve import chat_cli
+    from llava_s2.serve.api import serve_cli
     from llava_s2.studies import study_cli
     from llava_s2.train import train_cli
 
@@ -37,8 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
         data_cli,
         train_cli,
         eval_cli,
-        serve_commands,
-        api_commands,
+        chat_cli,
+        serve_cli,
         model_commands,
         bench_commands,
         study_cli,

@@ -11,10 +11,24 @@ from urllib.parse import urljoin, urlsplit
 import httpcore
 
 from llava_s2.errors import InputError
-from llava_s2.serve.pictures import MAX_BYTES
+from llava_s2.serve.decoder_processes import MAX_BYTES
 
 _REDIRECTS = 3
 _UNICAST = ipaddress.ip_network("2000::/3")  # all that is public of IPv6; what translates to IPv4 lies beside it
+
+
+# Not public, whatever this Python's ipaddress says of them: versions differ.
+_SPECIAL = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
+            *("192.0.0.0/24", "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16"),
+            *("192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/3"),
+            *("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20"),
+        ),
+    )
+)
 
 
 def is_public(address: str) -> bool:
@@ -23,9 +37,9 @@ def is_public(address: str) -> bool:
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
             return is_public(str(ip.ipv4_mapped))
-        if ip not in _UNICAST or ip.sixtofour is not None or ip.teredo is not None:
+        if ip not in _UNICAST:
             return False
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+    return not any(ip in network for network in _SPECIAL if network.version == ip.version)
 
 
 def fetch(

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,17 +24,33 @@ class Command:
         command = [sys.executable, "-m", "llava_s2.cli", "serve", "--port", "0", "--model-name", NAME]
         command += ["--model", str(GOLDEN / "llava-tiny-s2"), "--vision_tower", str(GOLDEN / "clip-tiny")]
         command += ["--dtype", "float32", "--api-key-file", str(keys), *flags]
-        self.log = folder / "log"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                command, stderr=log, stdout=log, env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-            )
-        self.url = ""
-        while not self.url:
-            assert self.process.poll() is None, self.log.read_text()
-            time.sleep(0.1)
-            if found := re.search(r"running on (http://\S+)", self.log.read_text()):
-                self.url = found[1]
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        )
+        self.lines: list[str] = []
+        started = threading.Event()
+
+        def read() -> None:
+            assert self.process.stdout is not None
+            for line in self.process.stdout:
+                self.lines.append(line)
+                if "running on" in line:
+                    started.set()
+            started.set()
+
+        threading.Thread(target=read, daemon=True).start()
+        assert started.wait(300)
+        found = re.search(r"running on (http://\S+)", self.log)
+        assert found, self.log
+        self.url = found[1]
+
+    @property
+    def log(self) -> str:
+        return "".join(self.lines)
 
     def stop(self) -> None:
         self.process.terminate()
@@ -55,16 +70,21 @@ def in_thread(service, keys=()) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = make_server(
-        build_app(service, keys), "127.0.0.1", port, begin_drain=lambda: None, is_idle=lambda: service.under_way == 0
+        build_app(service, keys),
+        "127.0.0.1",
+        port,
+        begin_drain=lambda: None,
+        give_up=lambda: None,
+        is_idle=lambda: service.under_way == 0,
     )
     service.engine.start()
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
         while not server.started:
-            time.sleep(0.01)
+            thread.join(0.01)
         yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
         thread.join()
-        service.engine.stop()
+        service.close()

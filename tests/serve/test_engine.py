@@ -1,10 +1,10 @@
 """The engine's parts against stock `generate`, transformers' own warpers and the tokenizer."""
 
 import io
+import itertools
 import json
 import queue
 import random
-import threading
 import time
 
 import pytest
@@ -12,14 +12,20 @@ import torch
 from api_server import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlavaForConditionalGeneration, TopPLogitsWarper
+from transformers import (
+    LlavaForConditionalGeneration,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from llava_s2.data.image_decoding import open_image
 from llava_s2.model.inference import encode_prompts, token_arguments, user_message
 from llava_s2.serve.api.batch import Batch
-from llava_s2.serve.api.engine import Begun, End, Engine, Job, Picture, Piece
+from llava_s2.serve.api.engine import Delta, End, Engine, Job, PromptImage, Started
 from llava_s2.serve.api.metrics import Metrics
-from llava_s2.serve.api.sampling import Sampling, draw
+from llava_s2.serve.api.sampling import Row, Sampling, sample
 from llava_s2.serve.api.text import AnswerText
 from llava_s2.serve.features import FeatureCache, image_features
 
@@ -54,9 +60,9 @@ def stock(loaded, question, numbers, new_tokens):
 def job(loaded, question="Hi", numbers=(), deadline=60.0, told=None, **sampling):
     inputs = encoded(loaded, question, numbers)
     pixels = inputs.get("pixel_values", torch.zeros(0, 3, 1, 1))
-    pictures = [Picture(f"{n}", pixels[at : at + 1]) for at, n in enumerate(numbers)]
+    images = [PromptImage(f"{n}", pixels[at : at + 1]) for at, n in enumerate(numbers)]
     told = queue.Queue() if told is None else told
-    made = Job(inputs["input_ids"][0].tolist(), pictures, Sampling(**sampling), time.monotonic() + deadline, told.put)
+    made = Job(inputs["input_ids"][0].tolist(), images, Sampling(**sampling), time.monotonic() + deadline, told.put)
     return made, told
 
 
@@ -68,7 +74,7 @@ def events_of(told):
 
 
 def text_of(events):
-    return "".join(event.text for event in events if isinstance(event, Piece))
+    return "".join(event.text for event in events if isinstance(event, Delta))
 
 
 @pytest.fixture
@@ -155,7 +161,7 @@ def test_answers_together_are_those_of_generate_alone(loaded, start):
         events = events_of(told)
         ids = stock(loaded, *question, 12 + 3 * n)
         assert text_of(events) == tokenizer.decode(ids, skip_special_tokens=True).strip()
-        assert isinstance(events[0], Begun) and one.new_tokens == len(ids)
+        assert isinstance(events[0], Started) and one.new_tokens == len(ids)
         assert events[-1].reason == ("stop" if ids[-1] == tokenizer.eos_token_id else "length")
 
 
@@ -176,7 +182,7 @@ def test_a_repeated_picture_skips_the_tower(loaded, start, tower_runs):
         one, told = job(loaded, question, [0], max_new_tokens=6)
         engine.submit(one)
         answers.append(text_of(events_of(told)))
-        assert one.cached_pictures == (len(answers) > 1) and ("tower" in one.seconds) == (len(answers) == 1)
+        assert one.cached_images == (len(answers) > 1) and ("tower" in one.seconds) == (len(answers) == 1)
     assert len(tower_runs) == 1 and answers[0] == answers[1] != answers[2]
 
 
@@ -198,18 +204,28 @@ def test_a_seed_gives_the_same_answer_alone_and_in_company(loaded, start):
 
 
 def test_cancelled_and_late_answers_end_and_leave_the_others_alone(loaded, start):
-    engine = start(max_batch=3)
+    engine, now = start(max_batch=3), [0.0]
     long = {"max_new_tokens": 1500}
     gone, gone_told = job(loaded, "Go on.", [0], **long)
-    late, late_told = job(loaded, "Go on.", [1], deadline=1.5, **long)
+    late, late_told = job(loaded, "Go on.", [1], **long)
     whole, whole_told = job(loaded, *QUESTIONS[0], max_new_tokens=30)
     waits, waits_told = job(loaded, "Wait.", max_new_tokens=3)
+
+    # In the engine's own thread, so that nothing depends on how fast it is.
+    def hang_up(event):
+        gone_told.put(event)
+        gone.stop_reason = "cancelled"
+
+    def let_time_pass(event):
+        late_told.put(event)
+        now[0] = 2.0
+
+    gone.on_event, late.on_event = hang_up, let_time_pass
+    late.clock, late.deadline = lambda: now[0], 1.0
     for one in (gone, late, whole, waits):
         engine.submit(one)
-    assert isinstance(gone_told.get(timeout=30), Begun)
-    gone.cancelled = True
-    assert events_of(gone_told)[-1].reason == "cancelled" and gone.new_tokens < 1500
-    assert events_of(late_told)[-1].reason == "timeout" and late.new_tokens < 1500
+    assert events_of(gone_told)[-1].reason == "cancelled" and gone.new_tokens < 3
+    assert events_of(late_told)[-1].reason == "timeout" and late.new_tokens < 3
     decoded = loaded[1].decode(stock(loaded, *QUESTIONS[0], 30), skip_special_tokens=True).strip()
     assert text_of(events_of(whole_told)) == decoded
     assert events_of(waits_told)[-1].reason in ("stop", "length")
@@ -235,6 +251,88 @@ def test_the_batch_stays_within_rows_and_tokens(loaded, start, monkeypatch):
     assert all(events_of(told)[-1].reason in ("stop", "length") for _, told in jobs)
     assert max(rows for rows, _ in sizes) > 1
     assert all(rows <= 3 and (tokens <= 150 or rows == 1) for rows, tokens in sizes)
+
+
+def test_room_is_taken_as_it_is_used_and_who_goes_back_to_the_queue_answers_the_same(loaded, start, monkeypatch):
+    sizes, step = [], Batch.step
+    monkeypatch.setattr(Batch, "step", lambda self, tokens: (sizes.append(self.size), step(self, tokens))[1])
+    questions = [("What?", [0]), ("And what is this?", [1]), ("Say.", [])]
+    alone = [stock(loaded, *question, 40) for question in questions]
+    used = max(len(encoded(loaded, *question)["input_ids"][0]) for question in questions)
+    engine = start(max_batch_tokens=3 * (used + 20))  # room for all at first, and not for three whole answers
+    jobs = [job(loaded, *question, max_new_tokens=40) for question in questions]
+    for one, _ in jobs:
+        engine.submit(one)
+    for (_, told), ids in zip(jobs, alone, strict=True):
+        events = events_of(told)
+        assert text_of(events) == loaded[1].decode(ids, skip_special_tokens=True).strip()
+        assert sum(isinstance(event, Started) for event in events) == 1
+    assert max(sizes) == 3 and sizes[-1] == 1
+
+
+def test_an_answer_that_runs_goes_on_while_images_come(loaded, start, tower_runs):
+    engine = start(max_batch=16)
+    runs_seen = []
+    first, first_told = job(loaded, "Go on.", max_new_tokens=300)
+    others = [job(loaded, "What?", [n % 4], max_new_tokens=2) for n in range(12)]
+    for number, (one, _) in enumerate(others):  # other pixels each
+        one.images = [PromptImage(f"new {number}", one.images[0].pixels + number)]
+
+    def watch(event):
+        first_told.put(event)
+        runs_seen.append(len(tower_runs))
+        if isinstance(event, Started):
+            for one, _ in others:
+                engine.submit(one)
+
+    first.on_event = watch
+    engine.submit(first)
+    for _, told in others:
+        events_of(told)
+    events_of(first_told)
+    steps = [after - before for before, after in itertools.pairwise(runs_seen)]
+    assert max(steps) <= 1 and len(tower_runs) >= 3  # never two calls of the tower between two pieces of its answer
+
+
+def test_a_small_request_passes_one_for_which_there_is_no_room(loaded, start):
+    engine = start(max_batch_tokens=200)
+    running, running_told = job(loaded, "Go on.", max_new_tokens=60)
+    large, large_told = job(loaded, "Hi " * 100, max_new_tokens=2)
+    small, small_told = job(loaded, "Hi", max_new_tokens=2)
+    order = []
+    running.on_event = lambda event: (
+        running_told.put(event),
+        [engine.submit(one) for one in (large, small)] if isinstance(event, Started) else None,
+    )
+    for one, told, name in ((large, large_told, "large"), (small, small_told, "small")):
+        one.on_event = lambda event, told=told, name=name: (order.append(name), told.put(event))
+    engine.submit(running)
+    for told in (large_told, small_told, running_told):
+        assert events_of(told)[-1].reason in ("stop", "length")
+    assert order[0] == "small" and order[-1] == "large"
+
+
+def test_penalties_and_what_is_left_out_are_those_of_transformers():
+    logits = torch.randn(1, 60, generator=torch.Generator().manual_seed(5)) * 2
+    prompt, answer = [3, 4, 4], [7, 7, 9]
+    hot = Sampling(temperature=1.0, repetition_penalty=1.7)
+    expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([prompt + answer]), logits.clone())
+    assert sample(logits, [Row(Sampling(repetition_penalty=1.7), random.Random(0), prompt, answer)])[0].token == int(
+        expected.argmax()
+    )
+    for sampling, warper in (
+        (Sampling(temperature=1.0, top_k=4), TopKLogitsWarper(4)),
+        (Sampling(temperature=1.0, min_p=0.3), MinPLogitsWarper(0.3)),
+    ):
+        rng = random.Random(1)
+        kept = set(warper(None, logits)[0].isfinite().nonzero()[:, 0].tolist())
+        assert {sample(logits, [Row(sampling, rng)])[0].token for _ in range(200)} <= kept
+    flat = torch.zeros(1, 12)
+    flat[0, 7], flat[0, 9] = 1.9, 1.4  # minus 2 x 0.5 + 0.2, and minus 0.5 + 0.2
+    rows = [Row(Sampling(frequency_penalty=0.5, presence_penalty=0.2), random.Random(0), prompt, answer)]
+    assert sample(flat, rows)[0].token == 9 and hot.penalizes
+    told = sample(flat, [Row(Sampling(frequency_penalty=2, top_logprobs=1), random.Random(0), [], [7, 7])])[0]
+    assert told.token == 9 and told.top[0][0] == 7  # log-probabilities are the model's own
 
 
 def test_a_failing_model_fails_the_answers_under_way_and_no_more(loaded, start, monkeypatch):
@@ -267,8 +365,8 @@ def test_stopping_the_engine_finishes_what_it_has(loaded):
 def test_draws_come_from_the_nucleus_that_transformers_keeps(seed, top_p, temperature):
     logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(seed)) * 3
     kept = TopPLogitsWarper(top_p)(None, logits / temperature).isfinite()[0]
-    chance, sampling = random.Random(seed), Sampling(temperature=temperature, top_p=top_p)
-    tokens = {draw(logits, [sampling], [chance])[0].token for _ in range(50)}
+    rng, sampling = random.Random(seed), Sampling(temperature=temperature, top_p=top_p)
+    tokens = {sample(logits, [Row(sampling, rng)])[0].token for _ in range(50)}
     # The warper sums in another order: a token at the very edge may fall on either side.
     edge = min(int(kept.sum()) + 1, 50)
     assert tokens <= set(logits[0].topk(edge).indices.tolist())
@@ -277,16 +375,16 @@ def test_draws_come_from_the_nucleus_that_transformers_keeps(seed, top_p, temper
 
 def test_a_share_too_small_for_float32_leaves_the_likeliest_token():
     logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(0))
-    drawn = draw(logits, [Sampling(temperature=1.0, top_p=1e-181)], [random.Random(0)])
-    assert drawn[0].token == int(logits.argmax())
+    sampled = sample(logits, [Row(Sampling(temperature=1.0, top_p=1e-181), random.Random(0))])
+    assert sampled[0].token == int(logits.argmax())
 
 
 def test_draws_follow_the_probabilities():
     logits = torch.tensor([[1.0, 2.0, 0.0, -1.0], [0.0, 0.0, 5.0, 0.0]])
-    samplings, chances = [Sampling(temperature=0.7), Sampling()], [random.Random(1), random.Random(1)]
+    rows = [Row(Sampling(temperature=0.7), random.Random(1)), Row(Sampling(), random.Random(1))]
     counts = torch.zeros(4)
     for _ in range(4000):
-        first, second = draw(logits, samplings, chances, suppressed=[3])
+        first, second = sample(logits, rows, suppressed=[3])
         counts[first.token] += 1
         assert second.token == 2
     expected = torch.softmax(logits[0, :3] / 0.7, -1)
@@ -298,20 +396,20 @@ def test_log_probabilities_are_the_models_own(loaded, start):
     model, processor = loaded
     one, told = job(loaded, *QUESTIONS[0], max_new_tokens=6, top_logprobs=3, temperature=1.3, seed=3)
     start().submit(one)
-    drawn = [token for event in events_of(told) if isinstance(event, Piece) for token in event.drawn]
+    sampled = [token for event in events_of(told) if isinstance(event, Delta) for token in event.tokens]
     inputs = encoded(loaded, *QUESTIONS[0])
     length = inputs["input_ids"].shape[1]
-    inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([[token.token for token in drawn]])], 1)
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([[token.token for token in sampled]])], 1)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     with torch.inference_mode():
         logits = model(**inputs).logits[0, length - 1 : -1]
     logits = logits.clone()
     logits[:, processor.image_token_id] = -float("inf")
     expected = torch.log_softmax(logits, -1)
-    for row, token in zip(expected, drawn, strict=True):
+    for row, token in zip(expected, sampled, strict=True):
         assert token.logprob == pytest.approx(float(row[token.token]), abs=1e-4)
         assert [found for found, _ in token.top] == row.topk(3).indices.tolist()
-    assert len(drawn) == 6
+    assert len(sampled) == 6
 
 
 @settings(deadline=None, max_examples=200)
@@ -340,15 +438,13 @@ def test_metrics_name_what_was_done(loaded):
     metrics = Metrics()
     engine = Engine(*loaded, FeatureCache(1 << 20), metrics, max_batch=4, max_batch_tokens=8192)
     engine.start()
-    lock = threading.Event()
     one, told = job(loaded, "What?", [0], max_new_tokens=4)
     engine.submit(one)
     events_of(told)
-    lock.wait(0.1)
     engine.stop()
     lines = dict(line.rsplit(" ", 1) for line in io.StringIO(metrics.text().decode()) if not line.startswith("#"))
     assert float(lines["llava_s2_prompt_tokens_total"]) == len(one.prompt)
     assert float(lines["llava_s2_completion_tokens_total"]) == 4
-    assert float(lines["llava_s2_picture_cache_misses_total"]) == 1
+    assert float(lines["llava_s2_image_cache_misses_total"]) == 1
     assert float(lines["llava_s2_batch_size_count"]) == 4
     assert float(lines["llava_s2_waiting"]) == float(lines["llava_s2_running"]) == 0

@@ -16,7 +16,9 @@ from llava_s2.serve.api.errors import ApiError
 
 _DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _OPEN = {"/health"}
-_LOCAL_NAMES = {"localhost", "127.0.0.1", "[::1]"}
+LOCAL_NAMES = ["localhost", "127.0.0.1", "[::1]"]
+"""By which a request must name this machine where no key is asked for: a web page that has its own name lead to
+127.0.0.1 could otherwise ask through its visitor's browser."""
 
 
 def read_keys(path: str | Path) -> list[bytes]:
@@ -65,24 +67,23 @@ def is_loopback(host: str) -> bool:
 
 
 class Access:
-    """ASGI middleware that lets in who may ask.
+    """ASGI middleware that lets in who knows a key.
 
     Args:
         app: what is behind it.
         keys: digests; without any, everybody may ask.
-        local_names_only: whether a request must name this machine as localhost: a web page that has its own name lead
-            to 127.0.0.1 could otherwise ask through its visitor's browser.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[bytes], local_names_only: bool) -> None:
-        self._app, self._keys, self._local_names_only = app, keys, local_names_only
+    def __init__(self, app: ASGIApp, keys: Sequence[bytes]) -> None:
+        self._app, self._keys = app, keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            headers = Headers(scope=scope)
-            if self._local_names_only and _name(headers.get("host", "")) not in _LOCAL_NAMES:
-                raise ApiError(403, "ask this server as localhost or 127.0.0.1, or start it with keys or --no-auth")
-            if self._keys and scope["path"] not in _OPEN and not self._knows(headers.get("authorization", "")):
+        if scope["type"] == "http" and self._keys and scope["path"] not in _OPEN:
+            kind, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+            digest = hashlib.sha256(key.strip().encode("utf-8", "replace")).digest()
+            # All are compared, each in constant time, so that the time tells nothing.
+            matches = [hmac.compare_digest(digest, known) for known in self._keys]
+            if kind.lower() != "bearer" or not any(matches):
                 raise ApiError(
                     401,
                     "no valid key; send the header Authorization: Bearer KEY",
@@ -90,14 +91,3 @@ class Access:
                     headers={"WWW-Authenticate": "Bearer"},
                 )
         await self._app(scope, receive, send)
-
-    def _knows(self, authorization: str) -> bool:
-        kind, _, key = authorization.partition(" ")
-        digest = hashlib.sha256(key.strip().encode("utf-8", "replace")).digest()
-        # All are compared, each in constant time, so that the time tells nothing.
-        matches = [hmac.compare_digest(digest, known) for known in self._keys]
-        return kind.lower() == "bearer" and any(matches)
-
-
-def _name(host: str) -> str:
-    return re.sub(r":\d*$", "", host).lower()

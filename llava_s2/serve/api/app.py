@@ -8,15 +8,16 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, Response
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp
 
 from llava_s2 import __version__
 from llava_s2.serve.api import schema
-from llava_s2.serve.api.access import Access
-from llava_s2.serve.api.boundary import Boundary
+from llava_s2.serve.api.access import LOCAL_NAMES, Access
+from llava_s2.serve.api.bounds import Boundary, Bounds
 from llava_s2.serve.api.chats import Chats
 from llava_s2.serve.api.errors import ApiError
-from llava_s2.serve.api.guard import Guard
 from llava_s2.serve.api.service import Service
 
 CHAT = "/v1/chat/completions"
@@ -25,7 +26,6 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     for status, what in {
         400: "The request is wrong",
         401: "No valid key",
-        403: "Asked by a name that is not this machine's",
         404: "No such model or path",
         405: "No such method",
         408: "The body did not arrive in time",
@@ -38,23 +38,37 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def build_app(service: Service, keys: Sequence[bytes] = (), *, local_names_only: bool = False) -> ASGIApp:
+def build_app(
+    service: Service,
+    keys: Sequence[bytes] = (),
+    *,
+    local_names_only: bool = False,
+    cors_origins: Sequence[str] = (),
+) -> ASGIApp:
     """The API behind what guards it.
 
     Args:
         service: what answers.
-        keys, local_names_only: see ``Access``.
+        keys: see ``Access``.
+        local_names_only: whether a request must name this machine by one of ``LOCAL_NAMES``.
+        cors_origins: web pages whose scripts may ask; ``*`` is all of them.
     """
     limits = service.limits
-    guarded = Guard(
+    app: ASGIApp = Bounds(
         _routes(service),
         max_body=limits.body,
         max_bodies=limits.bodies,
         body_seconds=limits.body_seconds,
         send_seconds=limits.send_seconds,
     )
-    access = Access(guarded, keys, local_names_only)
-    return Boundary(access, service.metrics, {CHAT, "/v1/models", "/health", "/metrics"})
+    app = Access(app, keys)
+    if cors_origins:
+        app = CORSMiddleware(
+            app, cors_origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["x-request-id", "retry-after"]
+        )
+    if local_names_only:
+        app = TrustedHostMiddleware(app, LOCAL_NAMES, www_redirect=False)
+    return Boundary(app, service.metrics, {CHAT, "/v1/models", "/health", "/metrics", "/tokenize"})
 
 
 def _routes(service: Service) -> FastAPI:
@@ -67,32 +81,31 @@ def _routes(service: Service) -> FastAPI:
         CHAT,
         response_model=schema.ChatCompletion,
         responses=_ERRORS,
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ChatRequest"}}},
-            }
-        },
+        openapi_extra=_body("ChatRequest"),
         description="With stream: server-sent events of chat.completion.chunk objects, then [DONE].",
     )
     async def chat(request: Request) -> Response:
         return await chats.answer(request)
 
-    @app.get("/v1/models", responses={key: _ERRORS[key] for key in (401, 403, 405)})
-    async def models() -> schema.ModelList:
-        return schema.ModelList(data=[schema.ModelCard(id=service.model, created=service.created)])
+    @app.post("/tokenize", responses=_ERRORS, openapi_extra=_body("TokenizeRequest"))
+    async def tokenize(request: Request) -> schema.TokenizeResponse:
+        return await chats.tokenize(request)
 
-    @app.get("/v1/models/{model:path}", responses={key: _ERRORS[key] for key in (401, 403, 404, 405)})
+    @app.get("/v1/models", responses={key: _ERRORS[key] for key in (401, 405)})
+    async def models() -> schema.ModelList:
+        return schema.ModelList(data=[service.card()])
+
+    @app.get("/v1/models/{model:path}", responses={key: _ERRORS[key] for key in (401, 404, 405)})
     async def model(model: str) -> schema.ModelCard:
         service.check_model(model)
-        return schema.ModelCard(id=service.model, created=service.created)
+        return service.card()
 
-    @app.get("/health", responses={503: {"model": schema.Health}, 403: _ERRORS[403], 405: _ERRORS[405]})
+    @app.get("/health", responses={503: {"model": schema.Health}, 405: _ERRORS[405]})
     async def health() -> Response:
         status = schema.Health(status="draining" if service.draining else "ok")
         return JSONResponse(status.model_dump(), 503 if service.draining else 200)
 
-    @app.get("/metrics", responses={key: _ERRORS[key] for key in (401, 403, 405)}, response_class=Response)
+    @app.get("/metrics", responses={key: _ERRORS[key] for key in (401, 405)}, response_class=Response)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
@@ -100,13 +113,18 @@ def _routes(service: Service) -> FastAPI:
     return app
 
 
+def _body(name: str) -> dict[str, Any]:
+    """A request body that is parsed here and not by FastAPI."""
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
 def _openapi(app: FastAPI) -> dict[str, Any]:
     """FastAPI's own, with the request that is parsed here, and without the 422 that there never is."""
     if app.openapi_schema is None:
         made = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        _, definitions = models_json_schema(
-            [(schema.ChatRequest, "validation")], ref_template="#/components/schemas/{model}"
-        )
+        requests: list[Any] = [(schema.ChatRequest, "validation"), (schema.TokenizeRequest, "validation")]
+        _, definitions = models_json_schema(requests, ref_template="#/components/schemas/{model}")
         made["components"]["schemas"].update(definitions["$defs"])
         for operations in made["paths"].values():
             for operation in operations.values():

@@ -1,7 +1,7 @@
 """Chat requests, from their body to their answer."""
 
 import asyncio
-import json
+import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,15 +10,15 @@ from contextlib import ExitStack
 from typing import Any, TypeVar
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 
 from llava_s2.serve.api import schema
-from llava_s2.serve.api.boundary import AT_END
-from llava_s2.serve.api.engine import Begun, End, Event, Job
-from llava_s2.serve.api.errors import ApiError
-from llava_s2.serve.api.guard import Body, ClientGone, Guard
+from llava_s2.serve.api.bounds import AT_END, BODY, Body, ClientGone
+from llava_s2.serve.api.engine import Delta, End, Event, Job
+from llava_s2.serve.api.errors import ApiError, late
 from llava_s2.serve.api.logprobs import TokenTexts
 from llava_s2.serve.api.prepare import Prepared
+from llava_s2.serve.api.sampling import SampledToken
 from llava_s2.serve.api.service import Service
 
 T = TypeVar("T")
@@ -31,7 +31,8 @@ class Chats:
         self._service = service
         self._texts = TokenTexts(service.tokenizer)
         self._places = asyncio.Semaphore(service.limits.prepared)
-        self._local = ThreadPoolExecutor(2, "prepare")
+        self._parsing = ThreadPoolExecutor(1, "parse")  # images hold up no text
+        self._local = ThreadPoolExecutor(8, "prepare")  # they wait for a decoder
         self._remote = ThreadPoolExecutor(8, "fetch")  # other hosts' slowness holds up nobody else
 
     async def answer(self, request: Request) -> Response:
@@ -41,177 +42,224 @@ class Chats:
             ApiError: see ``docs/serve.md``.
             ClientGone: the client hung up.
         """
-        service, body = self._service, request.scope[Guard.KEY]
+        service, body = self._service, request.scope[BODY]
         at_end: ExitStack = request.scope[AT_END]
         if service.draining:
-            raise ApiError(503, "the server is stopping", code="draining", headers={"Connection": "close"})
+            raise stopping()
         if service.under_way >= service.limits.batch + service.limits.queue:
+            rounds = service.under_way / service.limits.batch
+            seconds = min(max(math.ceil(service.engine.seconds_per_answer * rounds), 1), 60)
             raise ApiError(
-                429, f"{service.under_way} requests wait already", code="queue_full", headers={"Retry-After": "1"}
+                429,
+                f"{service.under_way} requests wait already",
+                code="queue_full",
+                headers={"Retry-After": str(seconds)},
             )
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise ApiError(415, "the Content-Type must be application/json", code="unsupported_media_type")
+        _check_json(request)
         service.under_way += 1
         at_end.callback(self._left)
-        deadline = time.monotonic() + service.limits.seconds
+        deadline = service.clock() + service.limits.seconds
         chat = _Chat(service, self._texts)
         await _unless_gone(request, self._begin(chat, body, deadline, at_end))
-        if chat.stream:
+        if chat.asked.stream:
             return StreamingResponse(
                 chat.events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
             )
-        return JSONResponse(await _unless_gone(request, chat.completion()))
+        completion = await _unless_gone(request, chat.completion())
+        return Response(completion.model_dump_json(), media_type="application/json")
+
+    async def tokenize(self, request: Request) -> schema.TokenizeResponse:
+        """What a text or a conversation is made of. Raises ApiError."""
+        _check_json(request)
+        body, preparer = request.scope[BODY], self._service.preparer
+        loop = asyncio.get_running_loop()
+        asked = await loop.run_in_executor(self._parsing, schema.parse_tokenize, body.data)
+        self._service.check_model(asked.model)
+        tokens = await loop.run_in_executor(self._local, preparer.tokenize, asked)
+        return schema.TokenizeResponse(count=len(tokens), max_model_len=preparer.context, tokens=tokens)
 
     def _left(self) -> None:
         self._service.under_way -= 1
 
     async def _begin(self, chat: "_Chat", body: Body, deadline: float, at_end: ExitStack) -> None:
         """Brings a request to where its answer begins."""
-        loop = asyncio.get_running_loop()
-        await _before(deadline, self._places.acquire())
+        loop, service = asyncio.get_running_loop(), self._service
+        asked = await service.before(deadline, loop.run_in_executor(self._parsing, schema.parse_chat, body.data))
+        body.drop()
+        service.check_model(asked.model)
+        # Text alone does not wait for those who wait for a decoder.
+        with_images = any(isinstance(part, schema.ImagePart) for m in asked.messages for part in m.content)
+        places = self._places if with_images else asyncio.Semaphore()
+        pool = self._remote if service.preparer.fetches(asked) else self._local if with_images else self._parsing
+        await service.before(deadline, places.acquire())
         try:
-            asked = await _before(deadline, loop.run_in_executor(self._local, schema.parse, body.data))
-            body.drop()
-            chat.take_options(asked)
-            self._service.check_model(asked.model)
-            pool = self._remote if self._service.preparer.fetches(asked) else self._local
-            prepared = await _before(deadline, loop.run_in_executor(pool, self._service.preparer.prepare, asked))
-            at_end.callback(chat.begin(prepared, deadline, loop))
+            prepared = await service.before(deadline, loop.run_in_executor(pool, service.preparer.prepare, asked))
+            at_end.callback(chat.begin(asked, prepared, deadline, loop))
             await chat.first()
         finally:
-            self._places.release()
+            places.release()
 
 
 class _Chat:
-    """One answer on its way to the client."""
+    """The answer to one request, of one or several choices, on its way to the client."""
+
+    asked: schema.ChatRequest
 
     def __init__(self, service: Service, texts: TokenTexts) -> None:
         self._service, self._texts = service, texts
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
-        self.stream = self._usage_wanted = self._logprobs_wanted = False
 
-    def take_options(self, asked: schema.ChatRequest) -> None:
-        self.stream = bool(asked.stream)
-        self._usage_wanted = bool(asked.stream_options and asked.stream_options.include_usage)
-        self._logprobs_wanted = bool(asked.logprobs)
+    def begin(
+        self, asked: schema.ChatRequest, prepared: Prepared, deadline: float, loop: asyncio.AbstractEventLoop
+    ) -> Callable[[], None]:
+        """Hands the request to the engine, each choice by itself. Returns what stops it."""
 
-    def begin(self, prepared: Prepared, deadline: float, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
-        """Hands the request to the engine. Returns what stops it."""
+        def listener(choice: int) -> Callable[[Event], None]:
+            def on_event(event: Event) -> None:
+                if not loop.is_closed():
+                    loop.call_soon_threadsafe(self._events.put_nowait, (choice, event))
 
-        def tell(event: Event) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(self._events.put_nowait, event)
+            return on_event
 
-        # Not the whole: its pictures would stay in memory as long as the answer takes.
-        self._read, self._image_tokens = len(prepared.prompt), prepared.image_tokens
-        self._pictures, self._prepare_seconds = len(prepared.pictures), prepared.seconds
-        self._job = Job(prepared.prompt, prepared.pictures, prepared.sampling, deadline, tell)
-        self._service.engine.submit(self._job)
+        # Not the whole: its images would stay in memory as long as the answer takes.
+        self.asked = asked.model_copy(update={"messages": []})
+        self._read, self._prepare_seconds, self._images = len(prepared.prompt), prepared.seconds, len(prepared.images)
+        self._jobs = [
+            Job(
+                prepared.prompt,
+                prepared.images,
+                sampling,
+                deadline,
+                listener(choice),
+                prepared.continues,
+                self._service.clock,
+            )
+            for choice, sampling in enumerate(prepared.samplings)
+        ]
+        for job in self._jobs:
+            self._service.engine.submit(job)
         return self._stop
 
     def _stop(self) -> None:
-        self._job.cancelled = True
+        for job in self._jobs:
+            job.stop_reason = job.stop_reason or "cancelled"
 
     async def first(self) -> None:
         """Waits until the request has its place in the batch."""
-        event = await self._events.get()
+        _, event = await self._events.get()
         if isinstance(event, End):
             raise _failure(event.reason)
 
-    async def completion(self) -> dict[str, Any]:
-        """The whole answer."""
-        text, tokens = "", []
-        while True:
-            event = await self._events.get()
+    async def _next(self) -> AsyncIterator[tuple[int, Delta | End]]:
+        """What comes of every choice, to the end of the last. Raises ApiError where one fails."""
+        open_choices = len(self._jobs)
+        while open_choices:
+            choice, event = await self._events.get()
             if isinstance(event, End):
-                break
-            if not isinstance(event, Begun):
-                text += event.text
-                tokens += event.drawn
-        if event.reason not in ("stop", "length"):
-            raise _failure(event.reason)
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": self._texts.logprobs(tokens) if self._logprobs_wanted else None,
-            "finish_reason": event.reason,
-        }
-        return {
-            **self._head("chat.completion"),
-            "choices": [choice],
-            "usage": self._usage(),
-            "timings": self._timings(),
-        }
+                open_choices -= 1
+                if event.reason not in ("stop", "length"):
+                    self._stop()
+                    raise _failure(event.reason)
+            if isinstance(event, Delta | End):
+                yield choice, event
+
+    async def completion(self) -> schema.ChatCompletion:
+        """The whole answer."""
+        texts = [""] * len(self._jobs)
+        tokens: list[list[SampledToken]] = [[] for _ in self._jobs]
+        reasons: list[Any] = [""] * len(self._jobs)
+        async for choice, event in self._next():
+            if isinstance(event, End):
+                reasons[choice] = event.reason
+            else:
+                texts[choice] += event.text
+                tokens[choice] += event.tokens
+        choices = [
+            schema.Choice(
+                index=index,
+                message=schema.AnswerMessage(content=text),
+                logprobs=self._texts.logprobs(of) if self.asked.logprobs else None,
+                finish_reason=reason,
+            )
+            for index, (text, of, reason) in enumerate(zip(texts, tokens, reasons, strict=True))
+        ]
+        return schema.ChatCompletion(**self._head(), choices=choices, usage=self._usage(), timings=self._timings())
 
     async def events(self) -> AsyncIterator[bytes]:
         """The answer as server-sent events. What goes wrong now is told as an event: the status is sent already."""
-        yield self._chunk({"role": "assistant", "content": ""})
-        while True:
-            event = await self._events.get()
-            if isinstance(event, End):
-                break
-            if not isinstance(event, Begun):
-                logprobs = self._texts.logprobs(event.drawn) if self._logprobs_wanted else None
-                yield self._chunk({"content": event.text}, logprobs)
-        if event.reason not in ("stop", "length"):
-            yield _sse(_failure(event.reason).body())
+        for choice in range(len(self._jobs)):
+            yield self._chunk(choice, schema.Delta(role="assistant", content=""))
+        try:
+            async for choice, event in self._next():
+                if isinstance(event, End):
+                    more: dict[str, Any] = {"timings": self._timings()} if choice == 0 else {}
+                    yield self._chunk(choice, schema.Delta(), finish=event.reason, **more)
+                else:
+                    logprobs = self._texts.logprobs(event.tokens) if self.asked.logprobs else None
+                    yield self._chunk(choice, schema.Delta(content=event.text), logprobs)
+        except ApiError as error:
+            yield _sse(schema.ErrorBody(**error.body()).model_dump_json())
             return
-        yield self._chunk({}, finish=event.reason, timings=self._timings())
-        if self._usage_wanted:
-            yield _sse({**self._head("chat.completion.chunk"), "choices": [], "usage": self._usage()})
+        if self.asked.stream_options and self.asked.stream_options.include_usage:
+            yield self._sse_chunk([], usage=self._usage())
         yield b"data: [DONE]\n\n"
 
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {
-            "id": self._id,
-            "object": kind,
-            "created": self._created,
-            "model": self._service.model,
-            "system_fingerprint": None,
-        }
+    def _head(self) -> dict[str, Any]:
+        return {"id": self._id, "created": self._created, "model": self._service.model}
 
-    def _chunk(self, delta: dict[str, Any], logprobs: Any = None, finish: str | None = None, **more: Any) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        usage = {"usage": None} if self._usage_wanted else {}
-        return _sse({**self._head("chat.completion.chunk"), "choices": [choice], **usage, **more})
+    def _chunk(
+        self, choice: int, delta: schema.Delta, logprobs: schema.Logprobs | None = None, finish: Any = None, **more: Any
+    ) -> bytes:
+        made = schema.ChunkChoice(index=choice, delta=delta, logprobs=logprobs, finish_reason=finish)
+        if self.asked.stream_options and self.asked.stream_options.include_usage:
+            more["usage"] = None
+        return self._sse_chunk([made], **more)
 
-    def _usage(self) -> dict[str, Any]:
-        read, new = self._read, self._job.new_tokens
-        return {
-            "prompt_tokens": read,
-            "completion_tokens": new,
-            "total_tokens": read + new,
-            "prompt_tokens_details": {"cached_tokens": 0, "image_tokens": self._image_tokens},
-        }
+    def _sse_chunk(self, choices: list[schema.ChunkChoice], **more: Any) -> bytes:
+        kind: Any = {"object": "chat.completion.chunk", "system_fingerprint": None}
+        chunk = schema.ChatChunk(**self._head(), **kind, choices=choices, **more)
+        return _sse(chunk.model_dump_json(exclude_unset=True))
 
-    def _timings(self) -> dict[str, Any]:
-        seconds = {"prepare": self._prepare_seconds, "tower": 0.0, **self._job.seconds}
-        return {
-            **{stage: round(took, 6) for stage, took in seconds.items()},
-            "pictures": self._pictures,
-            "cached_pictures": self._job.cached_pictures,
-        }
+    def _usage(self) -> schema.Usage:
+        new = sum(job.new_tokens for job in self._jobs)
+        each = self._service.preparer.image_tokens
+        details = schema.PromptDetails(
+            cached_tokens=each * self._jobs[0].cached_images, image_tokens=each * self._images
+        )
+        return schema.Usage(
+            prompt_tokens=self._read,
+            completion_tokens=new,
+            total_tokens=self._read + new,
+            prompt_tokens_details=details,
+        )
+
+    def _timings(self) -> schema.Timings:
+        job = self._jobs[0]
+        seconds = {"prepare": self._prepare_seconds, "tower": 0.0, **job.seconds}
+        rounded = {stage: round(took, 6) for stage, took in seconds.items()}
+        return schema.Timings(**rounded, images=self._images, cached_images=job.cached_images)
 
 
-def _sse(data: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(data, ensure_ascii=False).encode() + b"\n\n"
+def stopping() -> ApiError:
+    """What is new, or not ready, when the server stops."""
+    return ApiError(503, "the server is stopping", code="draining", headers={"Connection": "close"})
+
+
+def _check_json(request: Request) -> None:
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise ApiError(415, "the Content-Type must be application/json", code="unsupported_media_type")
+
+
+def _sse(data: str) -> bytes:
+    return b"data: " + data.encode() + b"\n\n"
 
 
 def _failure(reason: str) -> ApiError:
-    return _late() if reason == "timeout" else ApiError(500, "the model failed", code="model_failed")
-
-
-def _late() -> ApiError:
-    return ApiError(504, "the answer was not ready in time; ask for fewer tokens or try later", code="timeout")
-
-
-async def _before(deadline: float, work: Awaitable[T]) -> T:
-    try:
-        return await asyncio.wait_for(work, max(deadline - time.monotonic(), 0))
-    except asyncio.TimeoutError:
-        raise _late() from None
+    if reason == "draining":
+        return stopping()
+    return late() if reason == "timeout" else ApiError(500, "the model failed", code="model_failed")
 
 
 async def _unless_gone(request: Request, work: Awaitable[T]) -> T:

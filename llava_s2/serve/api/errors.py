@@ -29,3 +29,8 @@ class ApiError(Exception):
 def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """A request that is wrong: 400."""
     return ApiError(400, message, param=param, code=code)
+
+
+def late() -> ApiError:
+    """An answer that was not ready in time: 504."""
+    return ApiError(504, "the answer was not ready in time; ask for fewer tokens or try later", code="timeout")

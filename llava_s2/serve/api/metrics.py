@@ -27,9 +27,9 @@ class Metrics:
         self.request_time = seconds("request", "From a chat request to the end of its answer")
         self.queue_time = seconds("queue", "From a chat request to its place in the batch")
         self.first_token_time = seconds("first_token", "From a chat request to its first token")
-        self.tower_time = seconds("tower", "Vision tower and projector, a picture")
-        self.prompt_tokens = counter("prompt_tokens", "Tokens read, those of pictures among them")
-        self.image_tokens = counter("image_tokens", "Tokens of pictures read")
+        self.tower_time = seconds("tower", "Vision tower and projector, an image")
+        self.prompt_tokens = counter("prompt_tokens", "Tokens read, those of images among them")
+        self.image_tokens = counter("image_tokens", "Tokens of images read")
         self.completion_tokens = counter("completion_tokens", "Tokens generated")
         self.batch_size = Histogram(
             "llava_s2_batch_size",
@@ -37,9 +37,9 @@ class Metrics:
             buckets=(1, 2, 4, 8, 16, 32, 64, 128),
             registry=self._registry,
         )
-        self.cache_hits = counter("picture_cache_hits", "Pictures whose features were still known")
-        self.cache_misses = counter("picture_cache_misses", "Pictures that went through the tower")
-        self.cache_bytes = gauge("picture_cache_bytes", "Memory of the kept features")
+        self.cache_hits = counter("image_cache_hits", "Images whose features were still known")
+        self.cache_misses = counter("image_cache_misses", "Images that went through the tower")
+        self.cache_bytes = gauge("image_cache_bytes", "Memory of the kept features")
 
     def text(self) -> bytes:
         """All of it in the exposition format, version 0.0.4."""

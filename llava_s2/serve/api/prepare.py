@@ -1,11 +1,10 @@
-"""From a chat request to the model's input: pictures fetched, checked and scaled, words that cannot pose as marks."""
+"""From a chat request to the model's input: images fetched, decoded and scaled, special tokens in texts escaped."""
 
 import base64
 import binascii
 import hashlib
-import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,28 +14,39 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from llava_s2.errors import InputError
 from llava_s2.model.inference import Message, prepare_image
 from llava_s2.model.processor import num_image_tokens
-from llava_s2.serve.api.engine import Picture
+from llava_s2.serve.api import schema
+from llava_s2.serve.api.engine import PromptImage
 from llava_s2.serve.api.errors import invalid
 from llava_s2.serve.api.sampling import Sampling
-from llava_s2.serve.api.schema import ChatRequest, ImagePart, TextPart, UserMessage
 from llava_s2.serve.chat import neutralize
+from llava_s2.serve.decoder_processes import DecoderProcesses
 from llava_s2.serve.features import FeatureCache
-from llava_s2.serve.pictures import read_picture
 
 # No tokenizer's average is near this; what is longer need not be tokenized to know that it does not fit.
 _CHARACTERS_PER_TOKEN = 16
-_DATA_URL = re.compile(r"data:image/[\w.+-]{1,64};base64,", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the engine takes, and how long it took to make, in seconds."""
+    """What the engine takes, and how long it took to make, in seconds.
+
+    Attributes:
+        samplings: of each choice.
+        continues: whether the prompt ends inside the assistant's turn.
+    """
 
     prompt: list[int]
-    pictures: list[Picture]
-    sampling: Sampling
-    image_tokens: int
+    images: list[PromptImage]
+    samplings: list[Sampling]
+    continues: bool
     seconds: float
+
+
+@dataclass(frozen=True)
+class _Conversation:
+    messages: list[Message]
+    sources: list[tuple[str, str]]  # of the images: URL, and where in the request it is
+    continues: bool
 
 
 class Preparer:
@@ -44,13 +54,18 @@ class Preparer:
 
     Args:
         model, processor: that will answer.
-        cache: of features: a picture in it is not decoded again.
-        max_pictures: of one request.
+        cache: of features: an image in it is not decoded again.
+        decoders: of images.
+        max_images: of one request.
         max_new_tokens: of an answer whose request names no bound.
-        fetch: gets a remote picture's bytes; without it, only data URLs are taken.
+        fetch: gets a remote image's bytes; without it, only data URLs are taken.
+
+    Attributes:
+        context: tokens of a conversation and its answer together.
+        image_tokens: of each image.
 
     Raises:
-        InputError: the processor gives each picture another number of tokens.
+        InputError: the processor gives each image another number of tokens.
     """
 
     def __init__(
@@ -58,133 +73,163 @@ class Preparer:
         model: LlavaForConditionalGeneration,
         processor: LlavaProcessor,
         cache: FeatureCache,
+        decoders: DecoderProcesses,
         *,
-        max_pictures: int,
+        max_images: int,
         max_new_tokens: int,
         fetch: Callable[[str], bytes] | None,
     ) -> None:
-        self._processor, self._cache, self._fetch = processor, cache, fetch
-        self._image_run = num_image_tokens(processor)
-        self._context = int(model.config.get_text_config().max_position_embeddings)
-        self._max_pictures, self._max_new_tokens = max_pictures, max_new_tokens
+        self._processor, self._cache, self.decoders, self._fetch = processor, cache, decoders, fetch
+        self.image_tokens = num_image_tokens(processor)
+        self.context = int(model.config.get_text_config().max_position_embeddings)
+        self._max_images, self._max_new_tokens = max_images, max_new_tokens
 
-    def fetches(self, request: ChatRequest) -> bool:
+    def fetches(self, request: schema.ChatRequest) -> bool:
         """Whether preparing the request means asking other hosts."""
         return self._fetch is not None and any(
-            isinstance(part, ImagePart) and not _is_data(part.image_url.url)
+            isinstance(part, schema.ImagePart) and not _is_data(part.image_url.url)
             for message in request.messages
-            for part in _parts(message)
+            for part in message.content
         )
 
-    def prepare(self, request: ChatRequest) -> Prepared:
+    def prepare(self, request: schema.ChatRequest) -> Prepared:
         """Checks a request and makes it the model's input.
 
         Raises:
-            ApiError: roles in an order that makes no conversation, a picture that is refused, or no room for an answer.
+            ApiError: a conversation that the chat template refuses, an image that is refused, or no room for an answer.
         """
         start = time.monotonic()
-        _check_order(request)
-        self._check_length(request)
-        messages, sources = self._messages(request)
-        if len(sources) > self._max_pictures:
-            raise invalid(f"{len(sources)} pictures, and a request may have {self._max_pictures}", "messages")
-        prompt = self._tokens(messages)  # before the pictures, which cost more
-        room = self._context - len(prompt)
+        conversation = self._conversation(request.messages)
+        if len(conversation.sources) > self._max_images:
+            raise invalid(f"{len(conversation.sources)} images, and a request may have {self._max_images}", "messages")
+        prompt = self._tokens(conversation)  # before the images, which cost more
+        room = self.context - len(prompt)
         if room < 1:
-            raise _too_long(f"the conversation has {len(prompt)} tokens and the model takes {self._context}")
-        pictures = [self._picture(url, where) for url, where in sources]
+            raise _too_long(f"the conversation has {len(prompt)} tokens and the model takes {self.context}")
+        images = [self._image(url, where) for url, where in conversation.sources]
+        samplings = [self._sampling(request, room, choice) for choice in range(request.n or 1)]
+        return Prepared(prompt, images, samplings, conversation.continues, time.monotonic() - start)
+
+    def tokenize(self, request: schema.TokenizeRequest) -> list[int]:
+        """The ids of a text, or of a conversation up to where the answer begins. Raises ApiError as `prepare` does."""
+        if request.messages is not None:
+            return self._tokens(self._conversation(request.messages))
+        text = request.prompt or ""
+        self._check_length(len(text))
+        special = request.add_special_tokens is not False
+        return self._processor.tokenizer(neutralize(text, self._processor), add_special_tokens=special)["input_ids"]
+
+    def _sampling(self, request: schema.ChatRequest, room: int, choice: int) -> Sampling:
         most = request.max_completion_tokens or request.max_tokens or self._max_new_tokens
-        stop = request.stop or []
-        sampling = Sampling(
+        return Sampling(
             temperature=request.temperature or 0.0,
             top_p=1.0 if request.top_p is None else request.top_p,
-            seed=request.seed,
+            top_k=max(request.top_k or 0, 0),
+            min_p=request.min_p or 0.0,
+            frequency_penalty=request.frequency_penalty or 0.0,
+            presence_penalty=request.presence_penalty or 0.0,
+            repetition_penalty=request.repetition_penalty or 1.0,
+            seed=None if request.seed is None else request.seed + choice,
             max_new_tokens=min(most, room),
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            stop=tuple(request.stop or ()),
             top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         )
-        image_tokens = self._image_run * len(pictures)
-        return Prepared(prompt, pictures, sampling, image_tokens, time.monotonic() - start)
 
-    def _check_length(self, request: ChatRequest) -> None:
-        texts = (part.text if not isinstance(part, ImagePart) else "" for m in request.messages for part in _parts(m))
-        characters, most = sum(map(len, texts)), self._context * _CHARACTERS_PER_TOKEN
-        if characters > most:
-            raise _too_long(f"the conversation has {characters} characters; the model takes {self._context} tokens")
+    def _check_length(self, characters: int) -> None:
+        if characters > self.context * _CHARACTERS_PER_TOKEN:
+            raise _too_long(f"the conversation has {characters} characters; the model takes {self.context} tokens")
 
-    def _messages(self, request: ChatRequest) -> tuple[list[Message], list[tuple[str, str]]]:
-        """Messages as chat templates take them, and the pictures' URLs with where in the request they are."""
-        messages: list[Message] = []
+    def _conversation(self, asked: Sequence[schema.Message]) -> _Conversation:
+        """Messages as chat templates take them: one system message, and after it users and assistants in turn."""
+        self._check_length(
+            sum(len(part.text) for message in asked for part in message.content if isinstance(part, schema.TextPart))
+        )
+        system: list[dict[str, Any]] = []
+        turns: list[Message] = []
         sources: list[tuple[str, str]] = []
-        for at, message in enumerate(request.messages):
+        for at, message in enumerate(asked):
             parts: list[dict[str, Any]] = []
-            for number, part in enumerate(_parts(message)):
-                if isinstance(part, ImagePart):
-                    parts.append({"type": "image"})
-                    sources.append((part.image_url.url, f"messages[{at}].content[{number}].image_url.url"))
-                else:
+            for number, part in enumerate(message.content):
+                if isinstance(part, schema.TextPart):
                     parts.append({"type": "text", "text": neutralize(part.text, self._processor)})
-            role = "system" if message.role == "developer" else message.role
-            messages.append({"role": role, "content": parts})
-        return messages, sources
+                    continue
+                where = f"messages[{at}].content[{number}]"
+                if message.role != "user":
+                    raise invalid(f"{where}: only a user shows images", where)
+                parts.append({"type": "image"})
+                sources.append((part.image_url.url, f"{where}.image_url.url"))
+            if message.role in ("system", "developer"):
+                system += [{"type": "text", "text": "\n\n"}] * bool(system) + parts
+            elif turns and turns[-1]["role"] == message.role:
+                turns[-1]["content"] += [{"type": "text", "text": "\n"}, *parts]
+            else:
+                turns.append({"role": message.role, "content": parts})
+        if turns and turns[-1]["role"] == "assistant" and not any(part["text"] for part in turns[-1]["content"]):
+            turns.pop()  # nothing to continue
+        if not turns:
+            raise invalid("there is no user's message", "messages")
+        continues = turns[-1]["role"] == "assistant"
+        if continues:  # as one text, of which the template's end is cut off
+            text = "".join(part["text"] for part in turns[-1]["content"])
+            turns[-1]["content"] = [{"type": "text", "text": text}]
+        messages = [{"role": "system", "content": system}] * bool(system) + turns
+        return _Conversation(messages, sources, continues)
 
-    def _tokens(self, messages: list[Message]) -> list[int]:
-        """The same ids as ``encode_prompts`` gives, without needing the pictures."""
+    def _tokens(self, conversation: _Conversation) -> list[int]:
+        """The same ids as ``encode_prompts`` gives, without needing the images."""
         try:
-            text = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
+            text = self._processor.apply_chat_template(
+                conversation.messages,
+                tokenize=False,
+                add_generation_prompt=not conversation.continues,
+                continue_final_message=conversation.continues,
+            )
+        except (TemplateError, ValueError) as error:
             raise invalid(f"the model's chat template refuses the conversation: {error}", "messages") from None
-        mark = self._processor.image_token
-        bos = self._processor.tokenizer.bos_token
+        mark, bos = self._processor.image_token, self._processor.tokenizer.bos_token
         return self._processor.tokenizer(
-            text.replace(mark, mark * self._image_run), add_special_tokens=not (bos and text.startswith(bos))
+            text.replace(mark, mark * self.image_tokens), add_special_tokens=not (bos and text.startswith(bos))
         )["input_ids"]
 
-    def _picture(self, url: str, where: str) -> Picture:
+    def _image(self, url: str, where: str) -> PromptImage:
         try:
             data = self._bytes(url)
             key = hashlib.sha256(data).hexdigest()
             features = self._cache.get(key)
             if features is not None:
-                return Picture(key, features=features)
-            image = read_picture(data, "the picture")
+                return PromptImage(key, features=features)
+            image = self.decoders.decode(data, "the image").image
         except InputError as error:
             raise invalid(f"{where}: {error}", where, "invalid_image") from None
-        return Picture(key, pixels=prepare_image(self._processor, image)[None])
+        return PromptImage(key, pixels=prepare_image(self._processor, image)[None])
 
     def _bytes(self, url: str) -> bytes:
         if _is_data(url):
-            head = _DATA_URL.match(url)
-            if head is None:
+            head, comma, body = url.partition(",")
+            if not comma or not head.lower().endswith(";base64"):
                 raise InputError("the data URL is not data:image/...;base64,...")
             try:
-                return base64.b64decode(url[head.end() :], validate=True)
+                return _base64(body)
             except (binascii.Error, ValueError):
                 raise InputError("the data URL is not base64") from None
         if self._fetch is None:
-            raise InputError("URLs are not fetched here; send the picture as a data URL (data:image/png;base64,...)")
+            raise InputError("URLs are not fetched here; send the image as a data URL (data:image/png;base64,...)")
         try:
             return self._fetch(url)
         except InputError as error:
             raise InputError(f"the URL {error}") from None
 
 
-def _parts(message: Any) -> list[Any]:
-    content = message.content
-    return [TextPart(type="text", text=content)] if isinstance(content, str) else content
+def _base64(text: str) -> bytes:
+    """Base64 of either alphabet, in lines or not, with its padding or without, percent-encoded or not."""
+    if "%" in text[:4096] or "%" in text[-16:]:
+        text = text.replace("%2B", "+").replace("%2F", "/").replace("%3D", "=").replace("%0A", "")
+    text = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
+    return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
 
 
 def _is_data(url: str) -> bool:
     return url[:5].lower() == "data:"
-
-
-def _check_order(request: ChatRequest) -> None:
-    roles = [message.role for message in request.messages]
-    for at, role in enumerate(roles):
-        if at and role in ("system", "developer"):
-            raise invalid(f"messages[{at}]: a {role} message can only be the first", f"messages[{at}].role")
-    if not isinstance(request.messages[-1], UserMessage):
-        raise invalid("the last message must be a user's", f"messages[{len(roles) - 1}].role")
 
 
 def _too_long(message: str) -> Exception:

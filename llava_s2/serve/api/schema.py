@@ -1,101 +1,150 @@
 """Requests and responses of the API: which of OpenAI's fields there are, and what they may hold."""
 
-from typing import Annotated, Literal
+import logging
+import threading
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from llava_s2.serve.api.errors import ApiError, invalid
+from llava_s2.serve.api.errors import invalid
+
+logger = logging.getLogger("llava_s2.serve")
 
 MAX_MESSAGES = 1024
+MAX_CHOICES = 16
+_MAX_STRINGS, _MAX_CONTAINERS = 50_000, 100_000  # of a body's JSON, before anything of it is built
 _INT64 = 2**63 - 1
 
+# What would change the answer and is not done here -> the values that ask for nothing, beside null.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "functions": ([],),
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "logit_bias": ({},),
+    "modalities": (["text"], []),
+    "audio": (),
+    "web_search_options": (),
+    "prediction": (),
+    "echo": (False,),
+    "suffix": ("",),
+    "best_of": (1,),
+    "use_beam_search": (False,),
+    "ignore_eos": (False,),
+    "min_tokens": (0,),
+    "stop_token_ids": ([],),
+    "bad_words": ([],),
+    "allowed_token_ids": (),
+    "prompt_logprobs": (0,),
+    "chat_template": (),
+    "structured_outputs": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+}
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+
+class _Given(BaseModel):
+    """Numbers must be numbers; fields that are not known here are left out."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
 
 
-class TextPart(_Strict):
+class TextPart(_Given):
     type: Literal["text"]
     text: str
 
 
-class ImageUrl(_Strict):
-    url: str = Field(description="A data URL of a PNG, JPEG, WebP or GIF; http(s) where the server allows it")
-    detail: Literal["auto", "low", "high"] | None = Field(
-        None, description="Without effect: every picture is seen at all scales"
-    )
+class ImageUrl(_Given):
+    url: str = Field(description="A data URL of an image; http(s) where the server allows it")
 
 
-class ImagePart(_Strict):
+def _as_url(value: Any) -> Any:
+    return {"url": value} if isinstance(value, str) else value
+
+
+class ImagePart(_Given):
     type: Literal["image_url"]
-    image_url: ImageUrl
+    image_url: Annotated[ImageUrl, BeforeValidator(_as_url, json_schema_input_type=ImageUrl | str)]
 
 
-# OpenAI's own pattern, which no path and no markup fits.
-Name = Annotated[str, Field(pattern=r"^[^\s<|\\/>]{1,64}$", description="Not shown to the model")]
-Content = Annotated[list[TextPart], Field(min_length=1)]
-UserContent = Annotated[
-    list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(min_length=1, max_length=256)
-]
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
-class SystemMessage(_Strict):
-    role: Literal["system", "developer"]
-    content: str | Content
-    name: Name | None = None
+def _as_parts(value: Any) -> Any:
+    """A string, or null as in an answer without text, as the parts that it stands for."""
+    if value is None or isinstance(value, str):
+        return [{"type": "text", "text": value or ""}]
+    return value
 
 
-class UserMessage(_Strict):
-    role: Literal["user"]
-    content: str | UserContent
-    name: Name | None = None
+class Message(_Given):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[
+        list[Part],
+        Field(min_length=1, max_length=256),
+        BeforeValidator(_as_parts, json_schema_input_type=Annotated[list[Part], Field(min_length=1)] | str | None),
+    ] = Field(default_factory=lambda: list[Part]([TextPart(type="text", text="")]))
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="Nobody calls tools here")
 
 
-class AssistantMessage(_Strict):
-    role: Literal["assistant"]
-    content: str | Content
-    name: Name | None = None
-
-
-Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
-
-
-class StreamOptions(_Strict):
+class StreamOptions(_Given):
     include_usage: bool | None = None
 
 
-class ResponseFormat(_Strict):
-    type: Literal["text"]
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
 
 
-class ChatRequest(_Strict):
-    """OpenAI's chat completion request. Fields that are not here, or not with another value, are refused."""
+_StopString = Annotated[str, Field(min_length=1, max_length=256)]
+_StopStrings = Annotated[list[_StopString], Field(max_length=4)]
+_Stop = Annotated[_StopStrings, BeforeValidator(_as_list, json_schema_input_type=_StopStrings | _StopString)]
 
-    model: Annotated[str, Field(max_length=512)]
+
+class ChatRequest(BaseModel):
+    """OpenAI's chat completion request, with vLLM's sampling fields. Null is the same as nothing."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: Annotated[str, Field(max_length=512)] | None = None
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: Annotated[int, Field(ge=1, le=_INT64)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=_INT64)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = Field(
         None, description="0, the default, takes the likeliest token each time"
     )
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=_INT64)] | None = Field(None, description="0 and -1: all tokens")
+    min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None
     seed: Annotated[int, Field(ge=-_INT64 - 1, le=_INT64)] | None = None
     stop: (
-        Annotated[str, Field(min_length=1, max_length=256)]
-        | Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=4)]
-        | None
+        Annotated[_StopStrings, BeforeValidator(_as_list, json_schema_input_type=_StopStrings | _StopString)] | None
     ) = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = Field(None, description="Only with stream")
+    stream_options: StreamOptions | None = Field(None, description="Without effect unless stream")
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(None, description="Only with logprobs")
-    # What has no effect, and so is taken at its neutral value alone.
-    n: Literal[1] | None = None
-    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    response_format: ResponseFormat | None = None
-    store: Literal[False] | None = None
-    user: Annotated[str, Field(max_length=512)] | None = Field(None, description="Not used")
+
+
+class TokenizeRequest(_Given):
+    """vLLM's: what a text, or a conversation with its images, is made of."""
+
+    model: Annotated[str, Field(max_length=512)] | None = None
+    prompt: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    add_special_tokens: bool | None = None
+
+
+class TokenizeResponse(BaseModel):
+    count: int
+    max_model_len: int
+    tokens: list[int]
 
 
 class ErrorDetail(BaseModel):
@@ -112,7 +161,7 @@ class ErrorBody(BaseModel):
 class TopLogprob(BaseModel):
     token: str
     logprob: float
-    bytes: list[int] | None
+    bytes: list[int]
 
 
 class TokenLogprob(TopLogprob):
@@ -134,14 +183,14 @@ Finish = Literal["stop", "length"]
 
 
 class Choice(BaseModel):
-    index: Literal[0] = 0
+    index: int
     message: AnswerMessage
     logprobs: Logprobs | None
     finish_reason: Finish
 
 
 class PromptDetails(BaseModel):
-    cached_tokens: int = 0
+    cached_tokens: int = Field(description="Tokens of images whose features were still known")
     image_tokens: int
 
 
@@ -153,15 +202,15 @@ class Usage(BaseModel):
 
 
 class Timings(BaseModel):
-    """Seconds of each stage, an extension of OpenAI's response; ``tower`` is 0 where all pictures were known."""
+    """Seconds of each stage, an extension of OpenAI's response; ``tower`` is 0 where all images were known."""
 
     queue: float
-    prepare: float = Field(description="Decoding pictures, making them the model's input, tokenizing")
+    prepare: float = Field(description="Decoding images, making them the model's input, tokenizing")
     tower: float
     prefill: float
     decode: float
-    pictures: int
-    cached_pictures: int
+    images: int
+    cached_images: int
 
 
 class ChatCompletion(BaseModel):
@@ -181,7 +230,7 @@ class Delta(BaseModel):
 
 
 class ChunkChoice(BaseModel):
-    index: Literal[0] = 0
+    index: int
     delta: Delta
     logprobs: Logprobs | None = None
     finish_reason: Finish | None = None
@@ -203,6 +252,7 @@ class ModelCard(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "llava-s2"
+    max_model_len: int = Field(description="Tokens of a conversation and its answer together")
 
 
 class ModelList(BaseModel):
@@ -214,48 +264,69 @@ class Health(BaseModel):
     status: Literal["ok", "draining"]
 
 
-def parse(body: bytes | bytearray) -> ChatRequest:
-    """Reads a request. pydantic's parser is bounded in depth, so nesting costs no stack.
+_known_by_now: set[str] = set()
+_one_at_a_time = threading.Lock()
+
+
+def parse_chat(body: bytes | bytearray) -> ChatRequest:
+    """Reads a chat request. What is not known here and would not change the answer is logged, once a name.
 
     Raises:
-        ApiError: not JSON, or not this schema; ``param`` says where.
+        ApiError: not JSON, not this schema, or something that would change the answer and is not done here; ``param``
+            says where.
     """
-    try:
-        request = ChatRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise _refusal(error) from None
-    if request.stream_options is not None and not request.stream:
-        raise invalid("stream_options is only taken with stream: true", "stream_options")
-    if request.top_logprobs is not None and not request.logprobs:
+    request = _parse(ChatRequest, body)
+    if request.top_logprobs and not request.logprobs:
         raise invalid("top_logprobs is only taken with logprobs: true", "top_logprobs")
+    for name, value in (request.model_extra or {}).items():
+        if name in _NEUTRAL:
+            if value is not None and value not in _NEUTRAL[name]:
+                raise invalid(f"{name} is not supported; leave it out", name, "unsupported_parameter")
+        else:
+            _log_once(name)
     return request
 
 
-def _refusal(error: ValidationError) -> ApiError:
-    problems = error.errors(include_url=False, include_context=False, include_input=False)
-    # Of a union's members each has its say: what is wrong deepest is what was meant.
-    problem = max(problems, key=lambda found: len(found["loc"]))
+def parse_tokenize(body: bytes | bytearray) -> TokenizeRequest:
+    """Reads a request of ``/tokenize``. Raises ApiError as `parse_chat` does."""
+    request = _parse(TokenizeRequest, body)
+    if (request.prompt is None) == (request.messages is None):
+        raise invalid("give either prompt or messages", "prompt")
+    return request
+
+
+def _log_once(name: str) -> None:
+    with _one_at_a_time:
+        if name not in _known_by_now and len(_known_by_now) < 100:
+            _known_by_now.add(name)
+            logger.info("a request has the field %.100r, which changes nothing here", name)
+
+
+def _parse(kind: type[Any], body: bytes | bytearray) -> Any:
+    # Before anything is built: pydantic's parser bounds the depth, but not how much stands side by side.
+    strings = (body.count(b'"') - body.count(b'\\"')) // 2
+    if strings > _MAX_STRINGS or body.count(b"[") + body.count(b"{") > _MAX_CONTAINERS:
+        raise invalid("the body has too many parts", code="too_many_parts")
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
     if problem["type"] == "json_invalid":
-        return invalid(f"the body is not JSON: {problem['msg'].removeprefix('Invalid JSON: ')}", code="invalid_json")
+        raise invalid(
+            f"the body is not JSON: {problem['msg'].removeprefix('Invalid JSON: ')}", code="invalid_json"
+        ) from None
     param = _path(problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return invalid(f"{param} is not supported; leave it out", param, "unsupported_parameter")
     if problem["type"] == "missing":
-        return invalid(f"{param} is missing", param, "missing_required_parameter")
-    return invalid(f"{param}: {problem['msg']}" if param else problem["msg"], param or None, "invalid_value")
-
-
-_UNION_MEMBERS = {"system", "developer", "user", "assistant", "text", "image_url"}
+        raise invalid(f"{param} is missing", param, "missing_required_parameter") from None
+    raise invalid(f"{param}: {problem['msg']}" if param else problem["msg"], param or None, "invalid_value") from None
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    """``messages[0].content`` from pydantic's location, which names the members of unions too."""
+    """``messages[0].content`` from pydantic's location, which names the kind of a part after its number."""
     path = ""
     for before, part in zip((None, *location), location, strict=False):
         if isinstance(part, int):
             path += f"[{part}]"
-        elif not (
-            (isinstance(before, int) and part in _UNION_MEMBERS) or "[" in part or part in ("str", "constrained-str")
-        ):
+        elif not (isinstance(before, int) and part in ("text", "image_url")):
             path += f".{part}" if path else part
     return path[:200]

@@ -1,8 +1,12 @@
 """From tokens to the text that may be sent: whole characters, no outer white space, nothing from a stop string on."""
 
 from collections.abc import Sequence
+from typing import Any
 
+from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerFast
+
+_CONTEXT = 8  # tokens before a continued text: how its first one reads depends on them
 
 
 class AnswerText:
@@ -11,36 +15,38 @@ class AnswerText:
     Args:
         tokenizer: of the model.
         stop: strings at which the answer ends; they are not part of it.
+        continues: the tokens that the answer goes on from in the middle of a turn; its leading space then counts.
 
     Attributes:
         stopped: whether a stop string came.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, stop: Sequence[str] = ()) -> None:
-        self._tokenizer, self._stop = tokenizer, stop
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, stop: Sequence[str] = (), continues: Sequence[int] = ()
+    ) -> None:
+        self._tokenizer: Any = tokenizer
+        self._stop = stop
+        self._before = list(continues[-_CONTEXT:])
+        self._stream = DecodeStream(ids=self._before, skip_special_tokens=True)
         self._ids: list[int] = []
-        # Token texts depend on their neighbours: a few tokens that are out already are decoded again with the new ones.
-        self._context_from, self._out_to = 0, 0
+        self._decoded = 0  # characters
         self._kept_back = ""
-        self._begun = False
+        self._begun = bool(continues)
         self.stopped = False
 
     def feed(self, token: int) -> str:
         """The text that can be sent now that this token is known; empty while it may still change."""
         self._ids.append(token)
-        before = self._decode(self._ids[self._context_from : self._out_to])
-        text = self._decode(self._ids[self._context_from :])
-        if len(text) <= len(before) or text.endswith("\N{REPLACEMENT CHARACTER}"):
-            return ""
-        self._context_from, self._out_to = self._out_to, len(self._ids)
-        return self._release(text[len(before) :])
+        text = self._stream.step(self._tokenizer.backend_tokenizer, token) or ""
+        self._decoded += len(text)
+        return self._release(text) if text else ""
 
     def finish(self) -> str:
         """What was kept back, when no token follows."""
         if self.stopped:
             return ""
-        before = self._decode(self._ids[self._context_from : self._out_to])
-        rest = self._release(self._decode(self._ids[self._context_from :])[len(before) :])
+        before, whole = (self._decode(ids) for ids in (self._before, [*self._before, *self._ids]))
+        rest = self._release(whole[len(before) + self._decoded :])
         return rest if self.stopped else rest + self._kept_back.rstrip()
 
     def _decode(self, ids: list[int]) -> str:

@@ -7,12 +7,13 @@ from pathlib import Path
 from PIL import Image
 
 from llava_s2.errors import InputError
+from llava_s2.serve.decoder_processes import DecoderProcesses
 from llava_s2.serve.demo.session import Picture, Session
-from llava_s2.serve.pictures import read_picture
 
 MOST_PICTURES = 8
 _THUMBNAIL_SIDE = 640
 _one_at_a_time = threading.Lock()
+_decoders = DecoderProcesses()
 
 
 def add_picture(session: Session, image: Image.Image, folder: Path, upload: str = "") -> None:
@@ -28,15 +29,15 @@ def add_picture(session: Session, image: Image.Image, folder: Path, upload: str 
 
 def read_upload(path: str) -> Image.Image:
     """Decodes an uploaded file. Raises InputError for anything that is not a picture."""
-    return read_picture(Path(path).read_bytes(), Path(path).name)
+    return _decoders.decode(Path(path).read_bytes(), Path(path).name).image
 
 
 def read_address(url: str) -> Image.Image:
-    """Fetches and decodes a picture from the public internet. Raises InputError, see ``fetch`` and ``read_picture``."""
+    """Fetches and decodes a picture from the public internet. Raises InputError."""
     from llava_s2.serve.urls import fetch
 
     try:
-        return read_picture(fetch(url.strip()), "the picture")
+        return _decoders.decode(fetch(url.strip()), "the picture").image
     except InputError as error:
         raise error if str(error).startswith("the picture") else InputError(f"the address {error}") from None
 
@@ -47,18 +48,24 @@ def sync(session: Session, shown: list[str], folder: Path) -> list[InputError]:
 
     An upload that was brought in before is known by its path: a question may be sent before the page shows its copy.
     """
+    known = {name for picture in session.pictures for name in (Path(picture.thumbnail).name, picture.upload)}
+    read: dict[str, Image.Image] = {}
+    errors = []
+    for path in shown:  # before the lock: a visitor's large picture holds up no other visitor
+        if path not in known and Path(path).name not in known:
+            try:
+                read[path] = read_upload(path)
+            except InputError as error:
+                errors.append(error)
     with _one_at_a_time:
         names, paths = {Path(path).name for path in shown}, set(shown)
         session.pictures = [
             picture for picture in session.pictures if Path(picture.thumbnail).name in names or picture.upload in paths
         ]
-        known = {Path(picture.thumbnail).name for picture in session.pictures}
-        uploads = {picture.upload for picture in session.pictures}
-        errors = []
-        for path in shown:
-            if Path(path).name not in known and path not in uploads:
+        for path, image in read.items():
+            if all(picture.upload != path for picture in session.pictures):  # the same event may come twice
                 try:
-                    add_picture(session, read_upload(path), folder, path)
+                    add_picture(session, image, folder, path)
                 except InputError as error:
                     errors.append(error)
         return errors

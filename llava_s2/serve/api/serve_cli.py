@@ -1,7 +1,9 @@
 """``llava-s2 serve``."""
 
 import argparse
+import os
 from dataclasses import replace
+from typing import Any
 
 from llava_s2.errors import InputError
 from llava_s2.model.arguments import ModelSource, add_model_arguments, positive
@@ -12,7 +14,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "serve",
         help="OpenAI-compatible HTTP API",
-        description="Answers POST /v1/chat/completions, GET /v1/models, /health and /metrics. See docs/serve.md.",
+        description="Answers POST /v1/chat/completions and /tokenize, GET /v1/models, /health and /metrics.",
     )
     add_model_arguments(parser, required=False)
     parser.add_argument("--model-name", metavar="NAME", help="what clients call the model, if not by its folder's name")
@@ -22,20 +24,29 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     network.add_argument("--port", type=_port, default=8000, help="default: %(default)s; 0 takes a free one")
     network.add_argument("--api-key-file", metavar="F", help="a key a line, in plain or as sha256:HEX")
     network.add_argument("--no-auth", action="store_true", help="without keys, answer on any address and by any name")
-    network.add_argument("--allow-urls", action="store_true", help="fetch pictures from http(s) URLs on the public net")
+    network.add_argument("--allow-urls", action="store_true", help="fetch images from http(s) URLs on the public net")
+    network.add_argument(
+        "--cors-origin", nargs="+", default=[], metavar="URL", help="web pages whose scripts may ask; * for all"
+    )
 
     limits = parser.add_argument_group("limits")
 
-    def limit(flag: str, value: int, what: str, unit: str = "N") -> None:
-        limits.add_argument(flag, type=positive, default=value, metavar=unit, help=f"{what} (default: %(default)s)")
+    def limit(flag: str, value: int, what: str, unit: str = "N", **more: Any) -> None:
+        limits.add_argument(
+            flag, type=positive, default=value, metavar=unit, help=f"{what} (default: %(default)s)", **more
+        )
 
     limit("--max-batch", 32, "answers that run together")
     limit("--max-batch-tokens", 16384, "bound on rows x longest row of the batch's cache")
     limit("--max-queue", 64, "requests that wait; more get 429")
-    limit("--max-pictures", 8, "pictures of one request")
+    limit("--max-images", 8, "images of one request")
     limit("--max-new-tokens", 512, "tokens of an answer whose request names no bound")
     limit("--timeout", 300, "seconds a request may take", "S")
-    limit("--picture-cache-mb", 256, "memory of the features of pictures that were asked about", "MB")
+    limit("--drain-timeout", 30, "seconds for answers to end after SIGTERM or Ctrl-C", "S")
+    limit("--image-cache-mb", 256, "memory of the features of images that were asked about", "MB")
+    limits.add_argument(
+        "--threads", type=positive, metavar="N", help="processor threads of the model (default: one a core)"
+    )
     parser.set_defaults(run=_serve)
 
 
@@ -61,6 +72,8 @@ def _serve(args: argparse.Namespace) -> None:
         raise InputError(
             f"--host {args.host} can be reached from other machines: give --api-key-file, or --no-auth to let all ask"
         )
+    # Threads that wait in a loop take from each other what other programs leave them. Read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     source = ModelSource.from_arguments(args)
     if source.model is None:
         from llava_s2.model.embedded import default_model
@@ -68,31 +81,49 @@ def _serve(args: argparse.Namespace) -> None:
         source = replace(source, model=str(default_model()))
     model, processor = source.load()
 
+    import torch
+
     from llava_s2.serve.api.app import build_app
     from llava_s2.serve.api.server import make_server
     from llava_s2.serve.api.service import Limits, Service
     from llava_s2.serve.urls import fetch
 
+    if args.threads:
+        torch.set_num_threads(args.threads)
     limits = Limits(
         batch=args.max_batch,
         batch_tokens=args.max_batch_tokens,
         queue=args.max_queue,
-        pictures=args.max_pictures,
+        images=args.max_images,
         new_tokens=args.max_new_tokens,
         seconds=args.timeout,
-        cache_bytes=args.picture_cache_mb << 20,
+        drain_seconds=args.drain_timeout,
+        cache_bytes=args.image_cache_mb << 20,
     )
     name = args.model_name or _name(source.model)
     service = Service.build(model, processor, name, limits, fetch if args.allow_urls else None)
-    app = build_app(service, keys, local_names_only=local and not keys and not args.no_auth)
+    app = build_app(
+        service,
+        keys,
+        local_names_only=local and not keys and not args.no_auth,
+        cors_origins=args.cors_origin,
+    )
 
     def begin_drain() -> None:
         service.draining = True
 
-    server = make_server(app, args.host, args.port, begin_drain=begin_drain, is_idle=lambda: service.under_way == 0)
+    server = make_server(
+        app,
+        args.host,
+        args.port,
+        begin_drain=begin_drain,
+        give_up=lambda: service.engine.stop_all("draining"),
+        is_idle=lambda: service.under_way == 0,
+        drain_seconds=args.drain_timeout,
+    )
     service.engine.start()
     server.run()
-    service.engine.stop()
+    service.close()
 
 
 def _name(model: str) -> str:

@@ -1,4 +1,4 @@
-"""`read_picture` on what strangers send."""
+"""Decoding what strangers send, in processes that can be ended."""
 
 import io
 
@@ -10,11 +10,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from llava_s2.errors import InputError
-from llava_s2.serve.pictures import MAX_SIDE, read_picture
+from llava_s2.serve.decoder_processes import MAX_SIDE, DecoderProcesses
+
+
+@pytest.fixture(scope="module")
+def read_picture():
+    decoders = DecoderProcesses(quick=1)
+    yield lambda data, name="image": decoders.decode(data, name).image
+    decoders.close()
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-def test_hostile_files_are_refused_in_a_line(what):
+def test_hostile_files_are_refused_in_a_line(read_picture, what):
     make, message = HOSTILE[what]
     with pytest.raises(InputError, match=message) as caught:
         read_picture(make(), "upload.png")
@@ -23,14 +30,14 @@ def test_hostile_files_are_refused_in_a_line(what):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP"])
-def test_a_picture_comes_back_pixel_by_pixel(kind):
+def test_a_picture_comes_back_pixel_by_pixel(read_picture, kind):
     image = noise().quantize(16).convert("RGB")
     options = {"lossless": True} if kind == "WEBP" else {}
     stored = image.quantize(16) if kind == "GIF" else image
     assert np.array_equal(np.asarray(read_picture(encoded(stored, kind, **options))), np.asarray(image))
 
 
-def test_a_jpeg_keeps_what_a_phone_appends():
+def test_a_jpeg_keeps_what_a_phone_appends(read_picture):
     data = encoded(kind="JPEG")
     film = b"\0\0\0\x18ftypmp42" + bytes(range(256)) * 10
     assert read_picture(data + film).tobytes() == Image.open(io.BytesIO(data)).tobytes()
@@ -38,7 +45,7 @@ def test_a_jpeg_keeps_what_a_phone_appends():
     assert read_picture(preview).size == (64, 64)
 
 
-def test_a_name_is_its_last_part_on_one_line():
+def test_a_name_is_its_last_part_on_one_line(read_picture):
     for name in ("../../etc/pass\nwd", "C:\\a\\pass\nwd", "/pass\nwd"):
         with pytest.raises(InputError, match=r"^pass\?wd: "):
             read_picture(b"", name)
@@ -48,7 +55,7 @@ def test_a_name_is_its_last_part_on_one_line():
         read_picture(b"", "../")
 
 
-def test_the_largest_side_is_reduced_to():
+def test_the_largest_side_is_reduced_to(read_picture):
     assert read_picture(encoded(Image.new("L", (MAX_SIDE, 2)))).size == (MAX_SIDE, 2)
     assert read_picture(encoded(Image.new("L", (2 * MAX_SIDE, 4)))).size == (MAX_SIDE, 2)
 
@@ -59,7 +66,7 @@ def test_the_largest_side_is_reduced_to():
     st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=6),
     st.floats(0.02, 1),
 )
-def test_damage_gives_a_picture_or_an_input_error(kind, changes, kept):
+def test_damage_gives_a_picture_or_an_input_error(read_picture, kind, changes, kept):
     data = bytearray(encoded(noise(24), kind))
     for share, value in changes:
         data[int(share * (len(data) - 1))] = value

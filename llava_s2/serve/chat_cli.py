@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from llava_s2.errors import InputError
 from llava_s2.model.arguments import ModelSource, add_model_arguments
 from llava_s2.serve.arguments import add_sampling_arguments
-from llava_s2.serve.demo.commands import add_demo
+from llava_s2.serve.demo.demo_cli import add_demo
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:

@@ -1,11 +1,25 @@
-"""Bounds on what a connection may cost: size and time of a request's body, time to take the answer."""
+"""The outermost layers of the app: failures in the API's shape, and bounds on what a connection may cost."""
 
 import asyncio
+import logging
+import re
+import uuid
+from contextlib import ExitStack
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llava_s2.serve.api.errors import ApiError
+from llava_s2.serve.api.metrics import Metrics
+
+logger = logging.getLogger("llava_s2.serve")
+
+AT_END = "llava_s2.at_end"
+"""Where in a request's scope the ``ExitStack`` is that closes when the request is answered or given up."""
+BODY = "llava_s2.body"
+"""Where in a request's scope its ``Body`` is."""
+_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 _DISCARD_SECONDS = 5.0
 
@@ -25,8 +39,55 @@ class Body:
         self.data = bytearray()
 
 
-class Guard:
-    """ASGI middleware that reads a request's body whole, within bounds, and puts a ``Body`` into ``scope[Guard.KEY]``.
+class Boundary:
+    """The outermost ASGI layer: every failure gets the API's shape, is counted, and what was begun is stopped. Each
+    response carries the request's ``x-request-id``, or a new one.
+
+    Args:
+        app: what is behind it.
+        metrics: what to count in.
+        paths: to count by; others are counted together, or a stranger could make endless many.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, paths: set[str]) -> None:
+        self._app, self._metrics, self._paths = app, metrics, paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        status = 0
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        with ExitStack() as at_end:
+            try:
+                await self._app({**scope, AT_END: at_end}, receive, watched)
+            except ClientGone:
+                pass
+            except ApiError as error:
+                await JSONResponse(error.body(), error.status, error.headers)(scope, receive, watched)
+            except asyncio.TimeoutError:
+                logger.warning("a client did not take its answer")
+            except Exception:
+                logger.exception("request %s failed", request_id)
+                if status:
+                    raise
+                failed = ApiError(500, "the server failed; its log says why", code="internal_error")
+                await JSONResponse(failed.body(), 500)(scope, receive, watched)
+            finally:
+                path = scope["path"] if scope["path"] in self._paths else "other"
+                self._metrics.responses.labels(path, str(status or "none")).inc()
+
+
+class Bounds:
+    """ASGI middleware that reads a request's body whole, within bounds, and puts a ``Body`` into ``scope[BODY]``.
 
     Args:
         app: what is behind it.
@@ -35,8 +96,6 @@ class Guard:
         body_seconds: for a body to arrive.
         send_seconds: for a client to take each piece of an answer.
     """
-
-    KEY = "llava_s2.body"
 
     def __init__(
         self, app: ASGIApp, *, max_body: int, max_bodies: int, body_seconds: float, send_seconds: float
@@ -54,12 +113,14 @@ class Guard:
         self._bodies.add(body)
         try:
             await self._read(scope, receive, body)
-            await self._app({**scope, self.KEY: body}, receive, send_in_time)
+            await self._app({**scope, BODY: body}, receive, send_in_time)
         finally:
             self._bodies.remove(body)
 
     async def _read(self, scope: Scope, receive: Receive, body: Body) -> None:
         headers = Headers(scope=scope)
+        if "content-length" in headers and "transfer-encoding" in headers:  # of which proxies choose either
+            raise ApiError(400, "both Content-Length and Transfer-Encoding", headers={"Connection": "close"})
         declared = headers.get("content-length", "")
         too_large = ApiError(413, f"the body is larger than {self._max_body} bytes", code="body_too_large")
         if declared.isdigit() and int(declared) > self._max_body:
