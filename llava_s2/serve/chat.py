@@ -28,6 +28,8 @@ from llava_s2.model.inference import (
 )
 from llava_s2.serve.features import DEFAULT_BYTES, FeatureCache, Picture, embed_prompts, image_features
 
+_LOOP = 64  # tokens
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -37,11 +39,13 @@ class Sampling:
         temperature: 0 takes the likeliest token each time.
         top_p: share of the probability that is drawn from, in (0, 1].
         max_new_tokens: bound on one answer.
+        stop_repetition: whether to end an answer that says one phrase over and over.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     max_new_tokens: int = 512
+    stop_repetition: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Reply:
 
     Attributes:
         seconds: for all of it.
-        finish: ``stop`` (the model ended it), ``length`` or ``interrupted``.
+        finish: ``stop`` (the model ended it), ``repeated`` (it went round in a circle), ``length`` or ``interrupted``.
         known_pictures: of the conversation that did not go through the tower again.
     """
 
@@ -144,7 +148,11 @@ class Chat:
             made = generation.stop()
             answer = "".join(pieces).strip()
             ended = bool(made) and made[-1] in token_arguments(self._model, self._processor)["eos_token_id"]
-            finish = "stop" if ended else "length" if len(made) == most else "interrupted"
+            finish = (
+                "stop" if ended else "repeated" if self._sampling.stop_repetition and repeats(made) else "interrupted"
+            )
+            if len(made) == most and not ended:
+                finish = "length"
             self.reply = Reply(answer, length, len(made), time.perf_counter() - start, finish, known)
             if answer:
                 answered = assistant_message(neutralize(answer, self._processor))
@@ -178,7 +186,7 @@ class _Generation:
         max_new_tokens: int,
     ) -> None:
         self._streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._stopped = _Stopped()
+        self._stopped = _Stopped(sampling.stop_repetition)
         self._ids: list[int] = []
         self._error: BaseException | None = None
         drawn = sampling.temperature > 0
@@ -218,11 +226,18 @@ class _Generation:
 
 
 class _Stopped(StoppingCriteria):
-    def __init__(self) -> None:
-        self.event = threading.Event()
+    def __init__(self, stop_repetition: bool) -> None:
+        self.event, self._stop_repetition = threading.Event(), stop_repetition
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
-        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)  # type: ignore[return-value]
+        stopped = self.event.is_set() or (self._stop_repetition and repeats(input_ids[0, -_LOOP:].tolist()))
+        return torch.full((len(input_ids),), stopped, device=input_ids.device)  # type: ignore[return-value]
+
+
+def repeats(ids: Sequence[int]) -> bool:
+    """Whether an answer's last ``_LOOP`` tokens are one phrase over and over, four times or more."""
+    tail = list(ids[-_LOOP:])
+    return len(tail) == _LOOP and any(tail[period:] == tail[:-period] for period in range(1, _LOOP // 4 + 1))
 
 
 def neutralize(text: str, processor: LlavaProcessor) -> str:

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from playwright.sync_api import Browser, Page, Playwright, expect
@@ -13,7 +12,7 @@ GOLDEN = Path(__file__).parents[1] / "golden/llava_tiny"
 _FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 _FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
-expect.set_options(timeout=30_000)
+expect.set_options(timeout=120_000)  # for what does not come at all: a busy machine is no fault
 
 
 class Demo:
@@ -21,15 +20,17 @@ class Demo:
 
     def __init__(self, log: Path, *flags: str) -> None:
         command = [sys.executable, "-m", "llava_s2.cli", "demo", "--port", "0", *flags]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         with log.open("w") as file:
-            environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-            self.process = subprocess.Popen(command, stderr=file, stdout=file, env=environment)
-        self.url = ""
-        while not self.url:
-            assert self.process.poll() is None, log.read_text()
-            time.sleep(0.1)
-            if found := re.search(r"(http://\S+)", log.read_text()):
+            self.process = subprocess.Popen(command, stderr=file, stdout=subprocess.PIPE, text=True, env=environment)
+        assert self.process.stdout is not None
+        lines = []
+        for line in self.process.stdout:  # it prints its address when it is ready, and then nothing
+            lines.append(line)
+            if found := re.search(r"(http://\S+)", line):
                 self.url = found[1]
+                return
+        raise AssertionError(log.read_text() + "".join(lines))
 
     def stop(self) -> None:
         self.process.terminate()
@@ -53,7 +54,7 @@ class Visit:
     def __init__(self, browser: Browser, url: str, **context) -> None:
         self._context = browser.new_context(**context)
         self.page: Page = self._context.new_page()
-        self.page.set_default_timeout(30_000)
+        self.page.set_default_timeout(120_000)
         self.trouble: list[str] = []
         self.page.on("console", lambda m: self.trouble.append(m.text) if m.type == "error" else None)
         self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
@@ -75,6 +76,7 @@ class Visit:
         return self.page.locator("#pictures .thumbnail-item img, #pictures .thumbnail-lg img")
 
     def ask(self, text: str) -> None:
+        self._answered = self.turns()
         self.question.fill(text)
         self.question.press("Enter")
 
@@ -82,8 +84,15 @@ class Visit:
         """Of the conversation: ``user`` or ``bot``."""
         return self.page.locator(f"#conversation .{role}.message")
 
-    def wait_until_answered(self) -> None:
-        expect(self.page.locator("#regenerate")).to_be_enabled()
+    def turns(self) -> int:
+        """How many answers have ended on this page, as it says itself."""
+        found = re.search(r"Answer (\d+) is", self.page.locator("#ended").text_content() or "")
+        return int(found[1]) if found else 0
+
+    def wait_until_answered(self, since: int | None = None) -> None:
+        """Until more answers have ended than before the last question, or than ``since``."""
+        before = self._answered if since is None else since
+        expect(self.page.locator("#ended")).to_contain_text(f"Answer {before + 1} is complete")
 
     def transcript(self) -> str:
         area = self.page.locator("#transcript textarea")

@@ -16,7 +16,7 @@ from llava_s2.data.image_decoding import open_image
 from llava_s2.errors import InputError
 from llava_s2.model.arguments import ModelSource
 from llava_s2.model.inference import assistant_message, encode_prompts, user_message
-from llava_s2.serve.chat import Chat, Sampling, neutralize
+from llava_s2.serve.chat import Chat, Sampling, neutralize, repeats
 from llava_s2.serve.features import FeatureCache
 
 GOLDEN = Path(__file__).parents[1] / "golden/llava_tiny"
@@ -252,3 +252,15 @@ def test_sampling_out_of_range_is_refused(capsys, flag):
         cli.main(["chat", *MODEL, flag])
     assert caught.value.code == 2
     assert flag.split("=")[0] in capsys.readouterr().err
+
+
+def test_a_phrase_over_and_over_ends_where_that_is_asked_for(loaded):
+    lengths = {}
+    for stop in (False, True):
+        chat = Chat(*loaded, Sampling(max_new_tokens=600, stop_repetition=stop))
+        for _ in chat.ask("Go on."):
+            pass
+        lengths[stop] = chat.reply.new_tokens, chat.reply.finish
+    assert lengths[False] == (600, "length")  # this model goes round in a circle
+    assert lengths[True][1] == "repeated" and lengths[True][0] < 600
+    assert repeats([1, 2, 3, 4] * 16) and not repeats([1, 2, 3, 4] * 15) and not repeats(list(range(64)))

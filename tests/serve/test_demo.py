@@ -5,7 +5,6 @@ import json
 import math
 import socket
 import threading
-import time
 import urllib.error
 import urllib.request
 
@@ -171,9 +170,15 @@ def test_a_spot_is_the_same_place_at_every_scale_and_in_the_picture(model, size,
 
 def test_borders_stand_between_tiles(model):
     level = pyramid(Image.new("RGB", (90, 90)), Sight.of(model.model, model.processor), model.processor)[-1]
-    drawn = np.asarray(with_borders(level, 60 * level.tiles)).max(axis=2)
-    lit = np.flatnonzero(drawn[30] > 0)
-    assert {round(at / 60) for at in lit.tolist()} == set(range(level.tiles + 1))
+    drawn = np.asarray(with_borders(level, (0.5, 0.5), 0.1))
+    assert drawn.shape == (level.side, level.side, 3)  # pixel for pixel
+    lit = np.flatnonzero(drawn[3].max(axis=1) > 0)
+    tile = level.side / level.tiles
+    assert {round(at / tile) for at in lit.tolist()} == set(range(level.tiles + 1))
+    marked = np.argwhere((drawn == (255, 210, 0)).all(axis=2))
+    assert marked.min() == pytest.approx(0.45 * level.side, abs=1) and marked.max() == pytest.approx(
+        0.55 * level.side, abs=1
+    )
 
 
 def test_probabilities_are_those_of_whole_answers(model):
@@ -223,7 +228,7 @@ def served(model, folder, **options):
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         while not server.started:
-            time.sleep(0.01)
+            thread.join(0.01)
         yield f"127.0.0.1:{listener.getsockname()[1]}"
         server.should_exit = True
         thread.join()

@@ -70,10 +70,10 @@ def test_a_conversation(visit, expected):
     transcript = visit.transcript()
     assert transcript.count("[picture") == 1 and transcript.count("User: ") == 2
 
+    answered = visit.turns()
     visit.page.locator("#regenerate").click()
-    visit.page.wait_for_timeout(200)
+    visit.wait_until_answered(answered)
     expect(visit.page.locator("#transcript textarea")).to_have_value(transcript)  # the likeliest words are the same
-    visit.wait_until_answered()
 
     visit.page.locator("#edit").click()
     expect(visit.question).to_have_value("And what else?")
@@ -99,6 +99,9 @@ def test_an_answer_streams_and_can_be_stopped(visit):
     most = visit.page.get_by_label("number input for Most new tokens")
     most.fill("1900")
     most.press("Tab")
+    temperature = visit.page.get_by_label("number input for Temperature (0: the likeliest token)")
+    temperature.fill("2")  # the likeliest tokens of this model go round in a circle, and such an answer ends by itself
+    temperature.press("Tab")
     visit.ask("Talk.")
     answer = visit.bubbles("bot")
     expect(answer).to_have_text(re.compile(r"^(?!Loading content)\w"))  # what Gradio shows until there is a word
@@ -115,7 +118,7 @@ def test_an_answer_streams_and_can_be_stopped(visit):
     visit.ask("Talk.")
     expect(answer).to_have_text(re.compile(r"\w"))
     visit.page.locator("#clear").click()  # stops as well
-    expect(visit.page.locator("#stop")).to_be_disabled()
+    expect(visit.page.locator("#stop")).to_be_hidden()
 
 
 def test_several_pictures(visit, tmp_path):
@@ -278,7 +281,7 @@ def test_the_keyboard_alone(visit):
     expect(visit.question).to_be_focused()
     page.keyboard.type("What?")
     page.keyboard.press("Enter")
-    visit.wait_until_answered()
+    visit.wait_until_answered(0)
     reached = set()
     for _ in range(60):
         page.keyboard.press("Tab")

@@ -1,8 +1,11 @@
 """The tab with the conversation."""
 
+import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import gradio as gr
@@ -33,18 +36,22 @@ def build_chat(
     gallery: gr.Gallery,
     sampling: list[gr.Slider],
     folder: Path,
+    votes: Path | None = None,
 ) -> ChatTab:
-    """Lays the tab out and wires it. ``folder`` takes small copies of pictures pasted into the question."""
+    """Lays the tab out and wires it. ``folder`` takes small copies of pictures pasted into the question, ``votes`` the
+    visitors' opinions of answers.
+    """
     conversation = gr.Chatbot(
         label="Conversation",
         height=420,
         render_markdown=False,
-        buttons=[],
-        feedback_options=None,
+        buttons=["copy"],
+        feedback_options=("Like", "Dislike") if votes else None,
         elem_id="conversation",
         placeholder="Add a picture, or take an example, and ask about it.",
     )
     timing = html(elem_id="timing", elem_classes="s2-note")
+    ended = html(elem_id="ended", elem_classes="s2-spoken")
     question = gr.MultimodalTextbox(
         label="Question",
         show_label=False,
@@ -56,7 +63,7 @@ def build_chat(
         autofocus=True,
     )
     with gr.Row(elem_classes="s2-buttons"):
-        stop = gr.Button("Stop", variant="stop", interactive=False, size="sm", min_width=80, elem_id="stop")
+        stop = gr.Button("Stop", variant="stop", visible=False, size="sm", min_width=80, elem_id="stop")
         regenerate = gr.Button("Regenerate", interactive=False, size="sm", min_width=80, elem_id="regenerate")
         edit = gr.Button("Edit last question", interactive=False, size="sm", min_width=80, elem_id="edit")
         clear = gr.Button("New chat", size="sm", min_width=80, elem_id="clear")
@@ -80,7 +87,7 @@ def build_chat(
             file.parent.mkdir(exist_ok=True)
             file.write_text(show.transcript(state.turns), encoding="utf-8")
         return [
-            gr.Button(interactive=running),
+            gr.Button(visible=running),
             gr.Button(interactive=any_turn and not running),
             gr.Button(interactive=any_turn and not running),
             gr.DownloadButton(value=file, interactive=file is not None),
@@ -107,7 +114,7 @@ def build_chat(
     def answer(state: Session, temperature: float, top_p: float, most: int) -> Iterator[Any]:
         tell_deferred(state)
         try:
-            for _ in state.answer(model, Sampling(temperature, top_p, int(most))):
+            for _ in state.answer(model, Sampling(temperature, top_p, int(most), stop_repetition=True)):
                 yield seen(state)
         except InputError as error:  # the question is taken back, and the page must show that
             warn(error)
@@ -118,15 +125,28 @@ def build_chat(
         return [*seen(state), *buttons_of(state)]
 
     def settle(state: Session) -> Any:
-        return [*seen(state), *buttons_of(state)]
+        spoken = f"Answer {state.answered} is complete." if state.answered else ""
+        return [*seen(state), *buttons_of(state), spoken]
 
     for begun in (
         question.submit(ask, [session, question, gallery], [question, gallery, *view, *buttons], **QUICK),
         regenerate.click(ask_again, [session], [*view, *buttons], **QUICK),
     ):
         answered = begun.success(answer, [session, *sampling], view, **MODEL)
-        answered.then(settle, [session], [*view, *buttons], **QUICK)
+        answered.then(settle, [session], [*view, *buttons, ended], **QUICK)
     stop.click(lambda state: state.stop(), [session], None, **QUICK)
     edit.click(edit_last, [session], [question, *view, *buttons], **QUICK)
     clear.click(begin_anew, [session], [*view, *buttons], **QUICK)
+    if votes:
+        one_at_a_time = Lock()
+
+        def vote(state: Session, event: gr.LikeData) -> None:
+            place = event.index if isinstance(event.index, int) else event.index[0]
+            turn = show.question_of(state.turns, place)
+            if turn is not None:
+                line = {"time": int(time.time()), "model": model.name, "liked": event.liked, "question": turn.question}
+                with one_at_a_time, votes.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({**line, "answer": turn.answer.strip()}, ensure_ascii=False) + "\n")
+
+        conversation.like(vote, [session], None, **QUICK)
     return ChatTab(question, conversation, timing, transcript)

@@ -33,6 +33,12 @@ def add_demo(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--allow-urls", action="store_true", help="fetch pictures by their address on the public internet"
     )
+    parser.add_argument(
+        "--votes-file",
+        type=Path,
+        metavar="F",
+        help="let visitors vote on answers, and add their votes to this file of JSON lines",
+    )
     access = parser.add_mutually_exclusive_group()
     access.add_argument(
         "--auth-file", type=Path, metavar="F", help="let in only who knows a line of this file, each NAME:PASSWORD"
@@ -69,7 +75,7 @@ def _serve(
     listener: socket.socket,
     folder: Path,
 ) -> None:
-    from llava_s2.serve.demo.examples import examples
+    from llava_s2.serve.demo.examples import ABOUT, examples
     from llava_s2.serve.demo.page import build_page
     from llava_s2.serve.demo.server import build_app, serve
     from llava_s2.serve.demo.session import Model
@@ -78,7 +84,16 @@ def _serve(
     compared = Model(_public_name(baseline), *baseline.load()) if baseline else None
     loaded = time.perf_counter()
     sampling = (args.temperature, args.top_p, args.max_new_tokens)
-    page = build_page(model, compared, examples(), folder, sampling, allow_urls=args.allow_urls)
+    page = build_page(
+        model,
+        compared,
+        examples(),
+        folder,
+        sampling,
+        allow_urls=args.allow_urls,
+        about=ABOUT if args.model is None else "",
+        votes=args.votes_file,
+    )
     app = build_app(page, auth, local_names_only=not (auth or args.no_auth))
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
@@ -103,6 +118,12 @@ def _sources(args: argparse.Namespace) -> tuple[ModelSource, ModelSource | None]
 
 def _public_name(source: ModelSource) -> str:
     """What the page calls a model: not where it lies on this machine."""
+    from llava_s2.model.embedded import QUICKSTART_FOLDER, shipped_model
+
+    if Path(str(source.model)) == shipped_model():
+        return "The shipped model"
+    if Path(str(source.model)).is_relative_to(QUICKSTART_FOLDER):
+        return {"s2": "Your quickstart's model", "single": "Its single-scale baseline"}[Path(str(source.model)).name]
     path = Path(str(source.model))
     return path.resolve().name if path.is_dir() else str(path)
 

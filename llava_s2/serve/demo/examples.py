@@ -8,6 +8,9 @@ from PIL import Image
 from llava_s2.data.scene_tasks import attribute_questions, relation_questions
 from llava_s2.data.scenes import SceneConfig, make_scene
 
+ABOUT = "This small one was trained on drawn scenes: it knows coloured shapes, where they are, and little else."
+"""What the shipped model can do, for the page's first line."""
+
 # Of pictures whose question the shipped model answers right.
 _SEEDS = (10_003, 10_004, 10_001)
 

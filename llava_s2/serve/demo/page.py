@@ -1,6 +1,7 @@
 """The page as a whole: pictures at the side, a tab for each thing to do with them."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ def build_page(
     sampling: tuple[float, float, int],
     *,
     allow_urls: bool = False,
+    about: str = "",
+    votes: Path | None = None,
 ) -> gr.Blocks:
     """Builds the page.
 
@@ -38,11 +41,13 @@ def build_page(
         folder: takes the small copies of pictures, and transcripts.
         sampling: temperature, top-p and bound on new tokens that the page starts with.
         allow_urls: whether the server fetches pictures from addresses.
+        about: what the model can do, in a sentence.
+        votes: a file of JSON lines that takes visitors' votes on answers; without it there are no buttons for them.
     """
     sight = Sight.of(model.model, model.processor)
     with gr.Blocks(title="LLaVA-S²", analytics_enabled=False, delete_cache=(3600, 7200)) as page:
         session = gr.State(lambda: Session(), delete_callback=Session.stop)  # a dataclass itself, Gradio takes apart
-        html(show.headline(model.name, sight))
+        html(show.headline(model.name, sight, about))
         with gr.Row(elem_id="columns"):
             with gr.Column(scale=2, min_width=300):
                 gallery = gr.Gallery(
@@ -84,7 +89,7 @@ def build_page(
                     ]
             with gr.Column(scale=5, min_width=300), gr.Tabs():
                 with gr.Tab("Chat"):
-                    chat = build_chat(model, sight, session, gallery, sliders, folder)
+                    chat = build_chat(model, sight, session, gallery, sliders, folder, votes)
                 with gr.Tab("Compare"):
                     compared = build_compare(model, baseline, session, gallery, sliders, folder)
                 with gr.Tab("Likelihood"):
@@ -93,6 +98,22 @@ def build_page(
                     )
                 with gr.Tab("What the model sees") as sees:
                     build_sees(model, session, gallery, sees, folder)
+
+        def example_values(state: Session, number: int) -> list[Any]:
+            example = examples[number]
+            state.clear()
+            state.pictures = []
+            add_picture(state, example.picture, folder)
+            asked = {"text": example.question, "files": []}
+            listed = "\n".join(example.options)
+            return [[state.pictures[0].thumbnail], asked, example.question, example.question, listed, [], "", ""]
+
+        async def stay_connected() -> AsyncIterator[None]:
+            """Keeps the visitor's stream of events open: Gradio closes it when nothing is under way, and an event that
+            joins in that moment would be lost."""
+            while True:
+                yield
+                await asyncio.sleep(15)
 
         def changed(state: Session, files: list[tuple[str, str | None]] | None) -> list[str]:
             bring_in(state, files, folder)
@@ -105,22 +126,14 @@ def build_page(
 
         @tells
         def take_example(state: Session, event: gr.SelectData) -> list[Any]:
-            example = examples[event.index]
-            state.clear()
-            state.pictures = []
-            add_picture(state, example.picture, folder)
-            asked = {"text": example.question, "files": []}
-            listed = "\n".join(example.options)
-            return [[state.pictures[0].thumbnail], asked, example.question, example.question, listed, [], "", ""]
+            return example_values(state, event.index)
 
         gallery.upload(changed, [session, gallery], [gallery], **QUIET)
         gallery.delete(changed, [session, gallery], [gallery], **QUIET)
         if allow_urls:
             address.submit(bring_from, [session, address], [gallery, address], **QUIET)
-        shown.select(
-            take_example,
-            [session],
-            [gallery, chat.question, compared, weighed, options, chat.conversation, chat.timing, chat.transcript],
-            **QUICK,
-        )
+        filled = [gallery, chat.question, compared, weighed, options]
+        filled += [chat.conversation, chat.timing, chat.transcript]
+        shown.select(take_example, [session], filled, **QUICK)
+        page.load(stay_connected, None, None, concurrency_limit=None, **QUIET)
     return page

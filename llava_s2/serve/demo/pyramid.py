@@ -13,6 +13,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from llava_s2.model.processor import aspect_ratio, num_image_tokens
 
 _BORDER = (255, 64, 129)
+_SPOT = (255, 210, 0)
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,17 @@ def pyramid(image: Image.Image, sight: Sight, processor: LlavaProcessor) -> list
     return levels
 
 
-def with_borders(scale: Scale, side: int) -> Image.Image:
-    """The scale's picture blown up to ``side`` pixels without smoothing, the borders of its tiles drawn in."""
-    shown = scale.image.resize((side, side), Image.Resampling.NEAREST)
+def with_borders(scale: Scale, at: tuple[float, float], share: float) -> Image.Image:
+    """The scale's picture, pixel for pixel, the borders of its tiles and the spot of ``spot`` drawn in."""
+    side = scale.side
+    shown = scale.image.copy()
     draw = ImageDraw.Draw(shown)
+    left, top = (min(max(centre - share / 2, 0), 1 - share) * side for centre in at)
     for edge in range(scale.tiles + 1):
-        at = min(round(edge * side / scale.tiles), side - 1)
-        draw.line((at, 0, at, side - 1), fill=_BORDER, width=2)
-        draw.line((0, at, side - 1, at), fill=_BORDER, width=2)
+        edge_at = min(round(edge * side / scale.tiles), side - 1)
+        draw.line((edge_at, 0, edge_at, side - 1), fill=_BORDER)
+        draw.line((0, edge_at, side - 1, edge_at), fill=_BORDER)
+    draw.rectangle((left, top, left + share * side, top + share * side), outline=_SPOT, width=max(side // 160, 1))
     return shown
 
 

@@ -1,5 +1,6 @@
 """The tab that shows what the model gets of a picture."""
 
+from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -11,7 +12,6 @@ from llava_s2.serve.demo.events import QUICK, bring_in, html
 from llava_s2.serve.demo.pyramid import Sight, pyramid, spot, spot_of_original, with_borders
 from llava_s2.serve.demo.session import Model, Session
 
-_SHOWN_SIDE = 672
 _SPOT_SIDE = 320
 
 
@@ -72,16 +72,24 @@ def build_sees(model: Model, session: gr.State, gallery: gr.Gallery, tab: gr.Tab
         answered = [turn for turn in state.turns if turn.reply]
         line = show.timing_line(answered[-1], sight) if answered else ""
         if not state.pictures:
-            return [line, *[None] * (len(levels) + len(spots))]
+            return ["Add a picture, or take an example.", *[None] * (len(levels) + len(spots))]
+        count = len(state.pictures)
+        which = f"Picture {min(number, count - 1) + 1} of {count}. " if count > 1 else ""
+        return [which + (f"Latest answer: {line}" if line else ""), *views(state, number, x, y, percent)]
+
+    def views(state: Session, number: int, x: float, y: float, percent: float) -> list[Any]:
+        """Every scale with the spot marked, and the spot at every scale."""
+        if not state.pictures:
+            return [None] * (len(levels) + len(spots))
         image, scales = scales_of(state, number)
-        bordered = [with_borders(scale, _SHOWN_SIDE) for scale in scales]
-        return [f"Latest answer: {line}" if line else "", *bordered, *spot_images(image, scales, x, y, percent)]
+        marked = [with_borders(scale, (x / 100, y / 100), percent / 100) for scale in scales]
+        return [*marked, *spot_images(image, scales, x, y, percent)]
 
-    def only_spots(state: Session, number: int, x: float, y: float, percent: float) -> list[Any]:
-        return spot_images(*scales_of(state, number), x, y, percent) if state.pictures else [None] * len(spots)
+    def clicked_on(side: int) -> Callable[[gr.SelectData], tuple[float, float]]:
+        def clicked(event: gr.SelectData) -> tuple[float, float]:
+            return round(100 * event.index[0] / side), round(100 * event.index[1] / side)
 
-    def clicked(event: gr.SelectData) -> tuple[float, float]:
-        return round(100 * event.index[0] / _SHOWN_SIDE), round(100 * event.index[1] / _SHOWN_SIDE)
+        return clicked
 
     def pick(event: gr.SelectData) -> int:
         return event.index
@@ -91,7 +99,7 @@ def build_sees(model: Model, session: gr.State, gallery: gr.Gallery, tab: gr.Tab
     gallery.select(pick, None, [chosen], **QUICK).then(
         everything, [*where, gallery], [timing, *levels, *spots], **QUICK
     )
-    for level in levels:
-        level.select(clicked, None, [across, down], **QUICK).then(only_spots, where, spots, **QUICK)
+    for level, side in zip(levels, sight.scales, strict=True):
+        level.select(clicked_on(side), None, [across, down], **QUICK).then(views, where, [*levels, *spots], **QUICK)
     for slider in (across, down, share):
-        slider.release(only_spots, where, spots, **QUICK)
+        slider.release(views, where, [*levels, *spots], **QUICK)

@@ -56,12 +56,14 @@ class Session:
         pictures: those on the page. turns: the conversation.
         compared: the turns of the latest comparison.
         trouble: what the visitor is still to be told.
+        answered: how many answers have ended.
     """
 
     pictures: list[Picture] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     compared: list[Turn] = field(default_factory=list)
     trouble: InputError | None = None
+    answered: int = 0
 
     def begin(self, question: str) -> None:
         """Adds a question, with the pictures that the conversation does not hold yet. Raises InputError if empty."""
@@ -103,6 +105,7 @@ class Session:
             return
         try:
             yield from answer_turn(turn, model, sampling, self.turns[: self.turns.index(turn)])
+            self.answered += 1
         except InputError:
             if turn in self.turns:  # the visitor may have begun anew meanwhile
                 self.turns.remove(turn)

@@ -8,7 +8,12 @@ from llava_s2.serve.demo.likelihood import Weight
 from llava_s2.serve.demo.pyramid import Sight
 from llava_s2.serve.demo.session import Turn
 
-_FINISH = {"stop": "", "length": " · cut off at the limit of new tokens", "interrupted": " · stopped"}
+_FINISH = {
+    "stop": "",
+    "repeated": " · stopped where it began to repeat itself",
+    "length": " · cut off at the limit of new tokens",
+    "interrupted": " · stopped",
+}
 
 
 def messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
@@ -25,6 +30,15 @@ def messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
         elif turn.reply:
             shown.append({"role": "assistant", "content": "(no answer)"})
     return shown
+
+
+def question_of(turns: Sequence[Turn], index: int) -> Turn | None:
+    """The turn that a message of ``messages`` belongs to, by its place there."""
+    for turn in turns:
+        index -= len(turn.pictures) + 1 + bool(turn.answer.strip() or turn.reply)
+        if index < 0:
+            return turn
+    return None
 
 
 def transcript(turns: Sequence[Turn]) -> str:
@@ -78,9 +92,15 @@ def note(text: str) -> str:
     return f"<p class='s2-note'>{escape(text)}</p>"
 
 
-def headline(name: str, sight: Sight) -> str:
-    """The top of the page."""
-    return f"<h1 class='s2-title'>LLaVA-S²</h1><p class='s2-note'>{escape(sight_line(name, sight))}</p>"
+def headline(name: str, sight: Sight, about: str = "") -> str:
+    """The top of the page: what this is, in a line, and where to read on. ``about`` says what the model can do."""
+    return (
+        "<h1 class='s2-title'>LLaVA-S²</h1><p class='s2-note'>Ask about small details: a vision-language model that "
+        f"looks at every picture at several scales. {escape(about)} {escape(sight_line(name, sight))}. "
+        "<a href='https://arxiv.org/abs/2403.13043' target='_blank' rel='noopener'>Paper</a> · "
+        "<a href='https://github.com/bfshi/scaling_on_scales' target='_blank' rel='noopener'>S² code</a> · "
+        "Apache-2.0</p>"
+    )
 
 
 def sight_paragraph(sight: Sight) -> str:
