@@ -32,10 +32,12 @@ _LLAMA_2_SYSTEM = (
 )
 _CHATML_SYSTEM = "You are a helpful assistant."
 
+# vLLM reads from the loops over messages and contents that it has to hand on contents in parts; it follows a slice of
+# `messages` into them, and no other expression.
 # Shared by all: `system`, the messages after it, and a message's text with its image first.
 _PREAMBLE = (
     "{%- set system = messages[0].content if messages[0].role == 'system' else SYSTEM -%}"
-    "{%- set turns = messages[1:] if messages[0].role == 'system' else messages -%}"
+    "{%- set turns = messages[(1 if messages[0].role == 'system' else 0):] -%}"
     "{%- macro said(content) -%}"
     "{%- if content is string -%}{%- set ns = namespace(text=content) -%}"
     "{%- else -%}{%- set ns = namespace(text='') -%}"

@@ -22,6 +22,8 @@ from PIL import Image
 
 from llava_s2 import cli
 from llava_s2.model.inference import assistant_message, encode_prompts, user_message
+from llava_s2.serve.api.logprobs import TokenTexts
+from llava_s2.serve.api.sampling import SampledToken
 from llava_s2.serve.api.service import Limits, Service
 from llava_s2.serve.chat import neutralize
 from llava_s2.serve.urls import fetch
@@ -237,7 +239,7 @@ def test_many_clients_at_once_get_what_each_gets_alone(server, ai):
         ({"messages": [user([{"type": "input_audio"}])]}, "messages[0].content[0]"),
         ({"messages": [user([{"type": "text", "text": 3}])]}, "messages[0].content[0].text"),
         ({"messages": [user(3)]}, "messages[0].content"),
-        ({"messages": [user([image_part(3)])]}, "messages[0].content[0].image_url"),
+        ({"messages": [user([{"type": "image_url", "image_url": 3}])]}, "messages[0].content[0].image_url"),
         ({"messages": [{"role": "assistant", "content": [image_part("x")]}]}, "messages[0].content[0]"),
         ({"messages": [user([image_part("x")] * 9)]}, "messages"),
     ],
@@ -336,7 +338,10 @@ def test_a_begun_answer_is_continued(ai, loaded):
         [user_message(case["question"], 1), assistant_message(begun)], tokenize=False, continue_final_message=True
     )
     inputs = processor(
-        text=text, images=[Image.open(GOLDEN / case["image"])], return_tensors="pt", add_special_tokens=False
+        text=text,
+        images=[Image.open(GOLDEN / case["image"]).convert("RGB")],
+        return_tensors="pt",
+        add_special_tokens=not text.startswith(processor.tokenizer.bos_token),
     )
     assert text.endswith(begun) and answer.usage.prompt_tokens == inputs["input_ids"].shape[1]
     ids = model.generate(**inputs, do_sample=False, max_new_tokens=8)[0]
@@ -392,13 +397,11 @@ def test_a_request_has_an_id(http_client):
     assert all(len(one) == 32 for one in made)
 
 
-def test_half_a_character_has_its_byte(ai):
-    answer = ai.chat.completions.create(
-        model=NAME, messages=[user("Hi")], max_tokens=40, temperature=2, seed=3, logprobs=True, top_logprobs=20
-    )
-    listed = [one for token in answer.choices[0].logprobs.content for one in token.top_logprobs]
-    halves = [one for one in listed if "\N{REPLACEMENT CHARACTER}" in one.token]
-    assert halves and all(len(one.bytes) == 1 and one.bytes[0] >= 0x80 for one in halves)
+def test_half_a_character_has_its_byte(loaded):
+    tokenizer = loaded[1].tokenizer
+    half = tokenizer.convert_tokens_to_ids("<0xE2>")
+    told = TokenTexts(tokenizer).logprobs([SampledToken(half, -1.0, [(half, -1.0)])]).content[0]
+    assert told.token == "\N{REPLACEMENT CHARACTER}" and told.bytes == told.top_logprobs[0].bytes == [0xE2]
 
 
 def test_errors_are_the_clients_exceptions(server, ai):

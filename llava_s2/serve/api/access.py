@@ -16,7 +16,7 @@ from llava_s2.serve.api.errors import ApiError
 
 _DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _OPEN = {"/health"}
-LOCAL_NAMES = ["localhost", "127.0.0.1", "[::1]"]
+LOCAL_NAMES = ["localhost", "127.0.0.1", "[::1]", "::1"]
 """By which a request must name this machine where no key is asked for: a web page that has its own name lead to
 127.0.0.1 could otherwise ask through its visitor's browser."""
 
