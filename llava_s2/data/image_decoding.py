@@ -33,6 +33,7 @@ CONVERSIONS = {
 """What ``DecodedImage.conversions`` names, and what each means."""
 
 MAX_PIXELS = 256_000_000  # more than any phone's sensor has
+_ANY_FILES_PIXELS, _PIXELS_PER_BYTE = 16_000_000, 4000  # blank paper makes a thousand pixels a byte
 _MAX_SCANS = 100  # of a progressive JPEG; encoders write about ten, and each costs a pass over the image
 _MAX_SEGMENTS = 10_000  # of a JPEG, before its first scan
 _MAX_IFD_ENTRIES = 4096
@@ -171,7 +172,7 @@ def _open(data: bytes, done: list[str], max_side: int | None) -> tuple[Image.Ima
     if data.startswith(b"\xff\xd8\xff"):
         data, exif, xmp = _strip_jpeg(data)
         jpeg = image = JpegImagePlugin.JpegImageFile(BytesIO(data))
-        _check_pixels(image.size)
+        _check_pixels(image.size, len(data))
         if max_side is not None and max(image.size) > max_side:
             width, height = (side * max_side // max(image.size) for side in image.size)
             jpeg.draft(None, (max(width, 1), max(height, 1)))
@@ -180,7 +181,7 @@ def _open(data: bytes, done: list[str], max_side: int | None) -> tuple[Image.Ima
     if data[:4] in (b"II*\0", b"MM\0*"):
         _check_tiff(data)
     image = Image.open(BytesIO(data), formats=_FORMATS)
-    _check_pixels(image.size)
+    _check_pixels(image.size, len(data))
     if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(262) == 6 and image.tag_v2.get(259) == 1:
         image = _open_with_libtiff(data)  # Pillow takes uncompressed YCbCr for four channels
     if image.mode.startswith("I;16") or _SIXTEEN_BITS.search(str(getattr(image, "tile", ""))):
@@ -205,7 +206,7 @@ def _open_heif(data: bytes) -> Image.Image:
             "it to JPEG"
         ) from None
     heif = pillow_heif.open_heif(BytesIO(data))
-    _check_pixels(heif.size)
+    _check_pixels(heif.size, len(data))
     return heif.to_pillow()
 
 
@@ -218,10 +219,11 @@ def _open_with_libtiff(data: bytes) -> Image.Image:
             TiffImagePlugin.READ_LIBTIFF = False
 
 
-def _check_pixels(size: tuple[int, int]) -> None:
+def _check_pixels(size: tuple[int, int], length: int) -> None:
+    """Refuses what has too many pixels, in all or for a file of ``length`` bytes, before anything is decoded."""
     width, height = size
-    if width * height > MAX_PIXELS:
-        raise InputError(f"has {width} x {height} pixels, more than {MAX_PIXELS // 10**6} million; shrink it")
+    if width * height > min(MAX_PIXELS, _ANY_FILES_PIXELS + _PIXELS_PER_BYTE * length):
+        raise InputError(f"has {width} x {height} pixels, too many for a file of {length} bytes; shrink it")
 
 
 def _strip_jpeg(data: bytes) -> tuple[bytes, bytes, bytes]:

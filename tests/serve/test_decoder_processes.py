@@ -60,7 +60,7 @@ def test_the_largest_side_is_reduced_to(read_picture):
     assert read_picture(encoded(Image.new("L", (2 * MAX_SIDE, 4)))).size == (MAX_SIDE, 2)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(
     st.sampled_from(["PNG", "JPEG", "GIF", "WEBP"]),
     st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=6),
