@@ -115,7 +115,7 @@ def differences(stage: str, given: set[str], ours: dict[str, object], lora: bool
     else:
         theirs.pop("tune_mm_mlp_adapter", None)
     told = [f"{name} {ours[name]} ({value})" for name, value in theirs.items() if _differ(ours.get(name), value)]
-    return f"left out, and so otherwise than in LLaVA (there): {', '.join(told)}" if told else None
+    return f"defaults that differ from LLaVA's (which stand in brackets): {', '.join(told)}" if told else None
 
 
 def _differ(ours: object, theirs: str) -> bool:

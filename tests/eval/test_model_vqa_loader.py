@@ -1,0 +1,42 @@
+"""``python -m llava_s2.eval.model_vqa_loader`` before it loads a model: chunks, and input that is wrong."""
+
+import json
+
+import pytest
+
+from llava_s2.errors import InputError
+from llava_s2.eval.model_vqa_loader import chunk, main
+
+
+@pytest.mark.parametrize(("questions", "count"), [(10, 3), (7, 7), (5, 4), (3, 8)])
+def test_chunks_are_whole_and_in_order(questions, count):
+    rows = [{"question_id": number} for number in range(questions)]
+    parts = [chunk(rows, count, index) for index in range(count)]
+    assert [row for part in parts for row in part] == rows
+    assert max(map(len, parts)) == -(-questions // count)
+    with pytest.raises(InputError, match="--chunk-idx"):
+        chunk(rows, count, count)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["{"], "line 1: not JSON"),
+        (['{"text": "q"}'], '"question_id" and "text"'),
+        ([json.dumps({"question_id": 1, "text": "q", "image": "none.jpg"})], "none.jpg: no such image file"),
+        ([], "holds no questions"),
+    ],
+)
+def test_questions_that_cannot_be_asked(tmp_path, capsys, lines, message):
+    (tmp_path / "q.jsonl").write_text("\n".join(lines))
+    flags = ["--model-path", "m", "--image-folder", tmp_path, "--question-file", tmp_path / "q.jsonl"]
+    assert main([*map(str, [*flags, "--answers-file", tmp_path / "a.jsonl"])]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_answers_file_of_another_model_is_kept(tmp_path, capsys):
+    (tmp_path / "q.jsonl").write_text('{"question_id": 1, "text": "q"}')
+    (tmp_path / "a.jsonl").write_text('{"question_id": 1, "model_id": "other", "text": "a"}\n')
+    flags = ["--model-path", "m", "--question-file", f"{tmp_path}/q.jsonl", "--answers-file", f"{tmp_path}/a.jsonl"]
+    assert main(flags) == 2
+    assert "holds answers of other" in capsys.readouterr().err
