@@ -5,7 +5,7 @@
 
 Every visual token of a drawn picture is matched (mean squared error) to the vectors that embedded_words.py found,
 blended by the share of each object that the token covers. No language model is run, so minutes do what hours of stage 1
-on captions alone would. Both twins get the same pictures, targets and steps.
+on captions alone would. Both projectors get the same images, targets and steps.
 """
 
 import argparse

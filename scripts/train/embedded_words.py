@@ -4,7 +4,7 @@
 
 The frozen model is asked for the colour of one of the objects in a list of made-up visual tokens (no pictures): a token
 is the sum of a colour's and a kind's vector, or the vector of nothing, with noise. Only these vectors are trained, from
-the words' own embeddings (prompt tuning). ``embedded_projector.py`` then teaches the projectors of both twins to write
+the words' own embeddings (prompt tuning). ``embedded_projector.py`` then teaches the projectors of both models to write
 them.
 """
 
