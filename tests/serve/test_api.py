@@ -391,8 +391,7 @@ def test_tokenize_counts_as_a_request_does(http_client, loaded):
 def test_a_request_has_an_id(http_client):
     assert http_client.get("/health", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
     made = [
-        http_client.get(path, headers={"x-request-id": "\u00e9<"}).headers["x-request-id"]
-        for path in ("/health", "/no")
+        http_client.get(path, headers={"x-request-id": "a<b"}).headers["x-request-id"] for path in ("/health", "/no")
     ]
     assert all(len(one) == 32 for one in made)
 
