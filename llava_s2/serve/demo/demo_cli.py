@@ -120,11 +120,12 @@ def _public_name(source: ModelSource) -> str:
     """What the page calls a model: not where it lies on this machine."""
     from llava_s2.model.embedded import QUICKSTART_FOLDER, shipped_model
 
-    if Path(str(source.model)) == shipped_model():
-        return "The shipped model"
-    if Path(str(source.model)).is_relative_to(QUICKSTART_FOLDER):
-        return {"s2": "Your quickstart's model", "single": "Its single-scale baseline"}[Path(str(source.model)).name]
     path = Path(str(source.model))
+    if path == shipped_model():
+        return "The shipped model"
+    known = {"s2": "Your quickstart's model", "single": "Its single-scale baseline"}
+    if path.parent == QUICKSTART_FOLDER / "models" and path.name in known:
+        return known[path.name]
     return path.resolve().name if path.is_dir() else str(path)
 
 
