@@ -1,4 +1,4 @@
-"""The single words that the embedded default knows, each with the emoji (or two) that shows it.
+"""The 225 single words that scenes show, each with the emoji (or two) that draws it.
 
 No people, faces, flags or signs. A word stands for one thing, whatever its view: the cat's head and the cat are both
 ``cat``.
