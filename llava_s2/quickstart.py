@@ -82,12 +82,12 @@ def run(args: argparse.Namespace) -> None:
     image, question = _large_images(args.main, out)
 
     program = "llava-s2" if shutil.which("llava-s2") else shlex.quote(str(Path(sys.executable).with_name("llava-s2")))
-    model, train = shlex.quote(str(out / "models/s2")), shlex.quote(str(out / "data/train"))
+    answering, train = shlex.quote(str(out / "models/s2")), shlex.quote(str(out / "data/train"))
     minutes = (time.monotonic() - started) / 60
     print(f"""
 Done in {minutes:.1f} minutes. What next:
-  {program} chat --model {model} --image {shlex.quote(str(image))} --prompt {shlex.quote(question)}
-  {program} demo --model {model}
+  {program} chat --model {answering} --image {shlex.quote(str(image))} --prompt {shlex.quote(question)}
+  {program} demo --model {answering}
   {program} data check {train}/train.json --images {train}""")
 
 

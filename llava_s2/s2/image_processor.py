@@ -19,7 +19,7 @@ class S2ImageProcessor(LlavaImageProcessorPil):
     first, 300 MB for one of 10,000 x 1 pixels.
     """
 
-    def _preprocess(self, images: list[np.ndarray], **options: Any) -> BatchFeature:
+    def _preprocess(self, images: list[np.ndarray], **options: Any) -> BatchFeature:  # type: ignore[override]
         side = getattr(options["size"], "shortest_edge", None)
         if options.get("do_pad") and options.get("do_resize") and side and options.get("image_mean"):
             colour = tuple(int(mean * 255) for mean in options["image_mean"])

@@ -3,12 +3,14 @@
 import os
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers.activations import QuickGELUActivation
 from transformers.models.clip.modeling_clip import CLIPMLP
+
+Model = TypeVar("Model", bound=nn.Module)
 
 SWITCH = "LLAVA_S2_PACK"
 """Environment variable: 0 leaves all layers as torch has them."""
@@ -18,7 +20,7 @@ _ROWS = 577
 _QUICK = 1.702  # CLIP's activation is x * sigmoid(1.702 x)
 
 
-def pack_frozen(model: nn.Module) -> nn.Module:
+def pack_frozen(model: Model) -> Model:
     """Packs the weights of all frozen linear layers on a CPU once, in the order in which oneDNN's product reads them.
 
     In place; results stay the same to float rounding, in float32 and bfloat16. Gradients pass through a packed layer to
@@ -143,7 +145,7 @@ class _PackedProduct(torch.autograd.Function):
         return _product(input, layer.weight, layer.bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         layer = ctx.layer
         if layer.transposed is None:
             layer.transposed = torch.ops.mkldnn._reorder_linear_weight(layer.dense().t().contiguous(), _ROWS)

@@ -29,7 +29,7 @@ class LlavaConfig(transformers.LlavaConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         if not isinstance(self.vision_config, S2VisionConfig):
-            self._auto_class = None
+            self._auto_class = None  # type: ignore[misc]
 
 
 AutoConfig.register("open_clip_vision", OpenClipVisionConfig, exist_ok=True)

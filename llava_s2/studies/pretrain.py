@@ -64,7 +64,8 @@ def run(args: argparse.Namespace) -> None:
     )
     pixels = {name: in_memory(found, base) for name, found in pictures.items()}
     labels = {name: torch.tensor([item.label for item in images.items]) for name, images in sets.items()}
-    single, multi = [base], list(max(args.scales, key=lambda scales: len(scales)))
+    settings: list[tuple[int, ...]] = args.scales
+    single, multi = [base], list(max(settings, key=len))
 
     def pretrained(size: VitSize, scales: list[int], seed: int) -> S2Vit:
         key = json.dumps([size.name, size.width, size.depth, scales, seed, report.setting])

@@ -144,7 +144,8 @@ def at_size(backbone: PreTrainedModel, side: int) -> PreTrainedModel:
         config.model_args = {**(config.model_args or {}), "img_size": side}
     if side % _stride(known) and not known.in_stages:
         raise ValueError(f"{side} is no multiple of the patch, {_stride(known)} pixels")
-    resized = build_backbone(config).to(backbone.dtype)
+    resized: Any = build_backbone(config)
+    resized = resized.to(backbone.dtype)
     wanted, state = resized.state_dict(), dict(backbone.state_dict())
     for name, tensor in state.items():
         if name in wanted and wanted[name].shape != tensor.shape:

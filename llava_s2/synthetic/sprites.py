@@ -69,7 +69,8 @@ def paste(
         The pasted box: left, top, right, bottom in pixels; it may reach past the image's border.
     """
     scale = side / max(drawing.size)
-    size = tuple(max(1, round(extent * scale)) for extent in drawing.size)
+    width, height = drawing.size
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
     method = Image.Resampling.LANCZOS
     if rng is not None:
         method = _FILTERS[int(rng.integers(len(_FILTERS)))]

@@ -68,7 +68,7 @@ def siglip_tensors(tensors: Mapping[str, Tensor], config: PreTrainedConfig) -> d
     found = dict(tensors)
     weight = found.get("embeddings.patch_embedding.weight")
     if weight is not None and weight.dim() == 2 and isinstance(config, SiglipVisionConfig):
-        patch = config.patch_size  # a patch's pixels come row by row, their channels together
+        patch: Any = config.patch_size  # a patch's pixels come row by row, their channels together
         cut = weight.reshape(weight.shape[0], patch, patch, config.num_channels)
         found["embeddings.patch_embedding.weight"] = cut.permute(0, 3, 1, 2).contiguous()
     return found

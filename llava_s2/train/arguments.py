@@ -264,8 +264,10 @@ def left_out(
         flags: the command line that ``recipe`` and ``training`` were read from.
         lora: whether LoRA is trained.
     """
+    from transformers import SchedulerType
+
     ours = {**vars(training), **vars(recipe), "lora_enable": lora}
-    ours["lr_scheduler_type"] = training.lr_scheduler_type.value
+    ours["lr_scheduler_type"] = SchedulerType(training.lr_scheduler_type).value
     if recipe.vision_tower is not None:
         ours["image_aspect_ratio"] = recipe.image_aspect_ratio or "pad"
         ours["mm_vision_select_layer"] = recipe.mm_vision_select_layer or -2

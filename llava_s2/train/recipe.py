@@ -483,7 +483,8 @@ def _load(run: _Run, goes_on: bool) -> tuple[LlavaForConditionalGeneration, Llav
             device_map={"": training.device} if recipe.bits != 16 else None,
             quantization=f"{recipe.bits}bit" if recipe.bits != 16 else None,
         )
-    own_aspect_ratio = aspect_ratio(processor, model.config.vision_config)
+    vision_config: Any = model.config.vision_config
+    own_aspect_ratio = aspect_ratio(processor, vision_config)
     if recipe.image_aspect_ratio not in (None, own_aspect_ratio):
         name = recipe.model_name_or_path
         raise InputError(
