@@ -34,11 +34,20 @@ class ModelSource:
     dtype: str = "auto"
     template: str | None = None
     quantization: str | None = None
+    replace_vision_tower: bool = False
 
     @classmethod
     def from_arguments(cls, args: argparse.Namespace) -> "ModelSource":
         """Reads the flags of ``add_model_arguments``."""
-        return cls(args.model, args.base, args.vision_tower, args.dtype, args.template, args.quantization)
+        return cls(
+            args.model,
+            args.base,
+            args.vision_tower,
+            args.dtype,
+            args.template,
+            args.quantization,
+            args.replace_vision_tower,
+        )
 
     def load(self) -> "tuple[LlavaForConditionalGeneration, LlavaProcessor]":
         """Loads the model and its processor, on accelerators where there are any, each process on its own.
@@ -57,6 +66,7 @@ class ModelSource:
             self.model,
             self.base,
             vision_tower=self.vision_tower,
+            replace_vision_tower=self.replace_vision_tower,
             dtype=self._dtype(),
             device_map=_device_map(),
             quantization=self.quantization,
@@ -76,7 +86,9 @@ class ModelSource:
             for key, part in folders.items()
             if part and Path(part).is_dir()
         }
-        quantized = {} if self.quantization is None else {"quantization": self.quantization}
+        quantized: dict[str, Any] = {} if self.quantization is None else {"quantization": self.quantization}
+        if self.replace_vision_tower:
+            quantized["replace_vision_tower"] = True
         return {**parts, "dtype": self._dtype(), "template": self.template, **quantized, **checksums}
 
     def revisions(self) -> dict[str, str]:
@@ -132,7 +144,10 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = Tru
 def add_part_arguments(parser: "argparse._ActionsContainer") -> None:
     """Adds ``--base`` and ``--vision_tower``: parts that are elsewhere than a checkpoint says."""
     parser.add_argument("--base", metavar="B", help="model under an adapter or projector, if not the one it names")
-    parser.add_argument("--vision_tower", metavar="T", help="vision tower in place of the one the checkpoint names")
+    parser.add_argument("--vision_tower", metavar="T", help="vision tower, where the checkpoint does not hold it")
+    parser.add_argument(
+        "--replace_vision_tower", action="store_true", help="use --vision_tower although the checkpoint holds one"
+    )
 
 
 def positive(text: str) -> int:

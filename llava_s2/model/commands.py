@@ -54,6 +54,9 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     convert.add_argument(
         "--dtype", choices=DTYPES, default="auto", help="of the new weights; auto rounds nothing (default: %(default)s)"
     )
+    convert.add_argument(
+        "--replace_vision_tower", action="store_true", help="use --vision_tower although SRC holds one"
+    )
     convert.set_defaults(run=_convert)
 
     inspect = subparsers.add_parser("inspect", help="say what a checkpoint is and what it lacks, without its weights")
@@ -95,14 +98,29 @@ def _init(args: argparse.Namespace) -> None:
 def _merge(args: argparse.Namespace) -> None:
     from llava_s2.model.convert import merge
 
-    merge(args.adapter, args.dst, args.base, vision_tower=args.vision_tower, dtype=args.dtype)
+    merge(
+        args.adapter,
+        args.dst,
+        args.base,
+        vision_tower=args.vision_tower,
+        replace_vision_tower=args.replace_vision_tower,
+        dtype=args.dtype,
+    )
     print(f"wrote {args.dst}")
 
 
 def _convert(args: argparse.Namespace) -> None:
     from llava_s2.model.convert import convert
 
-    convert(args.src, args.dst, args.to, base=args.base, vision_tower=args.vision_tower, dtype=args.dtype)
+    convert(
+        args.src,
+        args.dst,
+        args.to,
+        base=args.base,
+        vision_tower=args.vision_tower,
+        replace_vision_tower=args.replace_vision_tower,
+        dtype=args.dtype,
+    )
     print(f"wrote {args.dst}")
 
 

@@ -52,6 +52,7 @@ def convert(
     *,
     base: str | Path | None = None,
     vision_tower: str | Path | None = None,
+    replace_vision_tower: bool = False,
     dtype: str | torch.dtype = "auto",
 ) -> None:
     """Writes a checkpoint of any kind in another form. A full checkpoint goes through memory a shard at a time.
@@ -63,7 +64,8 @@ def convert(
             original LLaVA's. "hf", stock transformers' single-scale LLaVA.
         base: what lies under an adapter or projector; for "llava", also where the tokenizer's files are, if ``src``
             does not have them.
-        vision_tower: replaces the tower that ``src`` names. For "llava" and "hf" from this project's own form, the
+        vision_tower, replace_vision_tower: as ``load_pretrained`` takes them.
+            For "llava" and "hf" from this project's own form, the
             tower that it was made with: the name to write, and where the blocks are that S2 does not keep.
         dtype: of the new weights; "auto" rounds nothing.
 
@@ -77,12 +79,12 @@ def convert(
     tower = None if vision_tower is None else resolve_vision_tower(vision_tower)
     if checkpoint.kind == "llm":
         raise InputError(f"{name}: a language model without projector or vision tower, not a LLaVA checkpoint")
-    if checkpoint.kind == "hf" and (tower is None or to != "native"):
+    if checkpoint.kind == "hf" and (not replace_vision_tower or to != "native"):
         model = _read_hf(checkpoint)
     elif checkpoint.kind in ("llava_full", "llava_projector"):
-        model = _read_llava(checkpoint, base, tower, dtype)
+        model = _read_llava(checkpoint, base, tower, dtype, replace_vision_tower)
     else:
-        model = _load(checkpoint, base, tower, dtype)
+        model = _load(checkpoint, base, tower, dtype, replace_vision_tower)
     given = None if dtype == "auto" else torch_dtype(dtype)
     if to == "llava":
         _write_llava(model, Path(dst), name, base, vision_tower, given)
@@ -99,12 +101,13 @@ def merge(
     base: str | Path | None = None,
     *,
     vision_tower: str | Path | None = None,
+    replace_vision_tower: bool = False,
     dtype: str | torch.dtype = "auto",
 ) -> None:
     """Makes one plain checkpoint of an adapter (this project's or the original LLaVA's) or projector and its base.
 
     Args:
-        adapter, base, vision_tower: as ``load_pretrained`` takes them.
+        adapter, base, vision_tower, replace_vision_tower: as ``load_pretrained`` takes them.
         dst: the new folder; must not exist, or be empty.
         dtype: of the new weights. "auto" is float32: the sum of two half-precision weights seldom is one itself, so
             any narrower type rounds what was trained away.
@@ -115,7 +118,8 @@ def merge(
     checkpoint = identify(adapter)
     if checkpoint.kind not in ("adapter", "llava_lora", "llava_projector"):
         raise InputError(f"{adapter}: is no adapter but a whole checkpoint, so there is nothing to merge")
-    convert(adapter, dst, base=base, vision_tower=vision_tower, dtype="float32" if dtype == "auto" else dtype)
+    tower = {"vision_tower": vision_tower, "replace_vision_tower": replace_vision_tower}
+    convert(adapter, dst, base=base, **tower, dtype="float32" if dtype == "auto" else dtype)
 
 
 # --- Reading -------------------------------------------------------------------------------------------------------
@@ -139,10 +143,14 @@ def _read_hf(checkpoint: Checkpoint) -> LlavaContents:
 
 
 def _read_llava(
-    checkpoint: Checkpoint, base: str | Path | None, vision_tower: str | None, dtype: str | torch.dtype
+    checkpoint: Checkpoint,
+    base: str | Path | None,
+    vision_tower: str | None,
+    dtype: str | torch.dtype,
+    replace_vision_tower: bool,
 ) -> LlavaContents:
     name = checkpoint.name
-    pieces = read_llava(checkpoint, base, vision_tower, dtype, tensors_of=lazy_tensors)
+    pieces = read_llava(checkpoint, base, vision_tower, dtype, lazy_tensors, replace_vision_tower=replace_vision_tower)
     language_model = {key: LazyTensor.of(tensor) for key, tensor in pieces.language_model.items()}
     text_config = pieces.text_config
     rows = language_model["embed_tokens.weight"].shape[0]
@@ -177,12 +185,18 @@ def _read_llava(
 
 
 def _load(
-    checkpoint: Checkpoint, base: str | Path | None, vision_tower: str | None, dtype: str | torch.dtype
+    checkpoint: Checkpoint,
+    base: str | Path | None,
+    vision_tower: str | None,
+    dtype: str | torch.dtype,
+    replace_vision_tower: bool,
 ) -> LlavaContents:
     """An adapter, merged: adding it up needs the layers, so this model is in memory."""
     if dtype == "auto" and checkpoint.kind != "hf":
         dtype = "float32"  # as in `merge`
-    loaded, processor = load_pretrained(checkpoint.name, base, vision_tower=vision_tower, dtype=dtype)
+    loaded, processor = load_pretrained(
+        checkpoint.name, base, vision_tower=vision_tower, replace_vision_tower=replace_vision_tower, dtype=dtype
+    )
     parts = split_parts({key: LazyTensor.of(tensor) for key, tensor in loaded.state_dict().items()})
     config: Any = loaded.config
     if config.text_config.tie_word_embeddings:

@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils import logging
 
 from llava_s2.errors import InputError
 from llava_s2.model.adapters import adapter_tensors, attach, check_base, find_base
@@ -35,6 +36,8 @@ from llava_s2.s2.int8 import check_int8, quantize_linears
 from llava_s2.towers.load_tower import load_image_statistics, load_vision_backbone, load_vision_config
 from llava_s2.weight_files import find_file, first_line, list_names, model_tensors, read_json, read_tensors
 
+logger = logging.get_logger(__name__)
+
 _UNQUANTIZED = ["lm_head", "model.vision_tower", "model.multi_modal_projector"]  # matched from the front
 _IM_PATCH_TOKEN = "<im_patch>"
 
@@ -44,6 +47,7 @@ def load_pretrained(
     base: str | Path | None = None,
     *,
     vision_tower: str | Path | None = None,
+    replace_vision_tower: bool = False,
     dtype: str | torch.dtype = "auto",
     device_map: str | dict[str, Any] | None = None,
     quantization: str | None = None,
@@ -54,7 +58,8 @@ def load_pretrained(
         path: a folder or hub id: a full checkpoint of this project or of Hugging Face's LLaVA, an adapter of this
             project, or the original LLaVA's format (full, LoRA, or projector only).
         base: the language model (or LLaVA checkpoint) under an adapter or projector, in place of the one it names.
-        vision_tower: folder or hub id of a vision model that replaces the checkpoint's own.
+        vision_tower: folder or hub id of the vision model, where the checkpoint does not hold it.
+        replace_vision_tower: to use ``vision_tower`` although the checkpoint holds one, which else wins.
         dtype: of the weights: "auto" is that of the checkpoint's language model.
         device_map: where the weights go, as in transformers.
         quantization: of the language model's linear layers but its head: "4bit" or "8bit" with bitsandbytes, on a GPU;
@@ -70,6 +75,8 @@ def load_pretrained(
         >>> model, processor = load_pretrained("bfshi/llava-v1.5-7b-s2-lora", "lmsys/vicuna-7b-v1.5", dtype="bfloat16")
     """
     checkpoint = identify(resolve_model(path))
+    if replace_vision_tower and vision_tower is None:
+        raise InputError("--replace_vision_tower: name the tower to use by --vision_tower")
     tower = None if vision_tower is None else resolve_vision_tower(vision_tower)
     options: dict[str, Any] = {"device_map": device_map}
     if quantization in INT8:
@@ -81,7 +88,7 @@ def load_pretrained(
             f"{checkpoint.name}: a {checkpoint.config.get('model_type')} model without projector or vision tower, not "
             "a LLaVA checkpoint; `llava-s2 train pretrain` makes one of it"
         )
-    model, processor = _load(checkpoint.name, base, tower, dtype, options)
+    model, processor = _load(checkpoint.name, base, tower, dtype, options, replace_vision_tower)
     if quantization in INT8:
         quantize_linears(model.model.language_model if quantization == "int8" else model.model)
     return model, processor
@@ -93,15 +100,25 @@ def _load(
     vision_tower: str | None,
     dtype: str | torch.dtype,
     options: dict[str, Any],
+    replace_vision_tower: bool = False,
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """One checkpoint, by its kind."""
     checkpoint = identify(resolve_model(name))
     if checkpoint.kind == "hf":
+        if vision_tower is not None and not replace_vision_tower:
+            _say_own_tower_is_used(checkpoint.name, vision_tower)
+            vision_tower = None
         return _load_hf(checkpoint, vision_tower, dtype, options)
     if checkpoint.kind == "adapter":
         load = _load_old_adapter if checkpoint.config else _load_adapter
         return load(checkpoint, base, vision_tower, dtype, options)
-    return _load_llava(checkpoint, base, vision_tower, dtype, options)
+    return _load_llava(checkpoint, base, vision_tower, dtype, options, replace_vision_tower)
+
+
+def _say_own_tower_is_used(name: str, vision_tower: str) -> None:
+    logger.warning(
+        f"{name}: the vision tower inside is used, not {vision_tower}; --replace_vision_tower would take that one"
+    )
 
 
 def check_int8_is_possible(quantization: str, device_map: str | dict[str, Any] | None = None) -> None:
@@ -390,7 +407,9 @@ def _load_old_adapter(
         _check_hidden_size(_hidden_size(identify(base_name)), config.text_config.hidden_size, base_name, name)
         # What lay under the base when this adapter was trained, if not what the base names (--base, recorded).
         below = getattr(config, "mm_base", None) if base is None else None
-        under, _ = load_pretrained(base_name, below, vision_tower=tower_name, dtype=dtype)
+        under, _ = load_pretrained(
+            base_name, below, vision_tower=tower_name, replace_vision_tower=tower_name is not None, dtype=dtype
+        )
         dtype = under.dtype
         parts = split_parts(under.state_dict())
         language_model, projector = parts.language_model, projector or parts.projector
@@ -474,8 +493,9 @@ def _load_llava(
     vision_tower: str | None,
     dtype: str | torch.dtype,
     options: dict[str, Any],
+    replace_vision_tower: bool,
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    pieces = read_llava(checkpoint, base, vision_tower, dtype)
+    pieces = read_llava(checkpoint, base, vision_tower, dtype, replace_vision_tower=replace_vision_tower)
     model = build(
         pieces.language_model,
         pieces.text_config,
@@ -515,6 +535,8 @@ def read_llava(
     vision_tower: str | None,
     dtype: str | torch.dtype,
     tensors_of: Callable[[str], Mapping[str, Any]] = model_tensors,
+    *,
+    replace_vision_tower: bool = False,
 ) -> Pieces:
     """Reads a checkpoint in the original LLaVA's format, but for an adapter's LoRA.
 
@@ -560,7 +582,14 @@ def read_llava(
         parts.language_model.pop("lm_head.weight", None)
 
     dtype = _resolve_dtype(dtype, parts.language_model)
-    own_tower = None if vision_tower else {key: _read(tensor) for key, tensor in parts.vision_tower.items()}
+    own_tower = None
+    if not replace_vision_tower:
+        own_tower = {key: _read(tensor) for key, tensor in parts.vision_tower.items()}
+    if own_tower and vision_tower:
+        logger.warning(
+            f"{name}: the vision tower's weights inside are used, and of {vision_tower} its config; "
+            "--replace_vision_tower would take its weights"
+        )
     tower = load_vision_backbone(tower_name, backbone_config, dtype, own_tower)
     if scales:
         tower = S2VisionModel.wrap(tower, scales, feature_layer=feature_layer)

@@ -41,7 +41,7 @@ def prepare_base(
     """
     name = recipe.model_name_or_path
     kind = "" if from_parts else identify(name).kind
-    if kind == "hf" and not widens and recipe.vision_tower is None:
+    if kind == "hf" and not widens:
         return str(Path(name).resolve()) if Path(name).exists() else name
     folder = (Path(str(training.output_dir)) / FOLDER).resolve()
 

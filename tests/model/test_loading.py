@@ -137,9 +137,13 @@ def test_tower_weights_inside_the_checkpoint_are_used(golden, tmp_path):
     other = copy_checkpoint(TOWER, tmp_path / "tower")
     save_file({name: torch.zeros_like(tensor) for name, tensor in tower.items()}, other / "model.safetensors")
     model, processor = load_pretrained(folder, dtype="float32")
-    np.testing.assert_allclose(
-        all_logits(model, processor, golden)[:, :32000], reference_logits(golden, "full"), atol=1e-3, rtol=0
-    )
+    wanted = all_logits(model, processor, golden)
+    np.testing.assert_allclose(wanted[:, :32000], reference_logits(golden, "full"), atol=1e-3, rtol=0)
+    # Naming a tower, as an error about an unreachable one advises, does not replace the one inside.
+    named, _ = load_pretrained(folder, vision_tower=other, dtype="float32")
+    np.testing.assert_array_equal(all_logits(named, processor, golden, 2), wanted[:2])
+    replaced, _ = load_pretrained(folder, vision_tower=other, replace_vision_tower=True, dtype="float32")
+    assert not any(tensor.any() for tensor in replaced.model.vision_tower.parameters())
 
 
 def test_own_full_checkpoint_round_trip(full, golden, tmp_path):
@@ -152,7 +156,7 @@ def test_own_full_checkpoint_round_trip(full, golden, tmp_path):
         all_logits(again, processor_again, golden, 2), all_logits(model, processor, golden, 2)
     )
     assert processor_again.chat_template == processor.chat_template
-    replaced, _ = load_pretrained(tmp_path, vision_tower=TOWER)
+    replaced, _ = load_pretrained(tmp_path, vision_tower=TOWER, replace_vision_tower=True)
     np.testing.assert_array_equal(all_logits(replaced, processor, golden, 2), all_logits(model, processor, golden, 2))
 
 
@@ -182,7 +186,7 @@ def test_own_adapter_on_a_convolutional_tower(golden, tmp_path):
         other
     )
     with pytest.raises(InputError, match="its features are 32 wide, the checkpoint's are 24"):
-        load_pretrained(folder, vision_tower=other)
+        load_pretrained(folder, vision_tower=other, replace_vision_tower=True)
 
 
 def test_own_adapter_on_a_llava_checkpoint(golden, full, tmp_path):
