@@ -575,6 +575,11 @@ def read_llava(
         language_model = _base_language_model(language_source, text_config.hidden_size, name, tensors_of)
         file = "mm_projector.bin" if checkpoint.kind == "llava_projector" else "non_lora_trainables.bin"
         trained = split_parts(read_tensors(str(find_file(name, file))))
+        rows = trained.language_model.get("embed_tokens.weight")
+        known_rows = language_model["embed_tokens.weight"]
+        if rows is not None and rows.shape[0] < known_rows.shape[0]:  # of the new tokens alone, as LLaVA's stage 1 has
+            both = [_read(known_rows), rows.to(known_rows.dtype)]
+            trained.language_model["embed_tokens.weight"] = torch.cat(both)
         parts = Parts(language_model | trained.language_model, trained.projector, trained.vision_tower)
     projector, act = _llava_projector(config, {key: _read(tensor) for key, tensor in parts.projector.items()}, source)
     _check_projector(projector, vision_config.hidden_size, text_config.hidden_size, name)
@@ -729,6 +734,15 @@ def _apply_llava_lora(
         tensors["base_model.model." + module + dot + weight] = tensor
     # Named one by one, because LLaVA's short names (q_proj …) would match the vision tower's layers too.
     targets = sorted({key.split(".lora_")[0].removeprefix("base_model.model.") for key in tensors if ".lora_" in key})
+    told = settings.get("target_modules")
+    if isinstance(told, list) and settings.get("layers_to_transform") is None:
+        inside = {place for place in modules if place.startswith("model.language_model.")}
+        wanted = {place for place in inside if place.rpartition(".")[2] in told} | set(targets)
+        halves = {f"{place}.lora_{half}.weight" for place in wanted for half in "AB"}
+        if missing := {half for half in halves if f"base_model.model.{half}" not in tensors}:
+            raise InputError(
+                f"{name}: the adapter lacks tensors that its adapter_config.json tells of: {list_names(missing)}"
+            )
     known = {key: settings[key] for key in LoraConfig.__dataclass_fields__ if key in settings}
     known.pop("base_model_name_or_path", None)  # names a folder, not the model object that PEFT compares it with
     adapted: Any = get_peft_model(model, LoraConfig(**{**known, "target_modules": targets, "inference_mode": True}))

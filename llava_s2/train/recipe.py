@@ -572,7 +572,14 @@ def _read_projector(source: str) -> dict[str, Tensor]:
         raise InputError(f"--pretrain_mm_mlp_adapter {source}: no adapter_model.safetensors or mm_projector.bin there")
     numbered = {"0": "linear_1", "2": "linear_2"}  # LLaVA's projector is an nn.Sequential
     projector = {}
-    for name, tensor in split_parts(read_tensors(path)).projector.items():
+    parts = split_parts(read_tensors(path))
+    if any("lora_" not in name for name in parts.language_model):
+        raise InputError(
+            f"--pretrain_mm_mlp_adapter {path}: holds trained rows of the language model too "
+            f"({', '.join(sorted(parts.language_model)[:2])}), which this flag would drop; put its config.json beside "
+            "it and start from that folder with --model_name_or_path"
+        )
+    for name, tensor in parts.projector.items():
         layer, _, kind = name.partition(".")
         projector[f"{numbered.get(layer, layer)}.{kind}"] = tensor
     if not projector:

@@ -165,6 +165,13 @@ def test_a_lora_without_its_projector(tmp_path):
     refused(folder, folder, "non_lora_trainables.bin", base=VICUNA)
 
 
+def test_half_of_a_lora_in_the_original_format(tmp_path):
+    folder = copy_checkpoint(LORA, tmp_path / "x")
+    tensors = torch.load(folder / "adapter_model.bin", weights_only=True)
+    torch.save({name: t for name, t in tensors.items() if "layers.1." not in name}, folder / "adapter_model.bin")
+    refused(folder, folder, "lacks", "layers.1.mlp.down_proj.lora_A", base=VICUNA)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

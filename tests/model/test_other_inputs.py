@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from llava_reference import FULL, TOWER, copy_checkpoint
+from llava_reference import FULL, PROJECTOR, TOWER, VICUNA, copy_checkpoint
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
@@ -84,3 +84,18 @@ def test_markers_of_images_without_rows_of_their_own(tmp_path):
     assert ids == [32000, 32001, 32002]
     assert torch.equal(model.get_input_embeddings().weight[32000:32002], torch.ones(2, 32).half())
     assert torch.equal(model.lm_head.weight[:32002], tensors["lm_head.weight"])
+
+
+def test_rows_of_the_markers_that_stage_1_trained(tmp_path):
+    """LLaVA's stage 1 with mm_use_im_start_end leaves the two rows in mm_projector.bin, behind the base's own."""
+    folder = tmp_path / "stage1"
+    folder.mkdir()
+    config = json.loads((FULL / "config.json").read_text()) | {"mm_use_im_start_end": True}
+    (folder / "config.json").write_text(json.dumps(config | {"mm_vision_tower": str(TOWER)}))
+    rows = torch.randn(2, 32).half()
+    torch.save(torch.load(PROJECTOR, weights_only=True) | {"model.embed_tokens.weight": rows}, folder / PROJECTOR.name)
+    model, processor = load_pretrained(folder, VICUNA)
+    assert processor.tokenizer.convert_tokens_to_ids(["<im_start>", "<im_end>"]) == [32000, 32001]
+    embedding = model.get_input_embeddings().weight
+    assert torch.equal(embedding[32000:32002], rows)
+    assert torch.equal(embedding[:32000], load_file(VICUNA / "model.safetensors")["model.embed_tokens.weight"])
