@@ -1,6 +1,6 @@
 """``llava-s2 inspect``: what a checkpoint is, from configs and file headers, without weights and without torch."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from llava_s2.model.headers import TensorHeader, read_headers
 from llava_s2.model.templates import TEMPLATES, with_image_start_end
 from llava_s2.weight_files import ask_hub, find_file, list_names, read_json, weight_files
 
+# Of an adapter's base, see base_record.py, which imports torch.
+RECORD = "llava_s2_base.json"
 KINDS = {
     "llm": "a language model, no LLaVA",
     "hf": "LLaVA in transformers' format",
@@ -106,6 +108,10 @@ def inspect(path: str | Path, base: str | Path | None = None, *, vision_tower: s
         checkpoint = identify(name)
     except InputError as error:
         return _unrecognised(str(path), name, error)
+    record: dict[str, Any] = {}
+    if checkpoint.kind == "adapter" and not checkpoint.config:
+        base, record, config = _under(name, None if base is None else str(base))
+        checkpoint = replace(checkpoint, config=config)
     report = Report(str(path), checkpoint.kind, KINDS[checkpoint.kind])
     headers = _read(checkpoint, report)
     parts = split_parts({name: header for name, header in headers.items() if ".lora_" not in name})
@@ -117,7 +123,10 @@ def inspect(path: str | Path, base: str | Path | None = None, *, vision_tower: s
     report.projector = [shape for _, shape in weights]
     report.language_model = _language_model(config, checkpoint.kind)
     report.template = _template(name, checkpoint)
-    if checkpoint.kind != "llm":
+    if checkpoint.kind == "adapter" and not config:  # the base is not there, or is made again of parts
+        report.scales = (record.get("parts") or {}).get("scales")
+        _base(checkpoint, None if base is None else str(base), report)
+    elif checkpoint.kind != "llm":
         tower = None if vision_tower is None else resolve_vision_tower(vision_tower)
         width = _vision(checkpoint, tower, parts.vision_tower, report)
         _check_fit(width, report)
@@ -128,6 +137,19 @@ def inspect(path: str | Path, base: str | Path | None = None, *, vision_tower: s
         if not any(find_file(name, file) for file in ("tokenizer.json", "tokenizer.model")):
             report.problems.append("the tokenizer is missing (tokenizer.json or tokenizer.model)")
     return report
+
+
+def _under(name: str, base: str | None) -> tuple[str | None, dict[str, Any], dict[str, Any]]:
+    """Where the base of an adapter is, what is recorded of it, and its config; as `find_base` looks for it."""
+    file = find_file(name, RECORD)
+    record = read_json(file) if file else {}
+    named = read_json(str(find_file(name, "adapter_config.json"))).get("base_model_name_or_path")
+    beside = [str(Path(name) / "base"), str(Path(name).parent / "base")]
+    for place in [base] if base is not None else [named, record.get("name"), *beside]:
+        if place and (config := find_file(resolve_model(place), "config.json", download=False)):
+            return place, record, read_json(config)
+    parts = record.get("parts") or {}
+    return base or parts.get("llm") or named, record, {}
 
 
 def _snapshot(name: str) -> str:

@@ -155,3 +155,16 @@ def test_the_record_is_of_the_folder(base):
     record = BaseRecord.load(str(base))
     assert record is not None and record.name == str(base) and record.parts["scales"] == [56, 112, 168]
     assert matches(record.checksum, checksum(lazy_tensors(str(base))))
+
+
+def test_inspect_tells_of_an_adapter_by_its_base(base, trained, tmp_path, capsys):
+    assert main(["inspect", str(trained[0]), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    told = {key: report[key] for key in ("kind", "base", "scales", "tokens_per_image", "problems")}
+    wanted = {"kind": "adapter", "base": str(base), "scales": [56, 112, 168], "tokens_per_image": 16, "problems": []}
+    assert told == wanted and report["projector"] == [[32, 96], [32, 32]]
+    lost = shutil.copytree(trained[0], tmp_path / "lost", ignore=shutil.ignore_patterns(FILE))
+    settings = json.loads((lost / "adapter_config.json").read_text()) | {"base_model_name_or_path": "/is/gone"}
+    (lost / "adapter_config.json").write_text(json.dumps(settings))
+    assert main(["inspect", str(lost)]) == 1
+    assert "/is/gone" in capsys.readouterr().out
