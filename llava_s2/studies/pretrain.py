@@ -64,8 +64,8 @@ def run(args: argparse.Namespace) -> None:
     )
     pixels = {name: in_memory(found, base) for name, found in pictures.items()}
     labels = {name: torch.tensor([item.label for item in images.items]) for name, images in sets.items()}
-    settings: list[tuple[int, ...]] = args.scales
-    single, multi = [base], list(max(settings, key=len))
+    most: tuple[int, ...] = max(args.scales, key=lambda scales: len(scales))
+    single, multi = [base], list(most)
 
     def pretrained(size: VitSize, scales: list[int], seed: int) -> S2Vit:
         key = json.dumps([size.name, size.width, size.depth, scales, seed, report.setting])
