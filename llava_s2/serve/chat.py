@@ -193,8 +193,8 @@ class _Generation:
         arguments = {
             **inputs,
             "do_sample": drawn,
-            "temperature": sampling.temperature if drawn else None,
-            "top_p": sampling.top_p if drawn else None,
+            "temperature": float(sampling.temperature) if drawn else None,
+            "top_p": float(sampling.top_p) if drawn else None,
             "top_k": None,
             "max_new_tokens": max_new_tokens,
             **token_arguments(model, processor),
