@@ -189,7 +189,8 @@ def _check_run(stage: str, flags: Sequence[str]) -> _Run:
     if recipe.template is not None and template != TEMPLATES["plain"]:
         recipe.template = template
     projector = None if recipe.pretrain_mm_mlp_adapter is None else _read_projector(recipe.pretrain_mm_mlp_adapter)
-    vision_config = _check_parts(recipe, projector) if from_parts else None
+    with _no_sharding_at_load(training):
+        vision_config = _check_parts(recipe, projector) if from_parts else None
     check_inputs(
         training, [recipe.model_name_or_path, recipe.vision_tower, recipe.base, recipe.pretrain_mm_mlp_adapter]
     )

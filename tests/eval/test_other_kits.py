@@ -141,7 +141,7 @@ def test_the_class_of_the_vlmevalkit_page_answers(tmp_path, loaded, monkeypatch)
     (tmp_path / "kit").mkdir()
     (tmp_path / "kit/__init__.py").write_text("")
     (tmp_path / "kit/base.py").write_text("class BaseModel:\n    pass\n")
-    (tmp_path / "kit/llava_s2.py").write_text(page.split("```python\n")[1].split("```")[0].replace("=512", "=4"))
+    (tmp_path / "kit/llava_s2.py").write_text(page.split("```text\n")[1].split("```")[0].replace("=512", "=4"))
     monkeypatch.syspath_prepend(tmp_path)
     model = import_module("kit.llava_s2").LLaVAS2(MODEL, vision_tower=TOWER, dtype="float32")
     picture = GOLDEN / "images/0.png"

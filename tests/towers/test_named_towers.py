@@ -203,9 +203,10 @@ def test_pictures_that_are_not_square_through_a_whole_llava(tmp_path: Path) -> N
     assert torch.equal(again.generate(**inputs, max_new_tokens=4, do_sample=False), answer)
 
     changed = {"resize_output_to_idx": 0, "max_tiles_per_call": 3}
-    config = json.loads((adapter / "config.json").read_text())
+    file = adapter / "base" / "config.json"
+    config = json.loads(file.read_text())
     config["vision_config"].update(changed, reuse_flat_tiles=False)  # which version 0.1 had
-    (adapter / "config.json").write_text(json.dumps(config))
+    file.write_text(json.dumps(config))
     loaded, _ = load_pretrained(adapter)
     assert {key: getattr(loaded.config.vision_config, key) for key in changed} == changed
 

@@ -95,7 +95,10 @@ def workers(process):
 @pytest.mark.parametrize(
     ("written", "told"),
     [
-        ("global_step2/zero_pp_rank_{}_mp_rank_00_optim_states.pt", "ZeRO's state, which only DeepSpeed reads"),
+        (
+            "global_step2/zero_pp_rank_{}_mp_rank_00_optim_states.pt",
+            "ZeRO's optimizer state, which only DeepSpeed reads",
+        ),
         ("pytorch_model_fsdp_0/{}.distcp", "was written with --fsdp"),
     ],
 )
