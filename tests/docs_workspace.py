@@ -29,7 +29,7 @@ def build(folder: Path) -> None:
     CLIPImageProcessor(size={"shortest_edge": 336}, crop_size=336).save_pretrained(clip)
     parts = ["--llm", str(folder / "lmsys/vicuna-7b-v1.5"), "--vision_tower", str(clip)]
     _run("init", str(folder / "single"), *parts, "--s2_scales", "336")
-    named = ["--vision_tower", str(clip)]
+    named = ["--vision_tower", str(clip), "--base", str(folder / "lmsys/vicuna-7b-v1.5")]
     _run("convert", str(folder / "single"), str(folder / "liuhaotian/llava-v1.5-7b"), "--to", "llava", *named)
     _run("convert", str(folder / "single"), str(folder / "llava-hf/llava-1.5-7b-hf"), "--to", "hf")
     for name in ("photos/kitchen.jpg", "images/kitchen.jpg", "photo.jpg", "large.jpg"):

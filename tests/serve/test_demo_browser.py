@@ -108,7 +108,12 @@ def test_an_answer_streams_and_can_be_stopped(visit):
     begun = answer.inner_text()
     expect(answer).not_to_have_text(begun)
     assert len(answer.inner_text()) > len(begun)
-    visit.page.locator("#stop").click()
+    visit.page.locator("#clear").click()
+    expect(visit.bubbles("bot")).to_have_count(0)
+    visit.ask("Talk.")
+    stop = visit.page.locator("#stop")
+    expect(stop).to_be_visible()
+    stop.dispatch_event("click")  # at once: the small model has said it all in seconds
     expect(visit.page.locator("#timing")).to_contain_text("stopped")
     visit.wait_until_answered()
     made = int(re.search(r"(\d+) new tokens", visit.page.locator("#timing").inner_text())[1])

@@ -99,9 +99,6 @@ def workers(process):
             "global_step2/zero_pp_rank_{}_mp_rank_00_optim_states.pt",
             "ZeRO's optimizer state, which only DeepSpeed reads",
         ),
-            "global_step2/zero_pp_rank_{}_mp_rank_00_optim_states.pt",
-            "ZeRO's optimizer state, which only DeepSpeed reads",
-        ),
         ("pytorch_model_fsdp_0/{}.distcp", "was written with --fsdp"),
     ],
 )
