@@ -14,6 +14,9 @@ from llava_s2.weight_files import WEIGHT_FILES, ask_hub, find_file, read_json
 
 # Where a tower's layers may stand under model.vision_tower, by tower and by version of transformers.
 TOWER_STEMS = ("backbone.", "backbone.vision_model.", "", "vision_model.")
+# What LLaVA's LoRA leaves beside the adapter: the projector, and what else was trained whole.
+TRAINED_FILES = ("non_lora_trainables.bin", "non_lora_trainables.safetensors")
+
 Kind = Literal["llm", "hf", "adapter", "llava_full", "llava_lora", "llava_projector"]
 
 
@@ -42,7 +45,7 @@ def identify(name: str | Path) -> Checkpoint:
         InputError: the folder does not exist, or has no config, no weights, or not enough to be of any kind.
     """
     name = str(name)
-    if name.endswith(("mm_projector.bin", "non_lora_trainables.bin")) and Path(name).is_file():
+    if name.endswith(("mm_projector.bin", *TRAINED_FILES)) and Path(name).is_file():
         name = str(Path(name).parent)
     if not Path(name).exists():
         ask_hub(name)
@@ -57,7 +60,7 @@ def identify(name: str | Path) -> Checkpoint:
     is_llava = config["model_type"].startswith("llava_") and "mm_vision_tower" in config
     if find_file(name, "adapter_config.json"):
         if is_llava:
-            if find_file(name, "non_lora_trainables.bin"):
+            if any(find_file(name, file) for file in TRAINED_FILES):
                 return Checkpoint(name, "llava_lora", config)
             raise InputError(
                 f"{name}: non_lora_trainables.bin is missing beside adapter_config.json; it holds the projector, "

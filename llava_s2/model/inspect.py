@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_s2.errors import InputError
-from llava_s2.model.checkpoint import Checkpoint, identify, split_parts
+from llava_s2.model.checkpoint import TRAINED_FILES, Checkpoint, identify, split_parts
 from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
 from llava_s2.model.headers import TensorHeader, read_headers
 from llava_s2.model.templates import TEMPLATES, with_image_start_end
@@ -34,7 +34,7 @@ _SMALL_FILES = (
     "model.safetensors.index.json",
     "pytorch_model.bin.index.json",
 )
-_TRAINED_FILES = ("adapter_model.safetensors", "adapter_model.bin", "non_lora_trainables.bin", "mm_projector.bin")
+_TRAINED_FILES = ("adapter_model.safetensors", "adapter_model.bin", *TRAINED_FILES, "mm_projector.bin")
 
 
 @dataclass

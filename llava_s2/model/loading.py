@@ -23,7 +23,7 @@ from llava_s2.errors import InputError
 from llava_s2.model.adapters import adapter_tensors, attach, check_base, find_base
 from llava_s2.model.assemble import assemble, build, split_gguf, torch_dtype
 from llava_s2.model.base_record import BaseRecord
-from llava_s2.model.checkpoint import TOWER_STEMS, Checkpoint, Parts, identify, split_parts
+from llava_s2.model.checkpoint import TOWER_STEMS, TRAINED_FILES, Checkpoint, Parts, identify, split_parts
 from llava_s2.model.embedded import NAME as EMBEDDED
 from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
 from llava_s2.model.language_model import load_language_model
@@ -573,8 +573,8 @@ def read_llava(
     else:
         language_source = named_base(checkpoint, base)
         language_model = _base_language_model(language_source, text_config.hidden_size, name, tensors_of)
-        file = "mm_projector.bin" if checkpoint.kind == "llava_projector" else "non_lora_trainables.bin"
-        trained = split_parts(read_tensors(str(find_file(name, file))))
+        files = ("mm_projector.bin",) if checkpoint.kind == "llava_projector" else TRAINED_FILES
+        trained = split_parts(read_tensors(next(path for file in files if (path := find_file(name, file)))))
         rows = trained.language_model.get("embed_tokens.weight")
         known_rows = language_model["embed_tokens.weight"]
         if rows is not None and rows.shape[0] < known_rows.shape[0]:  # of the new tokens alone, as LLaVA's stage 1 has
@@ -632,7 +632,16 @@ def _llava_text_config(config: dict[str, Any], source: str) -> PreTrainedConfig:
     """The language model's part of LLaVA's flat config."""
     model_type = config["model_type"].removeprefix("llava_")
     other = ("mm_", "tune_", "freeze_", "image_", "s2", "use_mm_", "tokenizer_", "unfreeze_")
-    dropped = ("model_type", "architectures", "_name_or_path", "transformers_version", "torch_dtype", "dtype")
+    # quantization_config is how QLoRA held its base while training; the base's files are not quantized by it.
+    dropped = (
+        "quantization_config",
+        "model_type",
+        "architectures",
+        "_name_or_path",
+        "transformers_version",
+        "torch_dtype",
+        "dtype",
+    )
     # Settings of generate, which old configs carry and new ones refuse.
     generation = ("max_length", "temperature", "top_p", "top_k", "do_sample", "num_beams", "repetition_penalty")
     settings = {

@@ -25,7 +25,7 @@ from llava_s2.data.training_records import TrainingRecords, check_records
 from llava_s2.errors import InputError
 from llava_s2.files import atomic_write
 from llava_s2.model.assemble import assemble, split_gguf
-from llava_s2.model.checkpoint import identify, split_parts
+from llava_s2.model.checkpoint import TRAINED_FILES, identify, split_parts
 from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
 from llava_s2.model.lengths_only import processor_for_lengths
 from llava_s2.model.loading import checkpoint_config, load_pretrained, own_scales, saved_template
@@ -567,7 +567,7 @@ def _read_projector(source: str) -> dict[str, Tensor]:
     """Reads a projector from what ``pretrain`` wrote, folder or safetensors, or from LLaVA's ``mm_projector.bin``."""
     path = Path(source)
     if path.is_dir():
-        names = ("adapter_model.safetensors", "mm_projector.bin", "non_lora_trainables.bin")
+        names = ("adapter_model.safetensors", "mm_projector.bin", *TRAINED_FILES)
         path = next((path / name for name in names if (path / name).is_file()), path)
     if not path.is_file():
         raise InputError(f"--pretrain_mm_mlp_adapter {source}: no adapter_model.safetensors or mm_projector.bin there")

@@ -104,6 +104,19 @@ def test_the_tower_computes_the_original_features(full, golden):
         np.testing.assert_allclose(features[0].detach(), wanted, atol=1e-4, rtol=0)
 
 
+def test_a_lora_over_a_base_that_was_held_in_four_bits(golden, tmp_path):
+    """QLoRA's config.json tells how training held the base; newer LLaVA saves the projector as safetensors."""
+    held = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "quant_method": "bitsandbytes"}
+    folder = copy_checkpoint(LORA, tmp_path / "x", quantization_config=held)
+    (file,) = folder.glob("non_lora_trainables.bin")
+    save_file(torch.load(file, weights_only=True), file.with_suffix(".safetensors"))
+    file.unlink()
+    model, processor = load_pretrained(folder, VICUNA, vision_tower=TOWER, dtype="float32")
+    np.testing.assert_allclose(
+        all_logits(model, processor, golden, 2)[:, :32000], reference_logits(golden, "lora")[:2], atol=1e-3, rtol=0
+    )
+
+
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 def test_sharded_files(suffix, golden, tmp_path):
     folder = shard(copy_checkpoint(FULL, tmp_path / "x"), suffix=suffix)
