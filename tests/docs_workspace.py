@@ -31,7 +31,7 @@ def build(folder: Path) -> None:
     _run("init", str(folder / "single"), *parts, "--s2_scales", "336")
     named = ["--vision_tower", str(clip), "--base", str(folder / "lmsys/vicuna-7b-v1.5")]
     _run("convert", str(folder / "single"), str(folder / "liuhaotian/llava-v1.5-7b"), "--to", "llava", *named)
-    _run("convert", str(folder / "single"), str(folder / "llava-hf/llava-1.5-7b-hf"), "--to", "hf")
+    _run("convert", str(folder / "single"), str(folder / "llava-hf/llava-1.5-7b-hf"), "--to", "hf", *named[:2])
     for name in ("photos/kitchen.jpg", "images/kitchen.jpg", "photo.jpg", "large.jpg"):
         path = folder / name
         path.parent.mkdir(exist_ok=True)

@@ -205,8 +205,8 @@ def _meta_model(settings: str) -> tuple[Any, PreTrainedConfig, int]:
     """A whole backbone without weights, its config, and its image size."""
     config = AutoConfig.for_model(**json.loads(settings))
     kind = config.model_type
-    with torch.device("meta"):
-        model: Any = build_backbone(config).eval()
+    with torch.device("meta"):  # by its constructor: transformers' others would build shards where ZeRO-3 is on
+        model: Any = model_class(config)(config).eval()
     size = _square(getattr(config, "image_size", None))
     if kind == "timm_wrapper":
         inner = model.timm_model
