@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import docs_workspace
@@ -48,7 +49,9 @@ def test_code_blocks_run(page, workspace, tmp_path, monkeypatch, capfd):
     for kind, text in blocks(page):
         assert kind in KINDS, f"{page.name}: name the language of the block {text[:60]!r}"
         if kind == "python":
-            exec(compile(text, page.name, "exec"), {"__name__": page.stem})
+            asks = "127.0.0.1:8000" in text  # a client's code, for the server that the page starts above it
+            with running(["serve"], SERVERS["serve"]) if asks else nullcontext():
+                exec(compile(text, page.name, "exec"), {"__name__": page.stem})
         elif kind == "json":
             json.loads(text)
         elif kind == "yaml":
@@ -84,7 +87,8 @@ def run(words, only_parse):
         if words != ["--help"]:
             build_parser().parse_known_args(words)
     elif words[0] in SERVERS:
-        run_server(words, SERVERS[words[0]])
+        with running(words, SERVERS[words[0]]):
+            pass
     else:
         with Path(os.devnull).open() as nothing:  # `chat` without a prompt reads the terminal
             stdin, sys.stdin = sys.stdin, nothing
@@ -94,12 +98,15 @@ def run(words, only_parse):
                 sys.stdin = stdin
 
 
-def run_server(words, ready):
+@contextmanager
+def running(words, ready):
+    """A server from its ready line to the end of the block."""
     command = [sys.executable, "-m", "llava_s2.cli", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
         assert server.stdout is not None
         try:
             assert any(ready in line for line in server.stdout), words
+            yield
         finally:
             server.send_signal(signal.SIGTERM)
 

@@ -118,8 +118,14 @@ def merge(
     checkpoint = identify(adapter)
     if checkpoint.kind not in ("adapter", "llava_lora", "llava_projector"):
         raise InputError(f"{adapter}: is no adapter but a whole checkpoint, so there is nothing to merge")
-    tower = {"vision_tower": vision_tower, "replace_vision_tower": replace_vision_tower}
-    convert(adapter, dst, base=base, **tower, dtype="float32" if dtype == "auto" else dtype)
+    convert(
+        adapter,
+        dst,
+        base=base,
+        vision_tower=vision_tower,
+        replace_vision_tower=replace_vision_tower,
+        dtype="float32" if dtype == "auto" else dtype,
+    )
 
 
 # --- Reading -------------------------------------------------------------------------------------------------------
