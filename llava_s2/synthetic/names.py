@@ -54,3 +54,18 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "pink": (250, 142, 190),
     "white": (250, 250, 250),
 }
+
+# Words that take no article: plurals, and things that are not counted.
+_WITHOUT_ARTICLE = frozenset(
+    "grapes fries scissors glasses jeans socks headphones dice popcorn bread milk bacon chocolate coffee corn broccoli "
+    "cheese sushi fire lightning candy beer wine tennis".split()
+)
+
+
+def with_article(name: str, color: str | None = None) -> str:
+    """``a fox``, ``an owl``, ``an orange key``, ``popcorn``."""
+    phrase = f"{color} {name}" if color else name
+    if name in _WITHOUT_ARTICLE:
+        return phrase
+    vowel = phrase[0] in "aeiou" and not phrase.startswith("uni")
+    return f"{'an' if vowel else 'a'} {phrase}"

@@ -1,0 +1,186 @@
+"""Questions about scenes, with their answers: V*'s two kinds (attributes and relative positions) and what else a
+conversation about an image asks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from llava_s2.synthetic.names import COLORS, with_article
+from llava_s2.synthetic.scenes import Scene, Thing
+
+_OPTIONS = 4
+# Two things stand beside each other when they are apart by this share of the image's longer side.
+_CLEARLY_APART = 1 / 8
+_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_OUTSIDE_KNOWLEDGE = (
+    "What does the text say?",
+    "Who is the person in the image?",
+    "What is the weather like?",
+    "Where was this image taken?",
+    "What is the person doing?",
+    "What brand is it?",
+    "Why is this image funny?",
+    "What time of day is it?",
+    "What breed is it?",
+    "How old is the person?",
+)
+REFUSAL = "I only know small named things, such as a fox or a red umbrella, so I cannot answer that."
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its options, the correct one first (the V* convention), and the things that it is about."""
+
+    text: str
+    options: tuple[str, ...]
+    targets: tuple[Thing, ...]
+
+    @property
+    def answer(self) -> str:
+        """The correct option."""
+        return self.options[0]
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
+
+
+def _listed(phrases: Sequence[str], conjunction: str) -> str:
+    return f"{', '.join(phrases[:-1])} {conjunction} {phrases[-1]}" if len(phrases) > 1 else phrases[0]
+
+
+def caption(scene: Scene) -> str:
+    """Names every thing in reading order of seven rows: ``A red umbrella, a fox and a key.``"""
+    row = max(scene.image.size) / 7
+    ordered = sorted(scene.things, key=lambda thing: (thing.y // row, thing.x))
+    return _sentence(_listed([thing.phrase for thing in ordered], "and"))
+
+
+def naming_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """Which of four things is in the image: a question for each thing. The wrong options are things that are not there
+    and could have been: tinted ones where the thing is tinted, so that the text does not tell."""
+    questions = []
+    for thing in scene.alone():
+        names = [thing.name, *scene.absent(thing.color is not None, rng)][:_OPTIONS]
+        phrases = [with_article(name) for name in names]
+        shown = _listed(rng.permutation(phrases).tolist(), "or")
+        text = f"Which of these is in the image: {shown}?"
+        questions.append(Question(text, tuple(_sentence(phrase) for phrase in phrases), (thing,)))
+    return questions
+
+
+def color_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """The colour of each tinted thing; the wrong options are the colours of the others first."""
+    tinted = [thing for thing in scene.alone() if thing.color]
+    questions = []
+    for thing in tinted:
+        others = [other.color for other in tinted if other is not thing]
+        rest = [color for color in rng.permutation(list(COLORS)).tolist() if color not in (thing.color, *others)]
+        colors = [thing.color, *others, *rest][:_OPTIONS]
+        options = tuple(f"The color of the {thing.name} is {color}." for color in colors)
+        questions.append(Question(f"What is the color of the {thing.name}?", options, (thing,)))
+    return questions
+
+
+def colored_thing_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """Which thing has a colour; the wrong options are the image's other tinted things, then others that can be."""
+    tinted = [thing for thing in scene.alone() if thing.color]
+    questions = []
+    for thing in tinted:
+        others = [other.name for other in tinted if other is not thing]
+        names = [thing.name, *others, *scene.absent(True, rng)][:_OPTIONS]
+        options = tuple(_sentence(f"the {name}") for name in names)
+        questions.append(Question(f"Which thing is {thing.color}?", options, (thing,)))
+    return questions
+
+
+def relation_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """Left or right, above or below: a question for each pair and axis on which the two are clearly apart, shuffled."""
+    margin = max(scene.image.size) * _CLEARLY_APART
+    questions = []
+    for first in scene.alone():
+        for second in scene.alone():
+            if first is second:
+                continue
+            pair = f"The {first.name} is {{}} the {second.name}."
+            if abs(first.x - second.x) >= margin:
+                sides = ["on the left side of", "on the right side of"][:: 1 if first.x < second.x else -1]
+                text = f"Is the {first.name} on the left or right side of the {second.name}?"
+                questions.append(Question(text, tuple(pair.format(side) for side in sides), (first, second)))
+            if abs(first.y - second.y) >= margin:
+                sides = ["above", "below"][:: 1 if first.y < second.y else -1]
+                text = f"Is the {first.name} above or below the {second.name}?"
+                questions.append(Question(text, tuple(pair.format(side) for side in sides), (first, second)))
+    return [questions[i] for i in rng.permutation(len(questions))]
+
+
+def place(scene: Scene, thing: Thing) -> str:
+    """Where the thing is, in thirds of the image: ``in the upper left``, ``in the center``."""
+    width, height = scene.image.size
+    row = ("upper", "", "lower")[min(2, int(3 * thing.y / height))]
+    column = ("left", "middle", "right")[min(2, int(3 * thing.x / width))]
+    if not row:
+        return "in the center" if column == "middle" else f"on the {column}"
+    return f"in the {row} {column}"
+
+
+def neighbour_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """What is nearest to the left of, or above, each thing, where something or nothing clearly is."""
+    margin = max(scene.image.size) * _CLEARLY_APART
+    questions = []
+    for thing in scene.alone():
+        left = [other for other in scene.things if thing.x - other.x >= margin]
+        above = [other for other in scene.things if thing.y - other.y >= margin]
+        for text, found, nearest in (
+            (f"What is to the left of the {thing.name}?", left, lambda other: -other.x),
+            (f"What is above the {thing.name}?", above, lambda other: -other.y),
+        ):
+            answer = _sentence(min(found, key=nearest).phrase) if found else "Nothing."
+            questions.append(Question(text, (answer,), (thing,)))
+    return [questions[i] for i in rng.permutation(len(questions))]
+
+
+def conversation(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """Five to seven questions, in random order, of all kinds; to a third, what is asked for is not in the image."""
+    absent = scene.absent(bool(rng.random() < 0.5), rng)
+    there = scene.alone()
+    questions = naming_questions(scene, rng)[:2]
+    questions += _some(color_questions(scene, rng), 1, rng) + _some(colored_thing_questions(scene, rng), 1, rng)
+    # The question that shows whether the answer comes from the image: yes as often as no.
+    present = there[int(rng.integers(len(there)))] if there and rng.random() < 0.5 else None
+    name = present.name if present else absent[0]
+    text = f"Is there {with_article(name)} in the image?"
+    verdict = f"Yes, there is {with_article(name)}." if present else f"No, there is no {name}."
+    questions.append(Question(text, (verdict,), (present,) if present else ()))
+    questions.append(_rare_question(scene, absent[1:], rng))
+    questions += _some(relation_questions(scene, rng), 1, rng)
+    return [questions[i] for i in rng.permutation(len(questions))]
+
+
+def _some(questions: list[Question], count: int, rng: np.random.Generator) -> list[Question]:
+    return [questions[i] for i in rng.permutation(len(questions))[:count]]
+
+
+def _rare_question(scene: Scene, absent: list[str], rng: np.random.Generator) -> Question:
+    """One of the kinds of which every conversation needs only one in a few."""
+    kind = int(rng.integers(7))
+    there = scene.alone()
+    thing = there[int(rng.integers(len(there)))] if there else scene.things[0]
+    if kind == 0:
+        return Question("What small things are in the image?", (caption(scene),), scene.things)
+    if kind == 1:
+        return Question(f"Where is the {thing.name}?", (_sentence(place(scene, thing)),), (thing,))
+    if kind == 2:
+        number = _NUMBERS[len(scene.things)]
+        return Question("How many small things are in the image?", (_sentence(f"there are {number}"),), scene.things)
+    if kind == 3:
+        names = [other.name for other in scene.things]
+        name = max(names, key=names.count) if rng.random() < 0.7 else absent[0]
+        return Question(f"How many times is {with_article(name)} in the image?", (_sentence(_NUMBERS[names.count(name)]),), ())
+    if kind == 4:
+        asked = (f"What is the color of the {absent[0]}?", f"Where is the {absent[0]}?")[int(rng.integers(2))]
+        return Question(asked, (f"There is no {absent[0]} in the image.",), ())
+    if kind == 5:
+        return Question(_OUTSIDE_KNOWLEDGE[int(rng.integers(len(_OUTSIDE_KNOWLEDGE)))], (REFUSAL,), ())
+    return _some(neighbour_questions(scene, rng), 1, rng)[0] if there else _rare_question(scene, absent, rng)
