@@ -27,8 +27,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from llava_s2.data.scene_tasks import attribute_questions, relation_questions, write_vstar
-from llava_s2.data.scenes import SceneConfig, make_scene
 from llava_s2.eval import runner
 from llava_s2.eval.benchmark import Benchmark, Sample
 from llava_s2.eval.loading import read_image
@@ -37,6 +35,9 @@ from llava_s2.eval.vstar import VStar
 from llava_s2.model.arguments import ModelSource
 from llava_s2.model.inference import assistant_message, encode_prompts, token_arguments, user_message
 from llava_s2.model.labels import encode_messages
+from llava_s2.synthetic.scene_files import write_vstar
+from llava_s2.synthetic.scene_questions import color_questions, naming_questions, relation_questions
+from llava_s2.synthetic.scenes import SceneConfig, make_scene
 
 _EMBEDDED = Path(runner.__file__).parents[1] / "model" / "embedded" / "finetuned_s2"
 
@@ -164,14 +165,18 @@ def plain_likelihood(loaded: tuple[Any, Any], benchmark: Benchmark, samples: Seq
 
 
 def write_vqa(folder: Path, questions: int) -> None:
-    """VQAv2's validation files about drawn pictures: colour of each object and relations, some five a picture."""
+    """VQAv2's validation files about drawn pictures: names, colours and relations, some five a picture."""
     (folder / "val2014").mkdir(parents=True)
     asked: list[dict[str, Any]] = []
     for seed in range(questions):
         scene = make_scene("test", seed, SceneConfig())
         scene.image.save(folder / "val2014" / f"COCO_val2014_{seed:012d}.jpg", quality=95, subsampling=0)
         rng = np.random.default_rng(seed)
-        for question in [*attribute_questions(scene, rng), *relation_questions(scene, rng)[:1]]:
+        for question in [
+            *naming_questions(scene, rng)[:2],
+            *color_questions(scene, rng),
+            *relation_questions(scene, rng)[:1],
+        ]:
             asked.append({"image_id": seed, "question": question.text, "answer": question.options[0]})
         if len(asked) >= questions:
             break

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
-from llava_s2.data.scenes import SceneConfig, make_scene
+from llava_s2.synthetic.scenes import SceneConfig, make_scene
 
 SCALES = (336, 672, 1008)
 COLORS = ("#4c72b0", "#55a868", "#c44e52")
@@ -14,7 +14,7 @@ INK = "#333333"
 
 
 def main() -> None:
-    picture = make_scene("test", 10_000, SceneConfig(side=1008, object_side=(60, 100))).image
+    picture = make_scene("test", 10_000, SceneConfig(side=(1008, 1008), thing_share=(0.06, 0.1))).image
     figure, axes = plt.subplots(figsize=(11, 4.3))
     axes.set_xlim(0, 110)
     axes.set_ylim(0, 43)

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from llava_s2.data.scenes import COLORS, KINDS, Scene, SceneConfig, Split, make_scene
 from llava_s2.s2 import S2VisionModel
+from llava_s2.synthetic.names import COLORS, TINTED
+from llava_s2.synthetic.scenes import Scene, SceneConfig, Split, make_scene
 
 _WIDTH, _EPOCHS, _BATCH, _PICTURES_A_CALL = 96, 40, 64, 8
 
@@ -42,13 +43,13 @@ def extract(
             pixels = pixels_of([scene.image for scene in scenes]).to(parameter)
             tokens.append(tower(pixels).last_hidden_state.half().cpu())
             for index, scene in enumerate(scenes, start):
-                objects += [(index, KINDS.index(o.kind), list(COLORS).index(o.color)) for o in scene.objects]
+                objects += [(index, TINTED.index(t.name), list(COLORS).index(t.color)) for t in scene.things if t.color]
             bar.update(len(scenes))
     picture, kind, color = torch.tensor(objects).unbind(1)
     return Features(torch.cat(tokens), picture, kind, color)
 
 
-@lru_cache(maxsize=2048)  # 0.34 MB each; every setting sees the same pictures
+@lru_cache(maxsize=2048)  # 0.5 MB each; every setting sees the same pictures
 def _scene(split: Split, seed: int, config: SceneConfig) -> Scene:
     return make_scene(split, seed, config)
 
@@ -61,7 +62,7 @@ class AttentionProbe(nn.Module):
         self.norm = nn.BatchNorm1d(channels, affine=False)
         self.keys = nn.Linear(channels, _WIDTH)
         self.values = nn.Linear(channels, _WIDTH)
-        self.queries = nn.Embedding(len(KINDS), _WIDTH)
+        self.queries = nn.Embedding(len(TINTED), _WIDTH)
         self.out = nn.Linear(_WIDTH, len(COLORS))
 
     def forward(self, tokens: Tensor, kind: Tensor) -> Tensor:

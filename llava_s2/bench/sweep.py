@@ -10,13 +10,13 @@ from tqdm import tqdm
 from llava_s2.bench.cost import cost
 from llava_s2.bench.probe import extract, probe_score
 from llava_s2.bench.results import Curve, Results, draw
-from llava_s2.data.scenes import SceneConfig
 from llava_s2.errors import InputError
 from llava_s2.eval.statistics import wilson_interval
 from llava_s2.model.assemble import load_image_processor
 from llava_s2.model.embedded import resolve_vision_tower
 from llava_s2.s2 import S2VisionConfig, S2VisionModel
 from llava_s2.s2.backbones import default_feature_layer
+from llava_s2.synthetic.scenes import SceneConfig
 from llava_s2.towers.load_tower import load_vision_backbone, load_vision_config
 
 
@@ -91,7 +91,7 @@ def _score(setting: Setting, pictures: int, tests: int, seed: int) -> dict[str, 
     def pixels_of(images: list[Any]) -> torch.Tensor:
         return process(images, return_tensors="pt")["pixel_values"]
 
-    scenes = SceneConfig()
+    scenes = SceneConfig(side=(448, 448))
     train, test = (extract(tower, pixels_of, split, n, scenes) for split, n in (("train", pictures), ("test", tests)))  # type: ignore[arg-type]
     correct, count = probe_score(train, test, seed)
     return {

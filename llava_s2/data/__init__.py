@@ -1,1 +1,1 @@
-"""LLaVA JSON to examples, label masks and batches; synthetic scenes."""
+"""LLaVA JSON to examples, label masks and batches."""

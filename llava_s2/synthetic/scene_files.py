@@ -20,7 +20,7 @@ from llava_s2.synthetic.scene_questions import (
     naming_questions,
     relation_questions,
 )
-from llava_s2.synthetic.scenes import Scene, SceneConfig, Split, make_scene
+from llava_s2.synthetic.scenes import Scene, SceneConfig, Split, Thing, make_scene
 
 Ask = Callable[[Scene, np.random.Generator], list[Question]]
 
@@ -35,7 +35,7 @@ def write_captions(folder: Path, count: int, *, config: SceneConfig, first_seed:
 
 
 def write_instructions(folder: Path, count: int, *, config: SceneConfig, first_seed: int = 0) -> None:
-    """Writes ``count`` images and ``train.json``, LLaVA records of several questions on an image, as stage 2 trains on."""
+    """Writes ``count`` images and ``train.json``, LLaVA records of several questions each, as stage 2 trains on."""
 
     def turns(scene: Scene, rng: np.random.Generator) -> list[dict[str, str]]:
         listed: list[dict[str, str]] = []
@@ -93,11 +93,16 @@ def write_vstar(folder: Path, attributes: int, relations: int, *, config: SceneC
                 save(scene.image, target / category / f"{name}.jpg")
                 record = {
                     "target_object": [thing.name for thing in question.targets],
-                    "bbox": [[l, t, r - l, b - t] for l, t, r, b in (thing.box for thing in question.targets)],
+                    "bbox": [_xywh(thing) for thing in question.targets],
                     "question": question.text,
                     "options": list(question.options),
                 }
                 (target / category / f"{name}.json").write_text(json.dumps(record, indent=1))
+
+
+def _xywh(thing: Thing) -> list[int]:
+    left, top, right, bottom = thing.box
+    return [left, top, right - left, bottom - top]
 
 
 def save(image: Image.Image, path: Path) -> None:

@@ -177,7 +177,9 @@ def _rare_question(scene: Scene, absent: list[str], rng: np.random.Generator) ->
     if kind == 3:
         names = [other.name for other in scene.things]
         name = max(names, key=names.count) if rng.random() < 0.7 else absent[0]
-        return Question(f"How many times is {with_article(name)} in the image?", (_sentence(_NUMBERS[names.count(name)]),), ())
+        return Question(
+            f"How many times is {with_article(name)} in the image?", (_sentence(_NUMBERS[names.count(name)]),), ()
+        )
     if kind == 4:
         asked = (f"What is the color of the {absent[0]}?", f"Where is the {absent[0]}?")[int(rng.integers(2))]
         return Question(asked, (f"There is no {absent[0]} in the image.",), ())

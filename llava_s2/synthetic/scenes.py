@@ -27,7 +27,6 @@ STYLES_OF_SPLIT: dict[Split, tuple[str, ...]] = {
 }
 _PHOTOGRAPHS = Path(__file__).parent / "photographs"
 _COLUMNS = 8
-_ASPECTS = (4 / 3, 3 / 2, 1.0, 3 / 4)
 
 
 @dataclass(frozen=True)
@@ -85,6 +84,7 @@ class SceneConfig:
         things: smallest and largest number of things.
         repeated: share of the images in which one thing stands twice or three times.
         styles: styles of drawing, those of the split where None.
+        aspects: widths over heights that images have.
     """
 
     side: tuple[int, int] = (1000, 4000)
@@ -92,14 +92,15 @@ class SceneConfig:
     things: tuple[int, int] = (3, 6)
     repeated: float = 0.0
     styles: tuple[str, ...] | None = None
+    aspects: tuple[float, ...] = (4 / 3, 3 / 2, 1.0, 3 / 4)
 
     def __post_init__(self) -> None:
         if not 64 <= self.side[0] <= self.side[1]:
             raise ValueError(f"images of {self.side[0]} to {self.side[1]} px: must be at least 64 px")
         if not 0 < self.thing_share[0] <= self.thing_share[1] <= 1 / _COLUMNS:
             raise ValueError(
-                f"things of {self.thing_share[0]} to {self.thing_share[1]} of the image's side: must be above 0 and fit "
-                f"one of {_COLUMNS} columns"
+                f"things of {self.thing_share[0]} to {self.thing_share[1]} of the image's side: must be above 0 and "
+                f"fit one of {_COLUMNS} columns"
             )
         if not 2 <= self.things[0] <= self.things[1] <= 12:
             raise ValueError(f"{self.things[0]} to {self.things[1]} things an image: must be 2 to 12")
@@ -165,7 +166,7 @@ def _draw_names(
 def _background(split: Split, config: SceneConfig, rng: np.random.Generator) -> Image.Image:
     """A part of one of the split's photographs, mirrored in half of the cases."""
     photograph = _photograph(split, _pick(photographs(split), rng))
-    aspect = _pick(_ASPECTS, rng)
+    aspect = _pick(config.aspects, rng)
     width = min(photograph.width, photograph.height * aspect) * rng.uniform(0.6, 1)
     height = width / aspect
     left, top = rng.uniform(0, photograph.width - width), rng.uniform(0, photograph.height - height)

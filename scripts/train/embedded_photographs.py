@@ -4,8 +4,9 @@
     python scripts/train/embedded_photographs.py --wallpapers wallpapers --output llava_s2/synthetic/photographs
     python scripts/train/embedded_photographs.py --wallpapers wallpapers --output PHOTOGRAPHS --all
 
-The package ships those of ``SHIPPED``; ``--all`` adds those that only the tower was trained on. All are CC0, CC-BY or in
-the public domain; NOTICE names authors and licences. The rest comes from scikit-image, scikit-learn and matplotlib.
+The package ships those of ``SHIPPED``; ``--all`` adds those that only the tower was trained on. All are CC0, CC-BY or
+in the public domain; NOTICE names authors and licences. The rest comes from scikit-image, scikit-learn and
+matplotlib.
 """
 
 import argparse

@@ -1,12 +1,13 @@
 """Draws the sprite atlases of the embedded default from free emoji sets, one WebP file a style.
 
     npm pack @lobehub/fluent-emoji-3d@1.1.0 @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/noto@1.2.9 \\
-        @iconify-json/twemoji@1.2.5 @iconify-json/emojione@1.2.3 @iconify-json/fxemoji@1.2.2
+        @iconify-json/twemoji@1.2.5 @iconify-json/emojione@1.2.3 @iconify-json/fxemoji@1.2.2 \\
+        @iconify-json/streamline-emojis@1.2.4
     for f in *.tgz; do mkdir -p ${f%.tgz}; tar xzf $f -C ${f%.tgz} --strip-components=1; done
     python scripts/train/embedded_sprites.py --packages . --output llava_s2/synthetic/sprites
 
-An atlas is a square grid of cells of 96 x 96 pixels; ``index.json`` lists what stands in each cell, in order. The licence
-of each set stands in NOTICE. ``resvg-py`` draws the vector graphics.
+An atlas is a square grid of cells of 96 x 96 pixels; ``index.json`` lists what stands in each cell, in order. The
+licence of each set stands in NOTICE. ``resvg-py`` draws the vector graphics.
 """
 
 import argparse
@@ -21,7 +22,8 @@ from PIL import Image
 from llava_s2.synthetic.names import NAMES
 
 CELL = 96
-# Style -> (folder of the unpacked package, whether its icons go by Unicode's names without hyphens).
+SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+# Style -> the unpacked package's folder, without its version.
 VECTOR_STYLES = {
     "fluent_flat": "iconify-json-fluent-emoji-flat",
     "noto": "iconify-json-noto",
@@ -32,7 +34,8 @@ VECTOR_STYLES = {
 }
 # What FxEmoji, whose names are its own, calls these.
 FX = {
-    "🐕": "dogside", "🐶": "dog", "🐈": "catside", "🐱": "cat", "🐁": "mouseside", "🐭": "mouse", "🐇": "bunnyside", "🐰": "bunny",
+    "🐕": "dogside", "🐶": "dog", "🐈": "catside", "🐱": "cat",
+    "🐁": "mouseside", "🐭": "mouse", "🐇": "bunnyside", "🐰": "bunny",
 }  # fmt: skip
 
 
@@ -72,7 +75,8 @@ class IconSet:
         if icon is None:
             return None
         width, height = icon.get("width", self.width), icon.get("height", self.height)
-        svg = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
+        head = f'xmlns="{SVG}" xmlns:xlink="{XLINK}" viewBox="0 0 {width} {height}"'
+        svg = f"<svg {head}>{icon['body']}</svg>"
         drawn = resvg_py.svg_to_bytes(svg_string=svg, width=4 * CELL, height=4 * CELL)
         return fit(Image.open(io.BytesIO(bytes(drawn))))
 

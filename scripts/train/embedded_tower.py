@@ -2,13 +2,14 @@
 
     python scripts/train/embedded_tower.py --photographs PHOTOGRAPHS/train --output playground/checkpoints/tower
 
-PHOTOGRAPHS is what ``embedded_photographs.py --all`` writes. A crop of a photograph shows one to six named things of 5 to
-80 pixels, some of them tinted; its caption names them ("red umbrella, fox"). In one batch of three the crops share few
-names or few colours, so that telling their captions apart needs the other property. Beside CLIP's loss between crop and
-caption stands the same loss between region and phrase (as RegionCLIP has it): every patch token is matched to the phrase
-of the thing that it shows, or to none. Two things measured worse: a ViT of the same cost as image tower, and a
-transformer as text tower (the losses stand still for hundreds of steps until it tells texts apart; the order of words
-says nothing here). The image tower is a ConvNeXt, as in open_clip's convolutional CLIPs, and the text tower a bag of words.
+PHOTOGRAPHS is what ``embedded_photographs.py --all`` writes. A crop of a photograph shows one to six named things of
+5 to 80 pixels, some of them tinted; its caption names them ("red umbrella, fox"). In one batch of three the crops
+share few names or few colours, so that telling their captions apart needs the other property. Beside CLIP's loss
+between crop and caption stands the same loss between region and phrase (as RegionCLIP has it): every patch token is
+matched to the phrase of the thing that it shows, or to none. Two things measured worse: a ViT of the same cost as
+image tower, and a transformer as text tower (the losses stand still for hundreds of steps until it tells texts apart;
+the order of words says nothing here). The image tower is a ConvNeXt, as in open_clip's convolutional CLIPs, and the
+text tower a bag of words.
 
 The learning rate follows a cosine over ``--minutes`` of training time. A checkpoint is kept in the output folder; the
 same command goes on from it. One thread trains and one process draws.
@@ -17,6 +18,7 @@ same command goes on from it. One thread trains and one process draws.
 import argparse
 import copy
 import json
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -214,7 +216,8 @@ def main() -> None:
     started, seconds = time.monotonic(), before
     with (args.output / "training_log.jsonl").open("a") as log, tqdm(unit="step", initial=step) as bar:
         while (progress := seconds / (60 * args.minutes)) < 1:
-            rate = args.lr * min(1, (step + 1) / 100) * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * progress)))
+            cosine = 0.5 * (1 + math.cos(math.pi * progress))
+            rate = args.lr * min(1, (step + 1) / 100) * (0.01 + 0.99 * cosine)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             images, phrases, regions = next(loader)
@@ -243,7 +246,7 @@ def main() -> None:
                 log.write(json.dumps({**row, "seconds": round(seconds, 1)}) + "\n")
                 log.flush()
                 bar.set_postfix(contrastive=means[0], region=means[1])
-            if step % 500 == 0 or seconds >= 60 * args.minutes:
+            if step % 250 == 0 or seconds >= 60 * args.minutes:
                 copy.deepcopy(clip.visual).half().save_pretrained(args.output)
                 state = {"clip": clip.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
                 with atomic_write(checkpoint) as partial:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from llava_s2.data.scene_tasks import attribute_questions, caption, relation_questions, write_vstar
+from llava_s2.data.scenes import COLORS, KINDS, SceneConfig, make_scene, split_of_layout
 from PIL import Image
 
 from llava_s2.cli import main
-from llava_s2.data.scene_tasks import attribute_questions, caption, relation_questions, write_vstar
-from llava_s2.data.scenes import COLORS, KINDS, SceneConfig, make_scene, split_of_layout
 
 # A kind whose silhouette covers the middle of its box, so that the pixel there has the object's colour.
 SOLID = {"star", "heart", "fish", "car", "house", "bottle", "tree"}

@@ -12,7 +12,9 @@ from pathlib import Path
 from llava_s2.errors import InputError
 
 NAME = "embedded"
-SCALES = (112, 224, 336)
+SCALES = (112, 224, 448)
+# Scales of a pretrained projector, and its file in this folder.
+PROJECTORS = {SCALES[:1]: "projector_single.safetensors", SCALES: "projector_s2.safetensors"}
 VISUAL_TOKENS = 49
 FEATURE_LAYER = -1
 # Where `llava-s2 quickstart` leaves its models unless told otherwise, relative to the working directory.
@@ -55,8 +57,8 @@ def resolve_vision_tower(name: str | Path) -> str:
 
 
 def projector(scales: tuple[int, ...]) -> Path:
-    """File of the pretrained projector for one scale or for ``SCALES``."""
-    return _HERE / ("projector_s2.safetensors" if len(scales) > 1 else "projector_single.safetensors")
+    """File of the pretrained projector for ``SCALES`` or the first of them."""
+    return _HERE / PROJECTORS[scales]
 
 
 def is_finished(model: Path) -> bool:

