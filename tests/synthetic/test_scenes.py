@@ -1,0 +1,133 @@
+"""The scenes show what their questions and captions say, and the text gives nothing away."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llava_s2.synthetic.names import COLORS, NAMES, TINTED
+from llava_s2.synthetic.scene_files import write_instructions, write_vstar
+from llava_s2.synthetic.scene_questions import (
+    caption,
+    color_questions,
+    colored_thing_questions,
+    conversation,
+    naming_questions,
+    relation_questions,
+)
+from llava_s2.synthetic.scenes import SceneConfig, Split, make_scene, photographs
+from llava_s2.synthetic.sprites import HELD_OUT_STYLE, STYLES, names_of
+
+SMALL = SceneConfig(side=(160, 200), thing_share=(0.06, 0.1))
+
+
+def test_the_same_seed_gives_the_same_pixels_and_another_gives_others() -> None:
+    first, again, other = make_scene("train", 5, SMALL), make_scene("train", 5, SMALL), make_scene("train", 6, SMALL)
+    assert first.things == again.things
+    assert np.array_equal(np.asarray(first.image), np.asarray(again.image))
+    assert first.things != other.things
+
+
+def test_a_scene_at_another_size_shows_the_same_things_at_the_same_places() -> None:
+    small, large = (make_scene("test", 3, SceneConfig(side=(side, side))) for side in (400, 1600))
+    assert [thing.phrase for thing in small.things] == [thing.phrase for thing in large.things]
+    for a, b in zip(small.things, large.things, strict=True):
+        assert abs(4 * a.x - b.x) < 8 and abs(4 * a.y - b.y) < 8
+
+
+def test_a_tinted_thing_has_its_color_in_the_image() -> None:
+    config = SceneConfig(side=(800, 800), thing_share=(0.1, 0.12), styles=("fluent_flat",))
+    right = count = 0
+    for seed in range(12):
+        scene = make_scene("train", seed, config)
+        pixels = np.asarray(scene.image, float)
+        for thing in scene.things:
+            if thing.color and thing.name in ("balloon", "book"):
+                middle = pixels[int(thing.y) - 4 : int(thing.y) + 4, int(thing.x) - 4 : int(thing.x) + 4].mean((0, 1))
+                nearest = min(
+                    COLORS, key=lambda name: float(np.abs(middle / max(middle) - np.array(COLORS[name]) / 250).sum())
+                )
+                right, count = right + (nearest == thing.color), count + 1
+    assert count >= 2 and right == count
+
+
+def test_train_and_test_share_no_photograph_and_no_style() -> None:
+    from llava_s2.synthetic.scenes import STYLES_OF_SPLIT
+
+    assert not set(photographs("train")) & set(photographs("test"))
+    assert not set(STYLES_OF_SPLIT["train"]) & set(STYLES_OF_SPLIT["test"])
+    assert HELD_OUT_STYLE not in STYLES
+    assert all(name in NAMES for style in (*STYLES, HELD_OUT_STYLE) for name in names_of(style))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_options_are_as_often_right_as_wrong_for_every_name(split: Split) -> None:
+    """A guess from the text alone, that a name of one pool is likelier to be there than another, gains nothing."""
+    right: Counter[bool] = Counter()
+    wrong: Counter[bool] = Counter()
+    for seed in range(120):
+        scene, rng = make_scene(split, seed, SMALL), np.random.default_rng(seed)
+        for question in naming_questions(scene, rng):
+            pool = question.targets[0].name in TINTED
+            right[pool] += 1
+            for option in question.options[1:]:
+                wrong[option.lower().rstrip(".").split()[-1] in TINTED] += 1
+    for pool in (True, False):
+        assert wrong[pool] == 3 * right[pool]
+
+
+def test_questions_and_caption_agree_with_the_things() -> None:
+    for seed in range(25):
+        scene, rng = make_scene("train", seed, SMALL), np.random.default_rng(seed)
+        by_name = {thing.name: thing for thing in scene.things}
+        assert all(thing.phrase in caption(scene).lower() for thing in scene.things)
+        for question in naming_questions(scene, rng):
+            there = [option for option in question.options if option.lower().rstrip(".").split()[-1] in by_name]
+            assert there == [question.answer] and len(set(question.options)) == 4
+        for question in color_questions(scene, rng):
+            (thing,) = question.targets
+            assert question.answer == f"The color of the {thing.name} is {thing.color}."
+            others = {other.color for other in scene.things if other.color and other is not thing}
+            assert all(any(color in option for option in question.options[1:]) for color in sorted(others)[:1])
+        for question in colored_thing_questions(scene, rng):
+            assert by_name[question.answer[4:-1]].color == question.text[len("Which thing is ") : -1]
+        for question in relation_questions(scene, rng):
+            first, second = question.targets
+            if "side" in question.text:
+                assert ("left" in question.answer) == (first.x < second.x)
+            else:
+                assert ("above" in question.answer) == (first.y < second.y)
+
+
+def test_conversations_ask_for_absent_things_as_often_as_for_present_ones() -> None:
+    verdicts: Counter[str] = Counter()
+    for seed in range(150):
+        scene = make_scene("train", seed, SMALL)
+        for question in conversation(scene, np.random.default_rng(seed)):
+            if question.text.startswith("Is there"):
+                name = question.text.split(" in the image")[0].split()[-1]
+                assert question.answer.startswith("Yes") == (name in {thing.name for thing in scene.things})
+                verdicts[question.answer[:2]] += 1
+    assert 50 < verdicts["No"] < 100
+
+
+def test_files_are_a_vstar_folder_and_llava_json(tmp_path: Path) -> None:
+    write_instructions(tmp_path / "train", 2, config=SMALL)
+    records = json.loads((tmp_path / "train/train.json").read_text())
+    assert len(records) == 2
+    for record in records:
+        assert record["conversations"][0]["value"].startswith("<image>\n")
+        assert (tmp_path / "train" / record["image"]).exists()
+    write_vstar(tmp_path / "vstar", 3, 1, config=SMALL)
+    for category, count in (("direct_attributes", 3), ("relative_position", 1)):
+        images = sorted((tmp_path / "vstar" / category).glob("*.jpg"))
+        assert len(images) == count
+        for path in images:
+            annotation = json.loads(path.with_suffix(".json").read_text())
+            assert len(set(annotation["options"])) == len(annotation["options"]) >= 2
+            with Image.open(path) as image:
+                for left, top, width, height in annotation["bbox"]:
+                    assert 0 <= left < left + width <= image.width and 0 <= top < top + height <= image.height
