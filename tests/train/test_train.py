@@ -237,13 +237,15 @@ def test_finetune_from_the_folder_of_stage_1(data, pretrained, tmp_path):
     assert "USER: Count" in load_pretrained(tmp_path)[1].apply_chat_template([{"role": "user", "content": "Count"}])
 
 
-def test_a_template_of_ones_own_must_be_named(data, pretrained, tmp_path, capsys, monkeypatch):
+def test_a_saved_template_that_ends_no_reply_is_refused_before_weights(data, pretrained, tmp_path, capsys, monkeypatch):
     shutil.copytree(pretrained[0], tmp_path / "stage1")
     (tmp_path / "stage1" / "chat_template.jinja").write_text("{% for message in messages %}…{% endfor %}")
     monkeypatch.delattr(recipe, "load_pretrained")  # to load weights would be a NameError
     flags = ["--data_path", data / "mix.jsonl", "--image_folder", data, "--output_dir", tmp_path / "out"]
     assert main(["train", "finetune", "--model_name_or_path", str(tmp_path / "stage1"), *map(str, flags)]) == 2
-    assert "name another one with --template" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "the chat template marks no reply with {% generation %} and ends none with a token of the tokenizer" in told
+    assert "name another one with --template" in told
 
 
 def test_going_on_from_a_llava_and_from_an_adapter(data, finetuned, tmp_path):
