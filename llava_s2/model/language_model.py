@@ -107,11 +107,10 @@ def _measure_factor(config: PreTrainedConfig, llm: str | Path) -> float:
     if getattr(model, "_is_stateful", False):
         raise InputError(f"{llm}: a {config.model_type} keeps a recurrent state, with which LLaVA cannot generate")
     head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear) or getattr(head, "bias", None) is not None:
+    if not isinstance(head, nn.Linear) or head.bias is not None:
         raise InputError(
             f"{llm}: the head of a {config.model_type} has a bias, which LLaVA's has not; take another language model"
         )
-    del model
     torch_state = torch.random.get_rng_state()
     torch.manual_seed(0)
     try:
@@ -139,9 +138,8 @@ def _measure_factor(config: PreTrainedConfig, llm: str | Path) -> float:
 def _shallow(config: PreTrainedConfig) -> PreTrainedConfig:
     """A config of the same kind and width with two layers and a small vocabulary, where it can be had."""
     small = copy.deepcopy(config)
-    for name in ("quantization_config",):
-        if hasattr(small, name):
-            delattr(small, name)
+    if hasattr(small, "quantization_config"):
+        del small.quantization_config
     small.vocab_size = min(small.vocab_size, _PROBE_VOCABULARY)
     for token in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(small, token, None)
