@@ -14,18 +14,9 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-Split = Literal["train", "test"]
+from llava_s2.synthetic.names import COLORS
 
-COLORS: dict[str, tuple[int, int, int]] = {
-    "red": (208, 28, 32),
-    "orange": (243, 126, 12),
-    "yellow": (246, 218, 30),
-    "green": (32, 152, 52),
-    "blue": (28, 76, 214),
-    "purple": (124, 34, 164),
-    "pink": (250, 142, 190),
-    "white": (250, 250, 250),
-}
+Split = Literal["train", "test"]
 
 # Outlines in a 100 x 100 box: "polygon" and corners, "ellipse" and its bounding box, "line" with points and a width.
 _SHAPES: dict[str, list[tuple]] = {
