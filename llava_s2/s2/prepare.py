@@ -101,6 +101,15 @@ class PackedLinear(nn.Linear):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "weight"] = self.dense()
 
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """Takes a weight as it was saved: ``Trainer`` reads a whole model's checkpoint into the packed one."""
+        plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, "cpu", self.weight.dtype)
+        plain.requires_grad_(False).weight.copy_(self.dense())
+        plain._load_from_state_dict(state_dict, prefix, *args)
+        self.weight, self.transposed = _pack(plain).weight, None
+        if self.bias is not None and prefix + "bias" in state_dict:
+            self.bias = plain.bias
+
     def _apply(self, fn: Callable, recurse: bool = True) -> "PackedLinear":
         moved = fn(torch.empty(0, dtype=self.weight.dtype))
         if moved.device.type != "cpu" or moved.dtype != self.weight.dtype:

@@ -66,6 +66,22 @@ def test_a_packed_tower_gives_the_same_and_saves_the_same(family: str, dtype: to
     assert sum(p.numel() for p in packed.parameters()) == sum(p.numel() for p in tower.parameters())
 
 
+@pytest.mark.parametrize("family", ["clip", "dinov2"])
+def test_a_packed_tower_takes_the_weights_of_a_checkpoint(family: str) -> None:
+    first = towers()[family]
+    other = copy.deepcopy(first)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.1)
+        packed = prepare(first)
+        packed(images(other))
+        assert packed.load_state_dict(other.state_dict()).missing_keys == []
+        expected = other(images(other)).last_hidden_state
+        torch.testing.assert_close(packed(images(other)).last_hidden_state, expected, atol=2e-5, rtol=2e-5)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        packed.load_state_dict({})
+
+
 def test_gradients_reach_a_lora_and_the_input_through_packed_layers() -> None:
     def run(packed: bool) -> tuple[Tensor, dict[str, Tensor]]:
         torch.manual_seed(1)

@@ -431,14 +431,14 @@ def test_a_language_model_that_mixes_packed_examples_is_refused(data, tmp_path, 
     def forget(module, args, kwargs):
         return args, {**kwargs, "position_ids": None}
 
-    load = recipe.assemble
+    load = recipe.load_pretrained
 
-    def assembled(*args, **kwargs):
+    def loaded(*args, **kwargs):
         model, processor = load(*args, **kwargs)
         model.model.language_model.register_forward_pre_hook(forget, with_kwargs=True)
         return model, processor
 
-    monkeypatch.setattr(recipe, "assemble", assembled)
+    monkeypatch.setattr(recipe, "load_pretrained", loaded)
     flags = ["--data_path", data / "mix.jsonl", "--image_folder", data, "--output_dir", tmp_path, "--packing", "True"]
     assert main(["train", "finetune", *map(str, [*START, *flags])]) == 2
     assert "does not keep packed examples apart" in capsys.readouterr().err
