@@ -34,7 +34,7 @@ from llava_s2.eval.benchmark import Benchmark, Sample
 from llava_s2.eval.loading import read_image
 from llava_s2.eval.vqav2 import VQAv2
 from llava_s2.eval.vstar import VStar
-from llava_s2.model.arguments import ModelSource
+from llava_s2.formats.model_source import ModelSource
 from llava_s2.model.inference import assistant_message, encode_prompts, token_arguments, user_message
 from llava_s2.model.labels import encode_messages
 

@@ -21,9 +21,9 @@ from llava_s2.data.image_decoding import open_image
 from llava_s2.eval.benchmark import Sample
 from llava_s2.eval.generation import answers
 from llava_s2.eval.vqav2 import VQAv2
-from llava_s2.model.arguments import ModelSource
+from llava_s2.formats.model_source import ModelSource
 from llava_s2.model.inference import Pictures, prepare_image
-from llava_s2.model.likelihood import rank_options
+from llava_s2.model.option_ranking import rank_options
 
 REPLIES = ("It is red.", "It is blue.", "It is on the left side.", "It is on the right side.")
 Run = list[tuple[Any, bool]]

@@ -152,7 +152,7 @@ def work(path: str, batch: int, layers: int, output: Path) -> None:
     """A path's process: builds it, then answers every line of stdin with one timed call."""
     import torch
 
-    import llava_s2.s2.prepare  # noqa: F401 - what is imported is no path's own memory
+    import llava_s2.s2.packed_linear  # noqa: F401 - what is imported is no path's own memory
 
     device, dtype = _device()
     backbone = build(layers).to(device, dtype)
@@ -201,7 +201,7 @@ def make(path: str, backbone: Any) -> Callable[[Any], Any]:
 
     from llava_s2.s2 import S2VisionModel
     from llava_s2.s2.int8 import quantize_linears
-    from llava_s2.s2.prepare import prepare
+    from llava_s2.s2.packed_linear import prepare
 
     if path == "straightforward":
         return lambda images: straightforward(backbone, images)

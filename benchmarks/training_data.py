@@ -91,8 +91,8 @@ def main() -> None:
     libraries = memory()
     from llava_s2.data.dataset import ConversationDataset
     from llava_s2.data.training_records import check_records
+    from llava_s2.formats.lengths_only import processor_for_lengths
     from llava_s2.model.embedded import NAME
-    from llava_s2.model.lengths_only import processor_for_lengths
 
     start, cpu = time.monotonic(), time.process_time()
     processor = processor_for_lengths(NAME)

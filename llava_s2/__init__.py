@@ -15,7 +15,7 @@ _EXPORTS = {
     "multiscale_forward": "llava_s2.s2",
     "S2VisionConfig": "llava_s2.s2",
     "S2VisionModel": "llava_s2.s2",
-    "load_pretrained": "llava_s2.model.loading",
+    "load_pretrained": "llava_s2.formats.load",
     "encode_conversation": "llava_s2.data.conversation",
 }
 __all__ = [*_EXPORTS, "__version__"]

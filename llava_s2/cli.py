@@ -1,6 +1,6 @@
 """``llava-s2``: the command line.
 
-Each part of the package has a ``commands`` module that adds its own subcommands; those modules import torch only inside
+Each part of the package has a ``…_cli`` module that adds its own subcommands; those modules import torch only inside
 the functions that run, so that ``--help`` answers at once.
 """
 
@@ -20,10 +20,10 @@ from llava_s2.train.llava_flags import with_stage
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; every subcommand sets ``run``, a function of the parsed arguments."""
     from llava_s2 import quickstart
-    from llava_s2.bench import commands as bench_commands
+    from llava_s2.bench import bench_cli
     from llava_s2.data import data_cli
     from llava_s2.eval import eval_cli
-    from llava_s2.model import commands as model_commands
+    from llava_s2.formats import checkpoint_cli
     from llava_s2.serve import chat_cli
     from llava_s2.serve.api import serve_cli
     from llava_s2.studies import study_cli
@@ -39,8 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
         eval_cli,
         chat_cli,
         serve_cli,
-        model_commands,
-        bench_commands,
+        checkpoint_cli,
+        bench_cli,
         study_cli,
     ):
         part.add_commands(subparsers)

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import torch
 from tqdm import tqdm
 
+from llava_s2.bench.colour_probe import extract, probe_score
 from llava_s2.bench.cost import cost
-from llava_s2.bench.probe import extract, probe_score
 from llava_s2.bench.results import Curve, Results, draw
 from llava_s2.data.scenes import SceneConfig
 from llava_s2.errors import InputError
@@ -17,7 +17,7 @@ from llava_s2.model.assemble import load_image_processor
 from llava_s2.model.embedded import resolve_vision_tower
 from llava_s2.s2 import S2VisionConfig, S2VisionModel
 from llava_s2.s2.backbones import default_feature_layer
-from llava_s2.s2.prepare import pack_frozen
+from llava_s2.s2.packed_linear import pack_frozen
 from llava_s2.towers.load_tower import load_vision_backbone, load_vision_config
 
 

@@ -12,7 +12,7 @@ from llava_s2.bench.paper import ROWS, Row
 from llava_s2.bench.results import Curve, Results, draw
 from llava_s2.s2 import S2VisionConfig, S2VisionModel
 from llava_s2.s2.backbones import geometry
-from llava_s2.s2.prepare import pack_frozen
+from llava_s2.s2.packed_linear import pack_frozen
 from llava_s2.towers.load_tower import load_vision_config
 
 

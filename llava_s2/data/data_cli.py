@@ -8,7 +8,7 @@ from pathlib import Path
 from llava_s2.data.validation_error import KINDS
 from llava_s2.errors import InputError
 from llava_s2.files import atomic_write
-from llava_s2.model.arguments import positive
+from llava_s2.formats.model_source import positive
 from llava_s2.model.embedded import NAME
 from llava_s2.model.templates import TEMPLATE_HELP
 
@@ -135,7 +135,7 @@ def _things(args: argparse.Namespace) -> None:
 def _check(args: argparse.Namespace) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or tokenizers warns of the processes that are forked
     from llava_s2.data.check import check_file, plot_lengths, report, tell, write_clean
-    from llava_s2.model.lengths_only import processor_for_lengths
+    from llava_s2.formats.lengths_only import processor_for_lengths
     from llava_s2.model.templates import OWN, find_template, template_name
 
     if args.template not in (None, OWN):

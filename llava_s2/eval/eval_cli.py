@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava_s2.errors import InputError
 from llava_s2.eval.score_loggers import LOGGERS
-from llava_s2.model.arguments import ModelSource, add_model_arguments, positive
+from llava_s2.formats.model_source import ModelSource, add_model_arguments, positive
 
 if TYPE_CHECKING:
     from llava_s2.eval.benchmark import Benchmark

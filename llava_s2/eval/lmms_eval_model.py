@@ -16,11 +16,11 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from llava_s2.errors import InputError
+from llava_s2.formats.load import load_pretrained
 from llava_s2.model.inference import Message, assistant_message, encode_prompts, token_arguments
 from llava_s2.model.labels import IGNORE_INDEX, encode_messages
-from llava_s2.model.loading import load_pretrained
 from llava_s2.model.processor import set_template
-from llava_s2.s2.prepare import pack_frozen
+from llava_s2.s2.packed_linear import pack_frozen
 
 _PLACEHOLDER = re.compile(r"<image(?: \d+)?>")
 _MAX_NEW_TOKENS = 1024  # where a task sets no bound, as lmms-eval's own LLaVA has it

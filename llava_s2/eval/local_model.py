@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from llava_s2.errors import InputError
 from llava_s2.eval.batching import automatic_size
 from llava_s2.eval.benchmark import Sample
-from llava_s2.model.arguments import ModelSource
+from llava_s2.formats.model_source import ModelSource
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -76,10 +76,10 @@ class LocalModel:
 
     def rank(self, batch: Sequence[tuple[Sample, Any]]) -> list[dict[str, Any]]:
         """The ``losses`` of each question's options, all about the same images; see `rank_options`."""
-        from llava_s2.model import likelihood
+        from llava_s2.model import option_ranking
 
         questions = [(sample.prompt, sample.options) for sample, _ in batch]
-        rankings = likelihood.rank_options(*self._parts(), batch[0][1], questions)
+        rankings = option_ranking.rank_options(*self._parts(), batch[0][1], questions)
         return [{"losses": r.losses, **({"near_tie": True} if r.near_tie else {})} for r in rankings]
 
 

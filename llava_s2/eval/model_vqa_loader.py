@@ -114,7 +114,7 @@ def _answers(args: argparse.Namespace, questions: list[dict[str, Any]]) -> Itera
 
     from llava_s2.data.image_decoding import open_image
     from llava_s2.eval.generation import answers
-    from llava_s2.model.arguments import ModelSource
+    from llava_s2.formats.model_source import ModelSource
     from llava_s2.model.inference import prompt_ids, token_arguments, user_message
 
     source = ModelSource(args.model_path, args.model_base, args.vision_tower, args.dtype, args.conv_mode)

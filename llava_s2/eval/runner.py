@@ -31,7 +31,7 @@ from llava_s2.eval.run_folder import (
     part_name,
     write_json,
 )
-from llava_s2.model.arguments import ModelSource
+from llava_s2.formats.model_source import ModelSource
 
 OnBadImage = Literal["error", "skip"]
 

@@ -1,16 +1,12 @@
 """Function-preserving widening: S² training that starts from what a single-scale LLaVA knows."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from llava_s2.errors import InputError
-from llava_s2.files import new_folder
 from llava_s2.model.assemble import build
-from llava_s2.model.checkpoint import split_parts
-from llava_s2.model.loading import load_pretrained
 from llava_s2.model.processor import aspect_ratio, build_processor
 from llava_s2.s2 import S2VisionConfig, S2VisionModel
 
@@ -53,14 +49,15 @@ def widen(
     except ValueError as error:
         raise InputError(str(error)) from error
 
-    parts = split_parts(model.state_dict())
-    if config.text_config.tie_word_embeddings:
-        parts.language_model.pop("lm_head.weight", None)
-    narrow = parts.projector["linear_1.weight"]
+    language_model = dict(model.model.language_model.state_dict())
+    if not config.text_config.tie_word_embeddings:
+        language_model["lm_head.weight"] = model.lm_head.weight.detach()
+    projector = dict(model.model.multi_modal_projector.state_dict())
+    narrow = projector["linear_1.weight"]
     new_columns = torch.zeros(
         narrow.shape[0], narrow.shape[1] * (len(scales) - 1), dtype=narrow.dtype, device=narrow.device
     )
-    parts.projector["linear_1.weight"] = torch.cat([narrow, new_columns], dim=1)
+    projector["linear_1.weight"] = torch.cat([narrow, new_columns], dim=1)
 
     wide_tower = S2VisionModel.wrap(backbone, scales, feature_layer=feature_layer)
     wide_processor = build_processor(
@@ -72,9 +69,9 @@ def widen(
         template=str(processor.chat_template),
     )
     wide = build(
-        parts.language_model,
+        language_model,
         config.text_config,
-        parts.projector,
+        projector,
         wide_tower,
         wide_processor,
         config._name_or_path,
@@ -82,34 +79,3 @@ def widen(
         dtype=model.dtype,
     )
     return wide, wide_processor
-
-
-def create_widened(
-    dst: str | Path,
-    source: str | Path,
-    scales: list[int],
-    *,
-    base: str | None = None,
-    vision_tower: str | None = None,
-    dtype: str = "auto",
-) -> None:
-    """Writes the S² LLaVA that a single-scale one becomes, as a folder in the native format.
-
-    Args:
-        dst: the new folder; must not exist, or be empty.
-        source, base, vision_tower, dtype: as ``load_pretrained`` takes them; the model is in memory.
-        scales: see `widen`.
-
-    Raises:
-        InputError: see `widen` and ``load_pretrained``.
-    """
-    model, processor = widen(*load_pretrained(source, base, vision_tower=vision_tower, dtype=dtype), scales)
-    save_native(model, processor, dst)
-
-
-def save_native(model: LlavaForConditionalGeneration, processor: LlavaProcessor, dst: str | Path) -> None:
-    """Writes a model in memory and its processor as a new folder, which appears when it is whole."""
-    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    with new_folder(dst, size) as folder:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)

@@ -26,7 +26,7 @@ from llava_s2.model.inference import (
     token_arguments,
     user_message,
 )
-from llava_s2.serve.features import DEFAULT_BYTES, FeatureCache, Picture, embed_prompts, image_features
+from llava_s2.serve.tower_cache import DEFAULT_BYTES, FeatureCache, Picture, embed_prompts, image_features
 
 _LOOP = 64  # tokens
 

@@ -5,9 +5,9 @@ import json
 from dataclasses import asdict, replace
 
 from llava_s2.errors import InputError
-from llava_s2.model.arguments import ModelSource, add_model_arguments
-from llava_s2.serve.arguments import add_sampling_arguments
+from llava_s2.formats.model_source import ModelSource, add_model_arguments
 from llava_s2.serve.demo.demo_cli import add_demo
+from llava_s2.serve.sampling_flags import add_sampling_arguments
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:

@@ -5,15 +5,14 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
-from llava_s2.model.base_record import BaseRecord, checksum
-from llava_s2.model.checkpoint import identify
-from llava_s2.model.convert import convert
+from llava_s2.formats.base_record import BaseRecord, checksum
+from llava_s2.formats.convert import convert
+from llava_s2.formats.identify import identify
+from llava_s2.formats.lazy_tensors import lazy_tensors
+from llava_s2.formats.native import create_native, create_widened
 from llava_s2.model.embedded import NAME as EMBEDDED
 from llava_s2.model.embedded import shipped_model
-from llava_s2.model.folder import lazy_tensors
-from llava_s2.model.native import create_native
 from llava_s2.model.templates import TEMPLATES
-from llava_s2.model.widen import create_widened
 from llava_s2.train.arguments import RecipeArguments
 from llava_s2.train.output_folder import on_first_process
 

@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from llava_s2.data.training_records import TrainingRecords
 from llava_s2.data.validation_error import ValidationError
-from llava_s2.model.arguments import folder_checksum
+from llava_s2.formats.model_source import folder_checksum
 from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
 from llava_s2.train.arguments import RecipeArguments
 from llava_s2.train.parts import TrainedParts

@@ -12,7 +12,7 @@ from transformers import LlavaForConditionalGeneration
 
 from llava_s2.errors import InputError
 from llava_s2.train.arguments import RecipeArguments
-from llava_s2.train.features import StoredTower
+from llava_s2.train.stored_features import StoredTower
 
 PROJECTOR, TOWER = "multi_modal_projector", "vision_tower"
 

@@ -24,12 +24,13 @@ from llava_s2.data.dataset import ConversationDataset
 from llava_s2.data.training_records import TrainingRecords, check_records
 from llava_s2.errors import InputError
 from llava_s2.files import atomic_write
+from llava_s2.formats.identify import TRAINED_FILES, identify
+from llava_s2.formats.lengths_only import processor_for_lengths
+from llava_s2.formats.llava_writer import write_projector
+from llava_s2.formats.load import checkpoint_config, load_pretrained, own_scales, saved_template
+from llava_s2.formats.names import split_parts
 from llava_s2.model.assemble import assemble, split_gguf
-from llava_s2.model.checkpoint import TRAINED_FILES, identify, split_parts
 from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
-from llava_s2.model.lengths_only import processor_for_lengths
-from llava_s2.model.loading import checkpoint_config, load_pretrained, own_scales, saved_template
-from llava_s2.model.original import write_projector
 from llava_s2.model.processor import aspect_ratio, set_template
 from llava_s2.model.templates import (
     IMAGE_START_TOKEN,
@@ -42,7 +43,7 @@ from llava_s2.model.templates import (
 from llava_s2.model.tokenizer import load_tokenizer
 from llava_s2.model.widen import widen
 from llava_s2.s2 import S2VisionConfig
-from llava_s2.s2.prepare import pack_frozen
+from llava_s2.s2.packed_linear import pack_frozen
 from llava_s2.towers.load_tower import load_vision_config, tower_config
 from llava_s2.train.arguments import RecipeArguments, left_out, parse_flags
 from llava_s2.train.base_model import prepare_base, record_of
@@ -58,12 +59,12 @@ from llava_s2.train.callbacks import (
 from llava_s2.train.checkpoints import WRITING
 from llava_s2.train.dry_run import describe_parameters, describe_run
 from llava_s2.train.examples import Examples, hold_out
-from llava_s2.train.features import store_features
 from llava_s2.train.fingerprint import fingerprint
 from llava_s2.train.output_folder import Start, check_inputs, claim, finish, locked
 from llava_s2.train.packing import packing_collator
 from llava_s2.train.parts import TrainedParts, choose_parts
 from llava_s2.train.speed import count_parameters
+from llava_s2.train.stored_features import store_features
 from llava_s2.train.trainer import LlavaTrainer
 from llava_s2.train.universal import reshard
 from llava_s2.weight_files import read_tensors

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from llava_s2.train.features import StoredTower
+from llava_s2.train.stored_features import StoredTower
 
 # Dense bf16 FLOP/s from the makers' data sheets, by a part of the device's name; the first that matches.
 _PEAK = {

@@ -26,7 +26,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from llava_s2.data.collator import keep_targets
 from llava_s2.data.pixels import Normalizer
 from llava_s2.errors import InputError
-from llava_s2.model.base_record import BaseRecord
+from llava_s2.formats.base_record import BaseRecord
 from llava_s2.model.labels import IGNORE_INDEX
 from llava_s2.train.checkpoints import WRITING, publish
 from llava_s2.train.parts import PROJECTOR, TOWER

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, ConvNextConfig, SwinConfig
 
+from llava_s2.bench.colour_probe import Features, probe_score
 from llava_s2.bench.cost import cost
 from llava_s2.bench.flops import paper_table, reproduce
 from llava_s2.bench.paper import ROWS
-from llava_s2.bench.probe import Features, probe_score
 from llava_s2.bench.sweep import Setting
 from llava_s2.cli import main
 from llava_s2.errors import InputError

@@ -6,8 +6,8 @@ import pytest
 from tiny_model import GOLDEN
 
 from llava_s2.eval.eval_cli import TASKS
-from llava_s2.model.arguments import ModelSource
-from llava_s2.model.loading import load_pretrained
+from llava_s2.formats.load import load_pretrained
+from llava_s2.formats.model_source import ModelSource
 
 
 @pytest.fixture(scope="session")

@@ -18,9 +18,9 @@ from llava_s2.eval.batching import Halving, automatic_size, batches
 from llava_s2.eval.benchmark import Sample
 from llava_s2.eval.generation import answers
 from llava_s2.eval.loading import load_ahead
+from llava_s2.formats.load import load_pretrained
 from llava_s2.model.inference import prepare_image
-from llava_s2.model.likelihood import rank_options
-from llava_s2.model.loading import load_pretrained
+from llava_s2.model.option_ranking import rank_options
 from llava_s2.model.rounding import near_tie
 
 IMAGES = sorted((GOLDEN / "images").glob("*.png"))

@@ -11,10 +11,10 @@ from transformers import CLIPImageProcessorPil
 from llava_s2.data.image_decoding import open_image
 from llava_s2.errors import InputError
 from llava_s2.eval.generation import answers
+from llava_s2.formats.load import load_pretrained
 from llava_s2.model.inference import prepare_image, token_arguments, user_message
 from llava_s2.model.labels import encode_messages
-from llava_s2.model.likelihood import rank_options
-from llava_s2.model.loading import load_pretrained
+from llava_s2.model.option_ranking import rank_options
 from llava_s2.model.templates import TEMPLATES
 
 GOLDEN = Path(__file__).parents[1] / "golden/llava_tiny"

@@ -84,7 +84,7 @@ def short_answers():
 def one_process(data, tmp_path_factory, loaded):
     output = tmp_path_factory.mktemp("one") / "run"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("llava_s2.model.arguments.ModelSource.load", lambda self: loaded)
+        patched.setattr("llava_s2.formats.model_source.ModelSource.load", lambda self: loaded)
         assert cli.main(["eval", "vstar", *MODEL, "--data", str(data), "--output", str(output)]) == 0
     return output
 

@@ -11,10 +11,10 @@ from llava_s2.data.image_decoding import open_image
 from llava_s2.errors import InputError
 from llava_s2.eval import loading, runner
 from llava_s2.eval.benchmark import Benchmark, Grade, Sample
-from llava_s2.model import likelihood
-from llava_s2.model.arguments import ModelSource
+from llava_s2.formats.model_source import ModelSource
+from llava_s2.model import option_ranking
 from llava_s2.model.inference import prepare_image
-from llava_s2.model.likelihood import Ranking, rank_options
+from llava_s2.model.option_ranking import Ranking, rank_options
 
 QUESTIONS = {
     f"{c}/{n}": q
@@ -142,7 +142,7 @@ def test_text_only_shows_no_image(data, tmp_path, loaded):
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_losses_that_are_no_numbers_are_no_answer(data, tmp_path, monkeypatch, capsys, loss):
-    monkeypatch.setattr(likelihood, "rank_options", lambda *_: [Ranking([loss, 1.0, 0.5], near_tie=False)])
+    monkeypatch.setattr(option_ranking, "rank_options", lambda *_: [Ranking([loss, 1.0, 0.5], near_tie=False)])
     assert evaluate(data, tmp_path / "run") == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert (

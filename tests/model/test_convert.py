@@ -23,7 +23,7 @@ from transformers import AutoProcessor, CLIPVisionModel, LlavaForConditionalGene
 
 from llava_s2 import load_pretrained
 from llava_s2.cli import main
-from llava_s2.model import folder as folder_module
+from llava_s2.formats import lazy_tensors as folder_module
 from llava_s2.model.assemble import assemble
 
 

@@ -14,10 +14,10 @@ from test_loading import single_scale
 
 from llava_s2.cli import main
 from llava_s2.errors import InputError
-from llava_s2.model.arguments import ModelSource
+from llava_s2.formats.headers import read_headers
+from llava_s2.formats.model_source import ModelSource
 from llava_s2.model.assemble import assemble
 from llava_s2.model.embedded import shipped_model
-from llava_s2.model.headers import read_headers
 
 LLM = {"type": "llama", "hidden": 32, "layers": 2, "vocabulary": 32000}
 OWN_LLM = LLM | {"vocabulary": 32001}

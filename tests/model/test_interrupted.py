@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from llava_s2.cli import main
 from llava_s2.errors import InputError
 from llava_s2.files import new_folder
-from llava_s2.model import folder as folder_module
-from llava_s2.model.convert import convert
-from llava_s2.model.folder import LazyTensor, write_weights
+from llava_s2.formats import lazy_tensors as folder_module
+from llava_s2.formats.convert import convert
+from llava_s2.formats.lazy_tensors import LazyTensor, write_weights
 
 
 def contents(folder):

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from llava_s2 import load_pretrained
-from llava_s2.model.convert import convert
+from llava_s2.formats.convert import convert
 
 
 def byte_level_tokenizer(folder):

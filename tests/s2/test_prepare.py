@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from llava_s2.s2 import S2VisionModel
-from llava_s2.s2.prepare import SWITCH, PackedLinear, pack_frozen, prepare
+from llava_s2.s2.packed_linear import SWITCH, PackedLinear, pack_frozen, prepare
 
 VIT = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 56, "patch_size": 14}
 TOKENS = torch.arange(2 * 9).view(2, 9)

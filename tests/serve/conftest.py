@@ -1,7 +1,7 @@
 import pytest
 from api_server import GOLDEN, Command
 
-from llava_s2.model.loading import load_pretrained
+from llava_s2.formats.load import load_pretrained
 
 
 @pytest.fixture(scope="session")

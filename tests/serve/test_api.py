@@ -769,7 +769,7 @@ def test_sigterm_waits_no_longer_than_it_is_told(tmp_path):
     ],
 )
 def test_a_server_that_would_be_open_by_mistake_does_not_start(monkeypatch, capsys, tmp_path, flags, keys, named):
-    monkeypatch.setattr("llava_s2.model.arguments.ModelSource.load", lambda self: pytest.fail("loaded weights"))
+    monkeypatch.setattr("llava_s2.formats.model_source.ModelSource.load", lambda self: pytest.fail("loaded weights"))
     if keys is not None:
         (tmp_path / "keys").write_text(keys)
     assert cli.main(["serve", *(flag.replace("KEYS", str(tmp_path / "keys")) for flag in flags)]) == 2

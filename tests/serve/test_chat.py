@@ -14,10 +14,10 @@ from transformers import LlavaForConditionalGeneration
 from llava_s2 import cli
 from llava_s2.data.image_decoding import open_image
 from llava_s2.errors import InputError
-from llava_s2.model.arguments import ModelSource
+from llava_s2.formats.model_source import ModelSource
 from llava_s2.model.inference import assistant_message, encode_prompts, user_message
 from llava_s2.serve.chat import Chat, Sampling, neutralize, repeats
-from llava_s2.serve.features import FeatureCache
+from llava_s2.serve.tower_cache import FeatureCache
 
 GOLDEN = Path(__file__).parents[1] / "golden/llava_tiny"
 CASES = json.loads((GOLDEN / "cases.json").read_text())["cases"]

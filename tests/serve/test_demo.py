@@ -331,7 +331,7 @@ def test_only_who_knows_the_password_comes_in(model, tmp_path):
     ],
 )
 def test_what_cannot_be_served_is_one_line_before_any_weight(capsys, monkeypatch, tmp_path, flags, named):
-    monkeypatch.setattr("llava_s2.model.arguments.ModelSource.load", lambda self: pytest.fail("loaded weights"))
+    monkeypatch.setattr("llava_s2.formats.model_source.ModelSource.load", lambda self: pytest.fail("loaded weights"))
     (tmp_path / "bad").write_text("ann:secret\nbob\n")
     (tmp_path / "empty").write_text("\n")
     with socket.create_server(("127.0.0.1", 0)) as listener:

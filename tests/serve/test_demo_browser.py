@@ -110,7 +110,7 @@ def test_an_answer_streams_and_can_be_stopped(visit):
     assert len(answer.inner_text()) > len(begun)
     visit.page.locator("#clear").click()
     expect(visit.bubbles("bot")).to_have_count(0)
-    visit.wait_until_answered()  # the page says that the answer which clearing stopped has ended, late on a busy machine
+    visit.wait_until_answered()  # the page says that the stopped answer has ended
     visit.ask("Talk.")
     stop = visit.page.locator("#stop")
     expect(stop).to_be_visible()

@@ -27,7 +27,7 @@ from llava_s2.serve.api.engine import Delta, End, Engine, Job, PromptImage, Star
 from llava_s2.serve.api.metrics import Metrics
 from llava_s2.serve.api.sampling import Row, Sampling, sample
 from llava_s2.serve.api.text import AnswerText
-from llava_s2.serve.features import FeatureCache, image_features
+from llava_s2.serve.tower_cache import FeatureCache, image_features
 
 CASES = json.loads((GOLDEN / "cases.json").read_text())["cases"]
 QUESTIONS = [

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from llava_s2.serve.features import FeatureCache, Picture
+from llava_s2.serve.tower_cache import FeatureCache, Picture
 
 
 def test_the_cache_keeps_the_latest_within_its_bytes():

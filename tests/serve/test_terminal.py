@@ -19,7 +19,7 @@ from llava_s2.serve import terminal
 _TALK = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from llava_s2.model.loading import load_pretrained
+from llava_s2.formats.load import load_pretrained
 from llava_s2.serve.chat import Chat, Sampling
 from llava_s2.serve.terminal import interact
 loaded = load_pretrained(sys.argv[1], vision_tower=sys.argv[2], dtype="float32")

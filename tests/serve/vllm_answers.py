@@ -31,9 +31,9 @@ PORT = 18_123
 def write_reference(folder: Path) -> None:
     from PIL import Image, ImageDraw
 
+    from llava_s2.formats.load import load_pretrained
     from llava_s2.model.embedded import shipped_model
     from llava_s2.model.inference import encode_prompts, token_arguments, user_message
-    from llava_s2.model.loading import load_pretrained
 
     images = []
     for number, colour in enumerate(("red", "green", "blue")):

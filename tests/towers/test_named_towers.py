@@ -17,8 +17,8 @@ from llava_s2.cli import main
 from llava_s2.data.scene_tasks import write_vstar
 from llava_s2.data.scenes import SceneConfig
 from llava_s2.errors import InputError
+from llava_s2.formats.load import load_pretrained
 from llava_s2.model.assemble import assemble, load_image_processor
-from llava_s2.model.loading import load_pretrained
 from llava_s2.s2 import S2VisionModel
 from llava_s2.towers.load_tower import load_image_statistics, load_vision_backbone, load_vision_config, tower_config
 from llava_s2.towers.named_tower import NamedTower, resolved

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache, LlavaForConditionalGeneration
 
-from llava_s2.serve.features import embed_prompts
+from llava_s2.serve.tower_cache import embed_prompts
 
 
 class Batch:

@@ -18,7 +18,7 @@ from llava_s2.serve.api.batch import Batch
 from llava_s2.serve.api.metrics import Metrics
 from llava_s2.serve.api.sampling import Row, SampledToken, Sampling, sample
 from llava_s2.serve.api.text import AnswerText
-from llava_s2.serve.features import FeatureCache, image_features
+from llava_s2.serve.tower_cache import FeatureCache, image_features
 
 logger = logging.getLogger("llava_s2.serve")
 

@@ -20,7 +20,7 @@ from llava_s2.serve.api.errors import invalid
 from llava_s2.serve.api.sampling import Sampling
 from llava_s2.serve.chat import neutralize
 from llava_s2.serve.decoder_processes import DecoderProcesses
-from llava_s2.serve.features import FeatureCache
+from llava_s2.serve.tower_cache import FeatureCache
 
 # No tokenizer's average is near this; what is longer need not be tokenized to know that it does not fit.
 _CHARACTERS_PER_TOKEN = 16

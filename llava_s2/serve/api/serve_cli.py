@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from llava_s2.errors import InputError
-from llava_s2.model.arguments import ModelSource, add_model_arguments, positive
+from llava_s2.formats.model_source import ModelSource, add_model_arguments, positive
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:

@@ -14,7 +14,7 @@ from llava_s2.serve.api.errors import ApiError, late
 from llava_s2.serve.api.metrics import Metrics
 from llava_s2.serve.api.prepare import Preparer
 from llava_s2.serve.decoder_processes import DecoderProcesses
-from llava_s2.serve.features import DEFAULT_BYTES, FeatureCache
+from llava_s2.serve.tower_cache import DEFAULT_BYTES, FeatureCache
 
 T = TypeVar("T")
 _MB = 1 << 20

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from llava_s2.errors import InputError
-from llava_s2.model.arguments import ModelSource, add_model_arguments
-from llava_s2.serve.arguments import add_sampling_arguments
+from llava_s2.formats.model_source import ModelSource, add_model_arguments
+from llava_s2.serve.sampling_flags import add_sampling_arguments
 
 
 def add_demo(subparsers: argparse._SubParsersAction) -> None:

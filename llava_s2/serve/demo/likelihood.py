@@ -9,7 +9,7 @@ from PIL import Image
 from llava_s2.errors import InputError
 from llava_s2.model.inference import assistant_message, prepare_image, user_message
 from llava_s2.model.labels import IGNORE_INDEX, encode_messages
-from llava_s2.model.likelihood import rank_options
+from llava_s2.model.option_ranking import rank_options
 from llava_s2.serve.chat import neutralize
 from llava_s2.serve.demo.session import Model
 

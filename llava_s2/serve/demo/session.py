@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from llava_s2.errors import InputError
-from llava_s2.serve import features
+from llava_s2.serve import tower_cache
 from llava_s2.serve.chat import Chat, Reply, Sampling
 from llava_s2.serve.demo.timing import Timing, stopwatch
 
@@ -19,11 +19,11 @@ class Model:
     name: str
     model: LlavaForConditionalGeneration
     processor: LlavaProcessor
-    cache: features.FeatureCache = field(default_factory=lambda: features.FeatureCache(features.DEFAULT_BYTES))
+    cache: tower_cache.FeatureCache = field(default_factory=lambda: tower_cache.FeatureCache(tower_cache.DEFAULT_BYTES))
 
 
 @dataclass(frozen=True, eq=False)
-class Picture(features.Picture):
+class Picture(tower_cache.Picture):
     """A picture with the file of its small copy that the page shows, and the uploaded file if it was one."""
 
     thumbnail: str

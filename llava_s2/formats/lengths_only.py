@@ -5,10 +5,10 @@ from typing import Any
 
 from transformers import LlavaProcessor
 
+from llava_s2.formats.identify import identify
+from llava_s2.formats.load import checkpoint_processor, named_base
 from llava_s2.model.assemble import split_gguf
-from llava_s2.model.checkpoint import identify
 from llava_s2.model.embedded import resolve_language_model, resolve_model
-from llava_s2.model.loading import checkpoint_processor, named_base
 from llava_s2.model.processor import build_processor
 from llava_s2.model.tokenizer import load_tokenizer
 

@@ -14,20 +14,10 @@ from transformers import (
 
 from llava_s2.errors import InputError
 from llava_s2.files import new_folder
-from llava_s2.model.assemble import generation_config, llava_config, torch_dtype
-from llava_s2.model.base_record import BaseRecord
-from llava_s2.model.checkpoint import Checkpoint, identify, split_parts
-from llava_s2.model.embedded import resolve_model, resolve_vision_tower
-from llava_s2.model.folder import LazyTensor, lazy_tensors, weight_bytes, write_weights
-from llava_s2.model.loading import (
-    load_pretrained,
-    named_base,
-    read_config,
-    read_llava,
-    saved_processor,
-)
-from llava_s2.model.native import LlavaContents, cast, grown, write_folder
-from llava_s2.model.original import (
+from llava_s2.formats.base_record import BaseRecord
+from llava_s2.formats.identify import Checkpoint, identify
+from llava_s2.formats.lazy_tensors import LazyTensor, lazy_tensors, weight_bytes, write_weights
+from llava_s2.formats.llava_writer import (
     ORIGINAL_TOWER,
     Original,
     language_model_rows,
@@ -36,6 +26,17 @@ from llava_s2.model.original import (
     tower_place,
     write_original_files,
 )
+from llava_s2.formats.load import (
+    load_pretrained,
+    named_base,
+    read_config,
+    read_llava,
+    saved_processor,
+)
+from llava_s2.formats.names import split_parts
+from llava_s2.formats.native import LlavaContents, cast, grown, write_folder
+from llava_s2.model.assemble import generation_config, llava_config, torch_dtype
+from llava_s2.model.embedded import resolve_model, resolve_vision_tower
 from llava_s2.model.processor import prefix_tokens
 from llava_s2.s2 import S2VisionConfig
 from llava_s2.towers.load_tower import load_vision_backbone, load_vision_config

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from llava_s2.model.arguments import positive
+from llava_s2.formats.model_source import positive
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:

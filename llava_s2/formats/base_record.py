@@ -11,8 +11,8 @@ import torch
 
 from llava_s2.errors import InputError
 from llava_s2.files import atomic_write
-from llava_s2.model.checkpoint import split_parts
-from llava_s2.model.folder import LazyTensor
+from llava_s2.formats.lazy_tensors import LazyTensor
+from llava_s2.formats.names import split_parts
 from llava_s2.weight_files import find_file, read_json
 
 FILE = "llava_s2_base.json"

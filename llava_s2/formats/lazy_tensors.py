@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from llava_s2.errors import InputError
-from llava_s2.model.headers import TensorHeader, read_headers
+from llava_s2.formats.headers import TensorHeader, read_headers
 from llava_s2.weight_files import read_tensors, weight_files
 
 SHARD_BYTES = 10**9

@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from llava_s2.errors import InputError
-from llava_s2.model.base_record import BaseRecord, checksum, matches
+from llava_s2.formats.base_record import BaseRecord, checksum, matches
+from llava_s2.formats.lazy_tensors import LazyTensor, lazy_tensors
 from llava_s2.model.embedded import NAME as EMBEDDED
-from llava_s2.model.folder import LazyTensor, lazy_tensors
 from llava_s2.weight_files import WEIGHT_FILES, find_file, list_names, read_json, read_tensors
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from llava_s2.model.arguments import DTYPES, add_part_arguments
+from llava_s2.formats.model_source import DTYPES, add_part_arguments
 
 
 def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -68,8 +68,7 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
 
 def _init(args: argparse.Namespace) -> None:
     from llava_s2.errors import InputError
-    from llava_s2.model.native import create_native
-    from llava_s2.model.widen import create_widened
+    from llava_s2.formats.native import create_native, create_widened
 
     try:
         scales = [int(side) for side in args.s2_scales.split(",")]
@@ -96,7 +95,7 @@ def _init(args: argparse.Namespace) -> None:
 
 
 def _merge(args: argparse.Namespace) -> None:
-    from llava_s2.model.convert import merge
+    from llava_s2.formats.convert import merge
 
     merge(
         args.adapter,
@@ -110,7 +109,7 @@ def _merge(args: argparse.Namespace) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from llava_s2.model.convert import convert
+    from llava_s2.formats.convert import convert
 
     convert(
         args.src,
@@ -125,7 +124,7 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from llava_s2.model.inspect import inspect
+    from llava_s2.formats.inspect import inspect
 
     report = inspect(args.path, args.base, vision_tower=args.vision_tower)
     print(json.dumps(report.to_dict(), ensure_ascii=False) if args.json else report)

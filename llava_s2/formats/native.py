@@ -16,15 +16,18 @@ from transformers import (
 
 from llava_s2.errors import InputError
 from llava_s2.files import new_folder
+from llava_s2.formats.base_record import BaseRecord, checksum
+from llava_s2.formats.identify import identify
+from llava_s2.formats.lazy_tensors import LazyTensor, lazy_tensors, weight_bytes, write_weights
+from llava_s2.formats.llava_writer import Original
+from llava_s2.formats.load import load_pretrained
+from llava_s2.formats.names import split_parts
 from llava_s2.model.assemble import generation_config, llava_config, new_projector, split_gguf, with_mean_rows
-from llava_s2.model.base_record import BaseRecord, checksum
-from llava_s2.model.checkpoint import identify, split_parts
 from llava_s2.model.embedded import resolve_language_model, resolve_vision_tower
-from llava_s2.model.folder import LazyTensor, lazy_tensors, weight_bytes, write_weights
 from llava_s2.model.language_model import embedding_name, fold_head, load_language_model
-from llava_s2.model.original import Original
 from llava_s2.model.processor import build_processor
 from llava_s2.model.tokenizer import load_tokenizer
+from llava_s2.model.widen import widen
 from llava_s2.s2 import S2VisionModel
 from llava_s2.towers.load_tower import load_image_statistics, load_vision_backbone, tower_config
 from llava_s2.weight_files import first_line, list_names
@@ -274,3 +277,34 @@ def cast(tensor: LazyTensor, dtype: torch.dtype) -> LazyTensor:
 def scaled(tensor: LazyTensor, factor: float) -> LazyTensor:
     """The tensor times a number."""
     return LazyTensor(tensor.shape, tensor.dtype, lambda: tensor.read() * factor)
+
+
+def create_widened(
+    dst: str | Path,
+    source: str | Path,
+    scales: list[int],
+    *,
+    base: str | None = None,
+    vision_tower: str | None = None,
+    dtype: str = "auto",
+) -> None:
+    """Writes the S² LLaVA that a single-scale one becomes, as a folder in the native format.
+
+    Args:
+        dst: the new folder; must not exist, or be empty.
+        source, base, vision_tower, dtype: as ``load_pretrained`` takes them; the model is in memory.
+        scales: see `widen`.
+
+    Raises:
+        InputError: see `widen` and ``load_pretrained``.
+    """
+    model, processor = widen(*load_pretrained(source, base, vision_tower=vision_tower, dtype=dtype), scales)
+    save_native(model, processor, dst)
+
+
+def save_native(model: LlavaForConditionalGeneration, processor: LlavaProcessor, dst: str | Path) -> None:
+    """Writes a model in memory and its processor as a new folder, which appears when it is whole."""
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    with new_folder(dst, size) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)

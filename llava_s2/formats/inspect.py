@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from llava_s2.errors import InputError
-from llava_s2.model.checkpoint import TRAINED_FILES, Checkpoint, identify, split_parts
+from llava_s2.formats.headers import TensorHeader, read_headers
+from llava_s2.formats.identify import TRAINED_FILES, Checkpoint, identify
+from llava_s2.formats.names import split_parts
 from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
-from llava_s2.model.headers import TensorHeader, read_headers
 from llava_s2.model.templates import TEMPLATES, with_image_start_end
 from llava_s2.weight_files import ask_hub, find_file, list_names, read_json, weight_files
 

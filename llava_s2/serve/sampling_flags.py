@@ -2,7 +2,7 @@
 
 import argparse
 
-from llava_s2.model.arguments import positive
+from llava_s2.formats.model_source import positive
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:

@@ -55,10 +55,10 @@ class ModelSource:
         Raises:
             InputError: see ``load_pretrained`` and ``set_template``.
         """
-        from llava_s2.model.loading import load_pretrained
+        from llava_s2.formats.load import load_pretrained
         from llava_s2.model.processor import set_template
         from llava_s2.model.templates import OWN, find_template
-        from llava_s2.s2.prepare import pack_frozen
+        from llava_s2.s2.packed_linear import pack_frozen
 
         if self.template not in (None, OWN):  # before any weight is loaded
             find_template(self.template)

@@ -4,7 +4,6 @@ Nothing here allocates weights: tensors are memory-mapped views of the files. to
 so that `llava-s2 inspect` answers at once.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +11,6 @@ from typing import Any, Literal
 from llava_s2.errors import InputError
 from llava_s2.weight_files import WEIGHT_FILES, ask_hub, find_file, read_json
 
-# Where a tower's layers may stand under model.vision_tower, by tower and by version of transformers.
-TOWER_STEMS = ("backbone.", "backbone.vision_model.", "", "vision_model.")
 # What LLaVA's LoRA leaves beside the adapter: the projector, and what else was trained whole.
 TRAINED_FILES = ("non_lora_trainables.bin", "non_lora_trainables.safetensors")
 
@@ -78,42 +75,3 @@ def identify(name: str | Path) -> Checkpoint:
     if is_llava:
         return Checkpoint(name, "llava_full", config)
     return Checkpoint(name, "hf" if config.get("model_type") == "llava" else "llm", config)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """A LLaVA model's tensors under the names that its three parts have in stock transformers.
-
-    ``language_model``: as in the base model, plus ``lm_head.weight``; ``projector``: ``linear_1.weight`` …, or the
-    numbers of LLaVA's ``nn.Sequential``; ``vision_tower``: as in the file, from the tower down.
-    """
-
-    language_model: dict[str, Any]
-    projector: dict[str, Any]
-    vision_tower: dict[str, Any]
-
-
-def split_parts(tensors: Mapping[str, Any]) -> Parts:
-    """Sorts the tensors of any LLaVA or Llama-like checkpoint, whatever its prefixes, into the three parts."""
-    parts = Parts({}, {}, {})
-    for name, tensor in tensors.items():
-        if name.endswith("rotary_emb.inv_freq") or name.endswith("embeddings.position_ids"):
-            continue  # buffers that old versions saved
-        for marker, part in (
-            ("vision_tower.vision_tower.", parts.vision_tower),
-            ("vision_tower.", parts.vision_tower),
-            ("multi_modal_projector.", parts.projector),
-            ("mm_projector.", parts.projector),
-        ):
-            if marker in name:
-                part[name.split(marker, 1)[1]] = tensor
-                break
-        else:
-            if name.endswith("lm_head.weight"):
-                parts.language_model["lm_head.weight"] = tensor
-            else:
-                inner = name.split("language_model.", 1)[-1].removeprefix("base_model.model.")
-                while inner.startswith("model."):
-                    inner = inner.removeprefix("model.")
-                parts.language_model[inner] = tensor
-    return parts

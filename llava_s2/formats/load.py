@@ -20,10 +20,11 @@ from transformers import (
 from transformers.utils import logging
 
 from llava_s2.errors import InputError
-from llava_s2.model.adapters import adapter_tensors, attach, check_base, find_base
+from llava_s2.formats.adapters import adapter_tensors, attach, check_base, find_base
+from llava_s2.formats.base_record import BaseRecord
+from llava_s2.formats.identify import TRAINED_FILES, Checkpoint, identify
+from llava_s2.formats.names import TOWER_STEMS, Parts, split_parts
 from llava_s2.model.assemble import assemble, build, split_gguf, torch_dtype
-from llava_s2.model.base_record import BaseRecord
-from llava_s2.model.checkpoint import TOWER_STEMS, TRAINED_FILES, Checkpoint, Parts, identify, split_parts
 from llava_s2.model.embedded import NAME as EMBEDDED
 from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
 from llava_s2.model.language_model import load_language_model

@@ -18,9 +18,9 @@ from transformers import LlavaProcessor
 
 from llava_s2.errors import InputError
 from llava_s2.files import atomic_write
-from llava_s2.model.checkpoint import TOWER_STEMS, split_parts
-from llava_s2.model.folder import LazyTensor, write_tensors
-from llava_s2.model.headers import read_headers
+from llava_s2.formats.headers import read_headers
+from llava_s2.formats.lazy_tensors import LazyTensor, write_tensors
+from llava_s2.formats.names import TOWER_STEMS, split_parts
 from llava_s2.model.processor import prefix_tokens
 from llava_s2.model.templates import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN
 from llava_s2.s2 import S2VisionConfig
