@@ -13,6 +13,13 @@ _OPTIONS = 4
 # Two things stand beside each other when they are apart by this share of the image's longer side.
 _CLEARLY_APART = 1 / 8
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_DESCRIBE = (
+    "What small things are in the image?",
+    "Describe the image.",
+    "What do you see?",
+    "What is in this image?",
+    "Describe this photograph in a sentence.",
+)
 _OUTSIDE_KNOWLEDGE = (
     "What does the text say?",
     "Who is the person in the image?",
@@ -24,8 +31,15 @@ _OUTSIDE_KNOWLEDGE = (
     "What time of day is it?",
     "What breed is it?",
     "How old is the person?",
+    "Translate the sign.",
+    "Is the person happy or sad?",
+    "How many people are there?",
+    "What is written on the shirt?",
+    "What will happen next?",
+    "What is the name of this painting?",
 )
 REFUSAL = "I only know small named things, such as a fox or a red umbrella, so I cannot answer that."
+NOTHING = "I see none of the small things that I know."
 
 
 @dataclass(frozen=True)
@@ -51,7 +65,9 @@ def _listed(phrases: Sequence[str], conjunction: str) -> str:
 
 
 def caption(scene: Scene) -> str:
-    """Names every thing in reading order of seven rows: ``A red umbrella, a fox and a key.``"""
+    """Names every thing in reading order of seven rows: ``A red umbrella, a fox and a key.``; `NOTHING` of none."""
+    if not scene.things:
+        return NOTHING
     row = max(scene.image.size) / 7
     ordered = sorted(scene.things, key=lambda thing: (thing.y // row, thing.x))
     return _sentence(_listed([thing.phrase for thing in ordered], "and"))
@@ -142,47 +158,58 @@ def neighbour_questions(scene: Scene, rng: np.random.Generator) -> list[Question
 
 
 def conversation(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """Five to seven questions, in random order, of all kinds; to a third, what is asked for is not in the image."""
-    absent = scene.absent(bool(rng.random() < 0.5), rng)
+    """Up to seven questions of all kinds; to a third, what is asked for is not in the image.
+
+    What is there is asked first, each time about another thing, because later questions name what is in the image: a
+    model would learn to answer from the text.
+    """
     there = scene.alone()
-    questions = naming_questions(scene, rng)[:2]
-    questions += _some(color_questions(scene, rng), 1, rng) + _some(colored_thing_questions(scene, rng), 1, rng)
-    # The question that shows whether the answer comes from the image: yes as often as no.
-    present = there[int(rng.integers(len(there)))] if there and rng.random() < 0.5 else None
+    namings = _some(naming_questions(scene, rng), 2, rng)
+    named = {thing for question in namings for thing in question.targets}
+    unnamed = [thing for thing in there if thing not in named]
+    absent = scene.absent(bool(rng.random() < 0.5), rng)
+    # Yes as often as no, but where nothing is left to ask for.
+    present = unnamed[int(rng.integers(len(unnamed)))] if unnamed and rng.random() < 0.5 else None
     name = present.name if present else absent[0]
     text = f"Is there {with_article(name)} in the image?"
     verdict = f"Yes, there is {with_article(name)}." if present else f"No, there is no {name}."
-    questions.append(Question(text, (verdict,), (present,) if present else ()))
-    questions.append(_rare_question(scene, absent[1:], rng))
-    questions += _some(relation_questions(scene, rng), 1, rng)
-    return [questions[i] for i in rng.permutation(len(questions))]
+    first = [*namings, Question(text, (verdict,), (present,) if present else ())]
+    colors = _some(color_questions(scene, rng), 1, rng)
+    told = {thing for question in colors for thing in question.targets}
+    rest = [question for question in colored_thing_questions(scene, rng) if not told & set(question.targets)]
+    rest = colors + _some(rest, 1, rng) + _some(relation_questions(scene, rng), 1, rng)
+    last = _describe(scene, rng) if rng.random() < 0.3 else _rare_question(scene, absent[1:], rng)
+    return [*_some(first, len(first), rng), *_some(rest, len(rest), rng), last]
 
 
 def _some(questions: list[Question], count: int, rng: np.random.Generator) -> list[Question]:
     return [questions[i] for i in rng.permutation(len(questions))[:count]]
 
 
+def _describe(scene: Scene, rng: np.random.Generator) -> Question:
+    return Question(_DESCRIBE[int(rng.integers(len(_DESCRIBE)))], (caption(scene),), scene.things)
+
+
 def _rare_question(scene: Scene, absent: list[str], rng: np.random.Generator) -> Question:
     """One of the kinds of which every conversation needs only one in a few."""
-    kind = int(rng.integers(7))
+    kind = int(rng.integers(6))
     there = scene.alone()
-    thing = there[int(rng.integers(len(there)))] if there else scene.things[0]
-    if kind == 0:
-        return Question("What small things are in the image?", (caption(scene),), scene.things)
-    if kind == 1:
+    names = [thing.name for thing in scene.things]
+    if kind == 0 and there:
+        thing = there[int(rng.integers(len(there)))]
         return Question(f"Where is the {thing.name}?", (_sentence(place(scene, thing)),), (thing,))
+    if kind == 1 and len(names) < len(_NUMBERS):
+        verb = "is" if len(names) == 1 else "are"
+        answer = _sentence(f"there {verb} {_NUMBERS[len(names)]}") if names else NOTHING
+        return Question("How many small things are in the image?", (answer,), scene.things)
     if kind == 2:
-        number = _NUMBERS[len(scene.things)]
-        return Question("How many small things are in the image?", (_sentence(f"there are {number}"),), scene.things)
-    if kind == 3:
-        names = [other.name for other in scene.things]
-        name = max(names, key=names.count) if rng.random() < 0.7 else absent[0]
+        name = max(names, key=names.count) if names and rng.random() < 0.7 else absent[0]
         return Question(
             f"How many times is {with_article(name)} in the image?", (_sentence(_NUMBERS[names.count(name)]),), ()
         )
-    if kind == 4:
+    if kind == 3:
         asked = (f"What is the color of the {absent[0]}?", f"Where is the {absent[0]}?")[int(rng.integers(2))]
         return Question(asked, (f"There is no {absent[0]} in the image.",), ())
-    if kind == 5:
-        return Question(_OUTSIDE_KNOWLEDGE[int(rng.integers(len(_OUTSIDE_KNOWLEDGE)))], (REFUSAL,), ())
-    return _some(neighbour_questions(scene, rng), 1, rng)[0] if there else _rare_question(scene, absent, rng)
+    if kind == 4 and (neighbours := neighbour_questions(scene, rng)):
+        return neighbours[0]
+    return Question(_OUTSIDE_KNOWLEDGE[int(rng.integers(len(_OUTSIDE_KNOWLEDGE)))], (REFUSAL,), ())

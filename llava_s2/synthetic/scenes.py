@@ -83,6 +83,7 @@ class SceneConfig:
             20 of 448 pixels, the embedded default's largest scale, and so 3.5 to 5 of 112, its smallest.
         things: smallest and largest number of things.
         repeated: share of the images in which one thing stands twice or three times.
+        empty: share of the images that are a photograph alone.
         styles: styles of drawing, those of the split where None.
         aspects: widths over heights that images have.
     """
@@ -91,6 +92,7 @@ class SceneConfig:
     thing_share: tuple[float, float] = (14 / 448, 20 / 448)
     things: tuple[int, int] = (3, 6)
     repeated: float = 0.0
+    empty: float = 0.0
     styles: tuple[str, ...] | None = None
     aspects: tuple[float, ...] = (4 / 3, 3 / 2, 1.0, 3 / 4)
 
@@ -102,8 +104,8 @@ class SceneConfig:
                 f"things of {self.thing_share[0]} to {self.thing_share[1]} of the image's side: must be above 0 and "
                 f"fit one of {_COLUMNS} columns"
             )
-        if not 2 <= self.things[0] <= self.things[1] <= 12:
-            raise ValueError(f"{self.things[0]} to {self.things[1]} things an image: must be 2 to 12")
+        if not 2 <= self.things[0] <= self.things[1] <= 24:
+            raise ValueError(f"{self.things[0]} to {self.things[1]} things an image: must be 2 to 24")
 
 
 def split_of_layout(cells: Sequence[int]) -> Split:
@@ -125,6 +127,8 @@ def make_scene(split: Split, seed: int, config: SceneConfig = SceneConfig()) -> 
     styles = config.styles or STYLES_OF_SPLIT[split]
     vocabulary = tuple(name for name in NAMES if any(name in names_of(style) for style in styles))
     names, colors = _draw_names(vocabulary, config, rng)
+    if rng.random() < config.empty:
+        return Scene(image, (), vocabulary)
     cells = rng.choice(columns * rows, size=len(names), replace=False)
     while split_of_layout(cells.tolist()) != split:
         cells = rng.choice(columns * rows, size=len(names), replace=False)

@@ -1,6 +1,7 @@
 """The scenes show what their questions and captions say, and the text gives nothing away."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from llava_s2.cli import main
 from llava_s2.synthetic.names import COLORS, NAMES, TINTED
 from llava_s2.synthetic.scene_files import write_instructions, write_vstar
 from llava_s2.synthetic.scene_questions import (
+    NOTHING,
+    REFUSAL,
     caption,
     color_questions,
     colored_thing_questions,
@@ -113,6 +116,28 @@ def test_conversations_ask_for_absent_things_as_often_as_for_present_ones() -> N
                 assert question.answer.startswith("Yes") == (name in {thing.name for thing in scene.things})
                 verdicts[question.answer[:2]] += 1
     assert 18 < verdicts["No"] < 42  # of 60 fair draws: 3 standard deviations
+
+
+def test_what_is_there_is_asked_before_the_conversation_tells_it() -> None:
+    for seed in range(40):
+        scene = make_scene("train", seed, SMALL)
+        said = ""
+        for question in conversation(scene, np.random.default_rng(seed)):
+            if question.text.startswith("Which of these"):
+                assert question.targets[0].name not in said.split()
+            elif question.text.startswith("Is there") and question.targets:
+                assert question.targets[0].name not in re.findall(r"[a-z]+", said)
+            elif question.text.startswith("Which thing is"):
+                assert question.text[len("Which thing is ") : -1] not in said
+            said += f" {question.answer.lower().rstrip('.')}"
+
+
+def test_a_photograph_without_things_is_answered_so() -> None:
+    for seed in range(12):
+        scene = make_scene("train", seed, SceneConfig(side=(160, 200), empty=1.0))
+        assert scene.things == () and caption(scene) == NOTHING
+        for question in conversation(scene, np.random.default_rng(seed)):
+            assert question.answer in (NOTHING, REFUSAL, "No.") or question.answer.startswith(("No, ", "There is no "))
 
 
 def test_files_are_a_vstar_folder_and_llava_json(tmp_path: Path) -> None:
