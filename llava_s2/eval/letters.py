@@ -46,17 +46,22 @@ _BRACKETED = re.compile(rf"\({_ALONE}\)|(?i:(?:option|choice)s?)[\s:]*[\"'(]?{_A
 _CAPITAL = re.compile(_ALONE)
 
 _LETTER_LIST = r"\(?[A-Za-z]\)?(?:\s*(?:,|or|nor|and)\s*\(?[A-Z]\)?)*(?![A-Za-z'])"
+_WRONG = (
+    r"(?:\s+(?:clearly|also|all|both|definitely))?"
+    r"(?:n't|not|\s+(?:not|wrong|incorrect|false|ruled\s+out|eliminated|impossible))"
+)
 _DENIED = (
     re.compile(
         r"(?i:\b(?:not|isn't|aren't|cannot|can't|never|neither|except|eliminate|exclude|excluding|rather\s+than|"
         r"instead\s+of|unlike|over|than|rule\s+out|ruling\s+out)\s+(?:be\s+)?(?:the\s+)?(?:(?:option|choice|answer)s?\s+)?)"
         r"\(?[A-Za-z]\)?(?:\s*(?:or|nor)\s*\(?[A-Z]\)?)*(?![A-Za-z'])"
     ),
+    # "B, C is wrong" denies C alone, "B, C are wrong" both.
     re.compile(
-        r"(?i:(?:(?:option|choice)s?\s+)?)(?<![A-Za-z0-9'])" + _LETTER_LIST + r"(?i:\s+(?:is|are|was|were|can|could)"
-        r"(?:\s+(?:clearly|also|all|both|definitely))?"
-        r"(?:n't|not|\s+(?:not|wrong|incorrect|false|ruled\s+out|eliminated|impossible)))\b"
+        r"(?i:(?:(?:option|choice)s?\s+)?)(?<![A-Za-z0-9'])(?:"
+        rf"\(?[A-Za-z][).]?(?i:\s+(?:is|was|can|could){_WRONG})|{_LETTER_LIST}(?i:\s+(?:are|were|can|could){_WRONG}))\b"
     ),
+    re.compile(r"(?<![A-Za-z0-9'])\(?[A-Za-z]\)?\s*\?\s*(?i:no|nope|wrong)\b"),
     re.compile(r"(?i:(?<![a-z])n\s*/\s*a(?![a-z])|(?<![a-z])n\.\s?a\.?(?![a-z]))"),
 )
 _NEGATIONS = re.compile(r"\b(?:not|no|never|neither|nor|cannot|without|isn't|aren't|doesn't|don't|can't|wasn't)\b")
