@@ -16,6 +16,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoConfig, LlavaForConditionalGeneration, LlavaProcessor, TrainingArguments, set_seed
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+from transformers.training_args import ParallelMode
 from transformers.utils import logging
 
 from llava_s2.data.bad_samples import LOG, BadSamples, count_bad
@@ -159,8 +160,10 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
         trainable = choose_parts(model, run.components, run.recipe)
         trainer = _build_trainer(run, trainable, processor, collate, examples, held_out, base)
         run.say("\n".join([*describe_parameters(count_parameters(trainable), run.components), start.describe()]))
-        if training.world_size == 1 and not (training.bf16 or training.fp16 or training.deepspeed or training.fsdp):
-            pack_frozen(trainable)  # on a CPU; several processes would exchange the weights, autocast would cast them
+        # torchrun's processes, be it one, exchange the weights, and autocast would cast them.
+        alone = training.parallel_mode is ParallelMode.NOT_PARALLEL
+        if alone and not (training.bf16 or training.fp16 or training.deepspeed or training.fsdp):
+            pack_frozen(trainable)  # on a CPU
         _train(trainer, start)
         if held_out is not None and not training.load_best_model_at_end:
             trainer.evaluate_once()
