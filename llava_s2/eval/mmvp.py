@@ -19,7 +19,7 @@ class MMVP(ChoiceBenchmark):
     title: ClassVar[str] = "MMVP"
     hub: ClassVar[tuple[str, ...]] = ("MMVP/MMVP", "*")
     files: ClassVar[Mapping[str, tuple[str, ...]]] = {"": ("MMVP.tsv", "Questions.csv", "train-*.parquet")}
-    identities: ClassVar[tuple[str, ...]] = ("index", "Index")
+    identities: ClassVar[tuple[str, ...]] = ("index", "Index", "lndex")  # the last a slip of the release's CSV
 
     def question(self, record: Record) -> tuple[str, list[str]]:
         """The release has ``(a) Open (b) Closed`` in a column of its own."""
