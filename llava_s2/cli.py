@@ -75,6 +75,7 @@ def _hush() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # PEFT asks transformers by an older name.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # of --dataloader_num_workers, twice a run
     # Progress of what is over in a moment: tqdm, when it is imported, takes this as every bar's default.
     os.environ.setdefault("TQDM_DELAY", "5")
 

@@ -340,7 +340,7 @@ class NumberedDataset(Dataset[dict[str, Any]]):
 class _NumberedCollator:
     """Keeps the numbers of a batch's items as ``records`` and counts their tokens as ``real_tokens``, both no tensors.
 
-    With ``of_targets`` the model is asked for logits only where there is loss.
+    With ``of_targets`` the model is asked for logits only where there is loss; it never makes a key-value cache.
     """
 
     def __init__(self, collate: Any, of_targets: bool) -> None:
@@ -353,4 +353,4 @@ class _NumberedCollator:
         if self._of_targets:
             batch = keep_targets(batch)
         real = sum(length for length, record in zip(lengths, records, strict=True) if record != FILLER)
-        return {**batch, "records": records, "real_tokens": real}
+        return {**batch, "use_cache": False, "records": records, "real_tokens": real}
