@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import gzip
 import io
 import json
 import signal
@@ -219,7 +220,12 @@ def test_many_clients_at_once_get_what_each_gets_alone(server, ai):
     [
         ({"n": 17}, "n"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"logit_bias": {"1": 2}}, "logit_bias"),
+        ({"logit_bias": {"word": 2}}, "logit_bias.word.[key]"),
+        ({"skip_special_tokens": False}, "skip_special_tokens"),
+        ({"include_stop_str_in_output": True}, "include_stop_str_in_output"),
+        ({"mm_processor_kwargs": {"a": 1}}, "mm_processor_kwargs"),
+        ({"continue_final_message": True}, "continue_final_message"),
+        ({"add_generation_prompt": False}, "add_generation_prompt"),
         ({"frequency_penalty": 2.5}, "frequency_penalty"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"modalities": ["text", "audio"]}, "modalities"),
@@ -231,7 +237,7 @@ def test_many_clients_at_once_get_what_each_gets_alone(server, ai):
         ({"top_p": 0}, "top_p"),
         ({"top_k": -2}, "top_k"),
         ({"seed": 2**63}, "seed"),
-        ({"stop": ["a"] * 5}, "stop"),
+        ({"stop": ["a"] * 17}, "stop"),
         ({"stop": ""}, "stop[0]"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "system", "content": "x"}]}, "messages"),
@@ -266,6 +272,9 @@ def test_what_would_change_the_answer_is_a_400_that_names_it(ai, http_client, ch
             "seed": None,
             "model": None,
         },
+        {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none", "logit_bias": {"5": 0}},
+        {"skip_special_tokens": True, "truncate_prompt_tokens": None, "add_generation_prompt": True, "max_tokens": 3.0},
+        {"prediction": {"type": "content", "content": "Hi"}, "continue_final_message": False, "stop": ["zz"] * 8},
         {"modalities": ["text"], "audio": None, "prediction": None, "functions": None, "repetition_penalty": 1.0},
     ],
 )
@@ -286,6 +295,44 @@ def test_a_message_may_carry_what_clients_add(http_client):
     answers.append(http_client.post(CHAT, json=body))
     assert [answer.status_code for answer in answers] == [200, 200]
     assert answers[0].json()["choices"] == answers[1].json()["choices"]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda image, text: [image_part(image), text],
+        lambda image, text: [{"image_url": {"url": image}}, {"text": text}],
+        lambda image, text: [{"type": "input_image", "image_url": image}, {"type": "input_text", "text": text}],
+        lambda image, text: [{"type": "image_url", "image_url": {"url": f" {image}\n"}}, text],
+        lambda image, text: [image_part(image.replace("+", "%2b").replace("/", "%2F").replace("=", "%3d")), text],
+    ],
+    ids=["strings", "no type", "Responses", "white space", "percent"],
+)
+def test_parts_as_other_servers_take_them(http_client, written):
+    image = data_url(encoded())
+    plain = http_client.post(CHAT, json=asked([image_part(image), {"type": "text", "text": "What?"}])).json()
+    answer = http_client.post(CHAT, json=asked(written(image, "What?")))
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"] == plain["choices"]
+
+
+def test_a_refusal_is_taken_back_and_a_last_message_need_not_be_continued(http_client):
+    said = {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}
+    texts = {"role": "assistant", "content": "No."}
+
+    def used(*more, **options):
+        body = {"messages": [user("Hi"), *more], "max_tokens": 1, **options}
+        return http_client.post(CHAT, json=body).json()["usage"]["prompt_tokens"]
+
+    assert used(said, user("Why?")) == used(texts, user("Why?"))
+    assert used(texts, continue_final_message=False) > used(texts) == used(texts, continue_final_message=True)
+
+
+def test_bodies_as_editors_and_proxies_write_them(http_client):
+    body, kind = json.dumps(asked()).encode(), {"Content-Type": "Application/JSON; charset=UTF-8"}
+    assert http_client.post(CHAT, content=b"\xef\xbb\xbf" + body + b"\r\n", headers=kind).status_code == 200
+    packed = {**kind, "Content-Encoding": "gzip"}
+    check_error(http_client.post(CHAT, content=gzip.compress(body), headers=packed), 415)
 
 
 @settings(deadline=None, max_examples=12)
@@ -399,7 +446,7 @@ def test_a_request_has_an_id(http_client):
 def test_half_a_character_has_its_byte(loaded):
     tokenizer = loaded[1].tokenizer
     half = tokenizer.convert_tokens_to_ids("<0xE2>")
-    told = TokenTexts(tokenizer).logprobs([SampledToken(half, -1.0, [(half, -1.0)])]).content[0]
+    told = TokenTexts(tokenizer).logprobs([SampledToken(half, -1.0, [(half, -1.0)])])[0]
     assert told.token == "\N{REPLACEMENT CHARACTER}" and told.bytes == told.top_logprobs[0].bytes == [0xE2]
 
 

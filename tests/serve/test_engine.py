@@ -4,7 +4,6 @@ import io
 import itertools
 import json
 import queue
-import random
 import time
 
 import pytest
@@ -25,7 +24,7 @@ from llava_s2.model.inference import encode_prompts, token_arguments, user_messa
 from llava_s2.serve.api.batch import Batch
 from llava_s2.serve.api.engine import Delta, End, Engine, Job, PromptImage, Started
 from llava_s2.serve.api.metrics import Metrics
-from llava_s2.serve.api.sampling import Row, Sampling, sample
+from llava_s2.serve.api.sampling import Sampler, Sampling
 from llava_s2.serve.api.text import AnswerText
 from llava_s2.serve.tower_cache import FeatureCache, image_features
 
@@ -313,26 +312,24 @@ def test_a_small_request_passes_one_for_which_there_is_no_room(loaded, start):
 
 
 def test_penalties_and_what_is_left_out_are_those_of_transformers():
-    logits = torch.randn(1, 60, generator=torch.Generator().manual_seed(5)) * 2
+    logits = torch.randn(60, generator=torch.Generator().manual_seed(5)) * 2
     prompt, answer = [3, 4, 4], [7, 7, 9]
-    hot = Sampling(temperature=1.0, repetition_penalty=1.7)
-    expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([prompt + answer]), logits.clone())
-    assert sample(logits, [Row(Sampling(repetition_penalty=1.7), random.Random(0), prompt, answer)])[0].token == int(
-        expected.argmax()
-    )
+    expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([prompt + answer]), logits[None].clone())
+    assert Sampler(Sampling(repetition_penalty=1.7), prompt).sample(logits, answer).token == int(expected.argmax())
     for sampling, warper in (
-        (Sampling(temperature=1.0, top_k=4), TopKLogitsWarper(4)),
-        (Sampling(temperature=1.0, min_p=0.3), MinPLogitsWarper(0.3)),
+        (Sampling(temperature=1.0, top_k=4, seed=1), TopKLogitsWarper(4)),
+        (Sampling(temperature=1.0, min_p=0.3, seed=1), MinPLogitsWarper(0.3)),
     ):
-        rng = random.Random(1)
-        kept = set(warper(None, logits)[0].isfinite().nonzero()[:, 0].tolist())
-        assert {sample(logits, [Row(sampling, rng)])[0].token for _ in range(200)} <= kept
-    flat = torch.zeros(1, 12)
-    flat[0, 7], flat[0, 9] = 1.9, 1.5  # minus 2 x 0.5 + 0.2, and minus 0.5 + 0.2
-    rows = [Row(Sampling(frequency_penalty=0.5, presence_penalty=0.2), random.Random(0), prompt, answer)]
-    assert sample(flat, rows)[0].token == 9 and hot.penalizes
-    told = sample(flat, [Row(Sampling(frequency_penalty=2, top_logprobs=1), random.Random(0), [], [7, 7])])[0]
+        kept = set(warper(None, logits[None])[0].isfinite().nonzero()[:, 0].tolist())
+        sampler = Sampler(sampling)
+        assert {sampler.sample(logits).token for _ in range(200)} <= kept
+    flat = torch.zeros(12)
+    flat[7], flat[9] = 1.9, 1.5  # minus 2 x 0.5 + 0.2, and minus 0.5 + 0.2
+    penalties = Sampling(frequency_penalty=0.5, presence_penalty=0.2)
+    assert Sampler(penalties, prompt).sample(flat, answer).token == 9
+    told = Sampler(Sampling(frequency_penalty=2, top_logprobs=1)).sample(flat, [7, 7])
     assert told.token == 9 and told.top[0][0] == 7  # log-probabilities are the model's own
+    assert Sampler(Sampling(logit_bias={7: -1.0, 5: 1.4, 99: 5.0})).sample(flat).token == 9
 
 
 def test_a_failing_model_fails_the_answers_under_way_and_no_more(loaded, start, monkeypatch):
@@ -365,8 +362,8 @@ def test_stopping_the_engine_finishes_what_it_has(loaded):
 def test_draws_come_from_the_nucleus_that_transformers_keeps(seed, top_p, temperature):
     logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(seed)) * 3
     kept = TopPLogitsWarper(top_p)(None, logits / temperature).isfinite()[0]
-    rng, sampling = random.Random(seed), Sampling(temperature=temperature, top_p=top_p)
-    tokens = {sample(logits, [Row(sampling, rng)])[0].token for _ in range(50)}
+    sampler = Sampler(Sampling(temperature=temperature, top_p=top_p, seed=seed))
+    tokens = {sampler.sample(logits[0]).token for _ in range(50)}
     # The warper sums in another order: a token at the very edge may fall on either side.
     edge = min(int(kept.sum()) + 1, 50)
     assert tokens <= set(logits[0].topk(edge).indices.tolist())
@@ -374,22 +371,15 @@ def test_draws_come_from_the_nucleus_that_transformers_keeps(seed, top_p, temper
 
 
 def test_a_share_too_small_for_float32_leaves_the_likeliest_token():
-    logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(0))
-    sampled = sample(logits, [Row(Sampling(temperature=1.0, top_p=1e-181), random.Random(0))])
-    assert sampled[0].token == int(logits.argmax())
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    assert Sampler(Sampling(temperature=1.0, top_p=1e-181)).sample(logits).token == int(logits.argmax())
 
 
 def test_draws_follow_the_probabilities():
-    logits = torch.tensor([[1.0, 2.0, 0.0, -1.0], [0.0, 0.0, 5.0, 0.0]])
-    rows = [Row(Sampling(temperature=0.7), random.Random(1)), Row(Sampling(), random.Random(1))]
-    counts = torch.zeros(4)
-    for _ in range(4000):
-        first, second = sample(logits, rows, suppressed=[3])
-        counts[first.token] += 1
-        assert second.token == 2
-    expected = torch.softmax(logits[0, :3] / 0.7, -1)
-    assert counts[3] == 0
-    assert torch.allclose(counts[:3] / 4000, expected, atol=0.03)
+    logits, sampler = torch.tensor([1.0, 2.0, 0.0, -float("inf")]), Sampler(Sampling(temperature=0.7, seed=1))
+    drawn = torch.tensor([sampler.sample(logits).token for _ in range(4000)])
+    assert torch.allclose(drawn.bincount(minlength=4) / 4000, torch.softmax(logits / 0.7, -1), atol=0.03)
+    assert len({Sampler(Sampling(temperature=2.0)).sample(torch.zeros(1000)).token for _ in range(9)}) > 1  # no seed
 
 
 def test_log_probabilities_are_the_models_own(loaded, start):

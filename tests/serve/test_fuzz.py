@@ -34,10 +34,12 @@ def made_answerable(body):
     """What the schema cannot say is put right: who shows images, and that an image's URL leads to an image."""
     for message in body["messages"]:
         for part in message["content"] if isinstance(message.get("content"), list) else []:
-            if part["type"] == "image_url":
+            if isinstance(part, dict) and part["type"] == "image_url":
                 message["role"] = "user"
                 part["image_url"] = f"data:image/png;base64,{GOOD}"
     body["messages"][-1]["role"] = "user"
+    for name in ("continue_final_message", "add_generation_prompt"):
+        body.pop(name, None)
     if not body.get("logprobs"):
         body.pop("top_logprobs", None)
 

@@ -79,7 +79,7 @@ def _routes(service: Service) -> FastAPI:
 
     @app.post(
         CHAT,
-        response_model=schema.ChatCompletion,
+        response_model=schema.Completion,
         responses=_ERRORS,
         openapi_extra=_body("ChatRequest"),
         description="With stream: server-sent events of chat.completion.chunk objects, then [DONE].",

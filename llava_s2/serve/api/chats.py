@@ -1,16 +1,21 @@
 """Chat requests, from their body to their answer."""
 
 import asyncio
+import json
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
+from openai.types import CompletionUsage
+from openai.types.chat import ChatCompletionMessage, chat_completion, chat_completion_chunk
+from openai.types.chat.chat_completion_chunk import ChoiceDelta
+from openai.types.completion_usage import PromptTokensDetails
 
 from llava_s2.serve.api import schema
 from llava_s2.serve.api.bounds import AT_END, BODY, Body, ClientGone
@@ -66,7 +71,7 @@ class Chats:
                 chat.events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
             )
         completion = await _unless_gone(request, chat.completion())
-        return Response(completion.model_dump_json(), media_type="application/json")
+        return Response(completion.model_dump_json(exclude_unset=True), media_type="application/json")
 
     async def tokenize(self, request: Request) -> schema.TokenizeResponse:
         """What a text or a conversation is made of. Raises ApiError."""
@@ -165,7 +170,7 @@ class _Chat:
             if isinstance(event, Delta | End):
                 yield choice, event
 
-    async def completion(self) -> schema.ChatCompletion:
+    async def completion(self) -> schema.Completion:
         """The whole answer."""
         texts = [""] * len(self._jobs)
         tokens: list[list[SampledToken]] = [[] for _ in self._jobs]
@@ -177,62 +182,69 @@ class _Chat:
                 texts[choice] += event.text
                 tokens[choice] += event.tokens
         choices = [
-            schema.Choice(
+            chat_completion.Choice(
                 index=index,
-                message=schema.AnswerMessage(content=text),
-                logprobs=self._texts.logprobs(of) if self.asked.logprobs else None,
+                message=ChatCompletionMessage(role="assistant", content=text, refusal=None),
+                logprobs=chat_completion.ChoiceLogprobs(content=self._texts.logprobs(of), refusal=None)
+                if self.asked.logprobs
+                else None,
                 finish_reason=reason,
             )
             for index, (text, of, reason) in enumerate(zip(texts, tokens, reasons, strict=True))
         ]
-        return schema.ChatCompletion(**self._head(), choices=choices, usage=self._usage(), timings=self._timings())
+        return schema.Completion(
+            **self._head, object="chat.completion", choices=choices, usage=self._usage(), timings=self._timings()
+        )
 
     async def events(self) -> AsyncIterator[bytes]:
         """The answer as server-sent events. What goes wrong now is told as an event: the status is sent already."""
         for choice in range(len(self._jobs)):
-            yield self._chunk(choice, schema.Delta(role="assistant", content=""))
+            yield self._chunk(choice, ChoiceDelta(role="assistant", content=""))
         try:
             async for choice, event in self._next():
                 if isinstance(event, End):
                     more: dict[str, Any] = {"timings": self._timings()} if choice == 0 else {}
-                    yield self._chunk(choice, schema.Delta(), finish=event.reason, **more)
+                    yield self._chunk(choice, ChoiceDelta(), finish=event.reason, **more)
                 else:
-                    logprobs = self._texts.logprobs(event.tokens) if self.asked.logprobs else None
-                    yield self._chunk(choice, schema.Delta(content=event.text), logprobs)
+                    yield self._chunk(choice, ChoiceDelta(content=event.text), event.tokens)
         except ApiError as error:
-            yield _sse(schema.ErrorBody(**error.body()).model_dump_json())
+            yield _sse(json.dumps(error.body()))
             return
-        if self.asked.stream_options and self.asked.stream_options.include_usage:
+        if self._with_usage:
             yield self._sse_chunk([], usage=self._usage())
         yield b"data: [DONE]\n\n"
 
+    @property
     def _head(self) -> dict[str, Any]:
-        return {"id": self._id, "created": self._created, "model": self._service.model}
+        return {"id": self._id, "created": self._created, "model": self._service.model, "system_fingerprint": None}
+
+    @property
+    def _with_usage(self) -> bool:
+        return bool(self.asked.stream_options and self.asked.stream_options.include_usage)
 
     def _chunk(
-        self, choice: int, delta: schema.Delta, logprobs: schema.Logprobs | None = None, finish: Any = None, **more: Any
+        self, index: int, delta: ChoiceDelta, tokens: Sequence[SampledToken] = (), finish: Any = None, **more: Any
     ) -> bytes:
-        made = schema.ChunkChoice(index=choice, delta=delta, logprobs=logprobs, finish_reason=finish)
-        if self.asked.stream_options and self.asked.stream_options.include_usage:
-            more["usage"] = None
-        return self._sse_chunk([made], **more)
+        logprobs = None
+        if self.asked.logprobs and tokens:
+            logprobs = chat_completion_chunk.ChoiceLogprobs(content=self._texts.logprobs(tokens), refusal=None)
+        choice = chat_completion_chunk.Choice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish)
+        return self._sse_chunk([choice], **({"usage": None} if self._with_usage else {}), **more)
 
-    def _sse_chunk(self, choices: list[schema.ChunkChoice], **more: Any) -> bytes:
-        kind: Any = {"object": "chat.completion.chunk", "system_fingerprint": None}
-        chunk = schema.ChatChunk(**self._head(), **kind, choices=choices, **more)
+    def _sse_chunk(self, choices: list[chat_completion_chunk.Choice], **more: Any) -> bytes:
+        chunk = schema.Chunk(**self._head, object="chat.completion.chunk", choices=choices, **more)
         return _sse(chunk.model_dump_json(exclude_unset=True))
 
-    def _usage(self) -> schema.Usage:
+    def _usage(self) -> CompletionUsage:
         new = sum(job.new_tokens for job in self._jobs)
         each = self._service.preparer.image_tokens
-        details = schema.PromptDetails(
-            cached_tokens=each * self._jobs[0].cached_images, image_tokens=each * self._images
-        )
-        return schema.Usage(
+        return CompletionUsage(
             prompt_tokens=self._read,
             completion_tokens=new,
             total_tokens=self._read + new,
-            prompt_tokens_details=details,
+            prompt_tokens_details=PromptTokensDetails.model_validate(
+                {"cached_tokens": each * self._jobs[0].cached_images, "image_tokens": each * self._images}
+            ),
         )
 
     def _timings(self) -> schema.Timings:
@@ -250,6 +262,8 @@ def stopping() -> ApiError:
 def _check_json(request: Request) -> None:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ApiError(415, "the Content-Type must be application/json", code="unsupported_media_type")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ApiError(415, "the body must come without a Content-Encoding", code="unsupported_media_type")
 
 
 def _sse(data: str) -> bytes:

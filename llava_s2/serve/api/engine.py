@@ -1,7 +1,6 @@
 """The thread that owns the model: takes requests as they come and continues all their answers together."""
 
 import logging
-import random
 import threading
 import time
 from collections import deque
@@ -16,14 +15,15 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from llava_s2.model.inference import token_arguments
 from llava_s2.serve.api.batch import Batch
 from llava_s2.serve.api.metrics import Metrics
-from llava_s2.serve.api.sampling import Row, SampledToken, Sampling, sample
+from llava_s2.serve.api.sampling import SampledToken, Sampler, Sampling
 from llava_s2.serve.api.text import AnswerText
 from llava_s2.serve.tower_cache import FeatureCache, image_features
 
 logger = logging.getLogger("llava_s2.serve")
 
-_PREFILL_TOKENS = 4096  # read at once, padding counted; the answers that are running wait for it
-_TOWER_IMAGES = 4  # through the tower at once; the answers that are running wait for it
+_PREFILL_TOKENS = 4096  # read at once, padding counted
+_TOWER_IMAGES = 4  # through the tower at once
+_STALL_SECONDS = 0.5  # that the answers that are running should wait for the tower, or for prompts, at once
 _STOP_SECONDS = 20.0
 _MOST_PASSES = 8  # how often smaller requests may be taken before one for which there is no room
 _HEADROOM = 16  # tokens that an answer finds room for when it is taken up
@@ -104,9 +104,10 @@ class _Answer:
     def __init__(self, job: Job, tokenizer: Any) -> None:
         self.job = job
         self.text = AnswerText(tokenizer, job.sampling.stop, job.prompt if job.continues else ())
-        self.rng = random.Random(job.sampling.seed)
+        self.sampler = Sampler(job.sampling, job.prompt)
         self.tokens: list[int] = []
-        self.features: list[Tensor] | None = None
+        self.features: list[Tensor | None] = [image.features for image in job.images]
+        self.unknown_images = 0
         self.begun: float | None = None
         self.passed = 0
         self.ended = False
@@ -115,13 +116,15 @@ class _Answer:
     def length(self) -> int:
         return len(self.job.prompt) + len(self.tokens)
 
-    def row(self) -> Row:
-        return Row(self.job.sampling, self.rng, self.job.prompt, self.tokens)
+    @property
+    def ready(self) -> bool:
+        return all(features is not None for features in self.features)
 
 
 class Engine:
     """Continuous batching. An answer takes the room that it uses, not what it may use; where that becomes too much, the
-    youngest goes back to the queue and is read again later.
+    youngest goes back to the queue and is read again later. Between two tokens of the running answers, no more images
+    and prompts are taken than what should take half a second by the times measured so far, but always one.
 
     Args:
         model: in eval mode.
@@ -153,9 +156,11 @@ class Engine:
         self._waiting: deque[_Answer] = deque()
         self._changed = threading.Condition()
         self._stopping = False
-        self._next_admission = 0.0
+        self._busy: list[_Answer] = []  # whose images, or prompts, are being read
+        self._next_reading = 0.0
+        self._image_seconds = self._token_seconds = 0.0  # moving averages
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self.seconds_per_answer = 1.0  # a moving average
+        self.seconds_per_answer = 1.0
 
     def start(self) -> None:
         self._thread.start()
@@ -187,106 +192,126 @@ class Engine:
                     self._changed.wait()
                 if not (self._waiting or self._answers):
                     return
-                new = self._admit()
             try:
-                if new:
-                    self._begin(new)
-                if self._answers:
-                    self._continue()
+                self._read()
+                self._continue()
             except Exception:  # out of memory, say: those under way are lost, those who wait are not
                 logger.exception("the batch failed")
-                lost = {*new, *self._answers}
+                for answer in {*self._busy, *self._answers}:
+                    answer.ended = True
+                    answer.job.on_event(End("error"))
                 self._answers = []
                 self._batch.clear()
-                for answer in lost:
-                    answer.job.on_event(End("error"))
+            self._busy = []
             self._metrics.running.set(len(self._answers))
+
+    def _read(self) -> None:
+        """Images and prompts of those who wait."""
+        with self._changed:
+            for answer in self._waiting:
+                if not answer.ended and (reason := answer.job.over()):
+                    self._end_job(answer.job, reason)
+                    answer.ended = True
+            self._waiting = deque(answer for answer in self._waiting if not answer.ended)
+        begun, others_wait = time.monotonic(), bool(self._answers)
+        if others_wait and begun < self._next_reading:
+            return
+        if len(self._answers) < self._max_batch:
+            self._see()
+        self._busy = self._admit()
+        if self._busy:
+            self._begin(self._busy)
+        # Those that are running get half as long for themselves as they have waited.
+        self._next_reading = time.monotonic() + (time.monotonic() - begun) / 2 if others_wait else 0.0
+
+    def _at_once(self, most: int, seconds_each: float) -> int:
+        """How many images, or tokens, may be read before the running answers go on."""
+        if not (self._answers and seconds_each):
+            return most
+        return min(most, max(int(_STALL_SECONDS / seconds_each), 1))
+
+    def _see(self) -> None:
+        """Takes the next unknown images through the tower, those of the first in the queue first."""
+        most, unseen, wanted = self._at_once(_TOWER_IMAGES, self._image_seconds), {}, []
+        with self._changed:
+            waiting = [answer for answer in self._waiting if not answer.ready]
+        for answer in waiting:
+            for at, image in enumerate(answer.job.images):
+                if answer.features[at] is None:
+                    answer.features[at] = self._cache.get(image.key)
+                if answer.features[at] is None and image.pixels is not None:
+                    if image.key not in unseen:
+                        if len(unseen) == most:
+                            break
+                        unseen[image.key] = image.pixels
+                        answer.unknown_images += 1
+                    wanted.append((answer, at, image.key))
+        if not unseen:
+            return
+        self._busy, start = [answer for answer, _, _ in wanted], time.monotonic()
+        with torch.inference_mode():
+            found = image_features(self._model, torch.cat(list(unseen.values())))
+        took = time.monotonic() - start
+        known = {key: features.clone() for key, features in zip(unseen, found, strict=True)}  # or one keeps them all
+        for key, features in known.items():
+            self._cache.put(key, features)
+        for answer, at, key in wanted:
+            answer.features[at] = known[key]
+        for answer in set(self._busy):
+            answer.job.seconds["tower"] = answer.job.seconds.get("tower", 0.0) + took
+        self._image_seconds = _averaged(self._image_seconds, took / len(unseen))
+        self._metrics.tower_time.observe(took / len(unseen))
+        self._metrics.cache_misses.inc(len(unseen))
+        self._metrics.cache_bytes.set(self._cache.bytes)
 
     def _admit(self) -> list[_Answer]:
         """Takes from the queue what there is room for: in its order, but that small ones may pass a large one."""
         new: list[_Answer] = []
-        still: deque[_Answer] = deque()
-        held_up = bool(self._answers) and time.monotonic() < self._next_admission
-        while self._waiting:
-            answer = self._waiting.popleft()
-            if reason := answer.job.over():
-                self._end_job(answer.job, reason)
-            elif not held_up and not (still and still[0].passed >= _MOST_PASSES) and self._fits([*new, answer]):
-                new.append(answer)
-                for passed in still:
-                    passed.passed += 1
-            else:
-                still.append(answer)
-        self._waiting = still
-        self._metrics.waiting.set(len(still))
+        passed: list[_Answer] = []
+        with self._changed:
+            for answer in [answer for answer in self._waiting if answer.ready]:
+                if any(one.passed >= _MOST_PASSES for one in passed):
+                    break
+                if self._fits([*new, answer]):
+                    new.append(answer)
+                    self._waiting.remove(answer)
+                    for one in passed:
+                        one.passed += 1
+                else:
+                    passed.append(answer)
+            self._metrics.waiting.set(len(self._waiting))
         return new
 
     def _fits(self, new: list[_Answer]) -> bool:
         rows, longest = len(self._answers) + len(new), max(answer.length for answer in new)
-        unseen = sum(image.features is None for answer in new for image in answer.job.images)
-        at_once = longest * len(new) <= _PREFILL_TOKENS and unseen <= _TOWER_IMAGES
+        at_once = longest * len(new) <= self._at_once(_PREFILL_TOKENS, self._token_seconds)
         room = rows * (max(self._batch.length, longest) + _HEADROOM) <= self._max_batch_tokens
         return (at_once or len(new) == 1) and ((room and rows <= self._max_batch) or rows == 1)
 
     def _begin(self, new: list[_Answer]) -> None:
-        begun, others_wait = time.monotonic(), bool(self._answers)
-        self._see(new)
-        seen = time.monotonic()
-        logits = self._batch.add(
-            [[*answer.job.prompt, *answer.tokens] for answer in new], [answer.features or [] for answer in new]
-        )
+        start = time.monotonic()
+        features = [[one for one in answer.features if one is not None] for answer in new]
+        logits = self._batch.add([[*answer.job.prompt, *answer.tokens] for answer in new], features)
+        took = time.monotonic() - start
+        self._token_seconds = _averaged(self._token_seconds, took / (len(new) * max(answer.length for answer in new)))
         self._metrics.batch_size.observe(len(new))
-        read = time.monotonic()
-        for answer in new:
+        for answer, shown in zip(new, features, strict=True):
             if answer.begun is not None:  # it was in the batch before
                 continue
             job, answer.begun = answer.job, answer.job.clock()
+            job.cached_images = len(shown) - answer.unknown_images
+            job.images = ()  # their pixels are not needed any more
             job.on_event(Started())
-            job.seconds["prefill"] = read - seen
-            job.seconds["queue"] = max(answer.begun - job.created - (read - begun), 0.0)
+            job.seconds["prefill"] = took
+            job.seconds["queue"] = max(answer.begun - job.created - took - job.seconds.get("tower", 0.0), 0.0)
             self._metrics.queue_time.observe(job.seconds["queue"])
             self._metrics.first_token_time.observe(answer.begun - job.created)
             self._metrics.prompt_tokens.inc(len(job.prompt))
-        # Those that are running get half as long for themselves as they have waited.
-        self._next_admission = time.monotonic() + (read - begun) / 2 if others_wait else 0.0
+            self._metrics.image_tokens.inc(sum(map(len, shown)))
+            self._metrics.cache_hits.inc(job.cached_images)
         self._answers += new
         self._sample(logits, new)
         self._drop_ended()
-
-    def _see(self, new: list[_Answer]) -> None:
-        """Gives the answers the features of their images; what is new of them goes through the tower together."""
-        known: dict[str, Tensor] = {}
-        unseen: dict[str, Tensor] = {}
-        for answer in new:
-            for image in answer.job.images:
-                features = image.features if image.features is not None else self._cache.get(image.key)
-                if features is not None or image.key in unseen:
-                    answer.job.cached_images += 1
-                    self._metrics.cache_hits.inc()
-                elif image.pixels is not None:
-                    unseen[image.key] = image.pixels
-                    self._metrics.cache_misses.inc()
-                if features is not None:
-                    known[image.key] = features
-        keys, start = list(unseen), time.monotonic()
-        for at in range(0, len(keys), _TOWER_IMAGES):
-            some = keys[at : at + _TOWER_IMAGES]
-            with torch.inference_mode():
-                found = image_features(self._model, torch.cat([unseen[key] for key in some]))
-            for key, features in zip(some, found, strict=True):
-                known[key] = features.clone()  # or one that is kept keeps them all
-                self._cache.put(key, known[key])
-        took = time.monotonic() - start
-        if unseen:
-            self._metrics.tower_time.observe(took / len(unseen))
-            self._metrics.cache_bytes.set(self._cache.bytes)
-        for answer in new:
-            if answer.features is None:
-                answer.features = [known[image.key] for image in answer.job.images]
-                if any(image.key in unseen for image in answer.job.images):
-                    answer.job.seconds["tower"] = took
-                self._metrics.image_tokens.inc(sum(map(len, answer.features)))
-                answer.job.images = ()  # their pixels are not needed any more
 
     def _continue(self) -> None:
         for answer in self._answers:
@@ -311,10 +336,11 @@ class Engine:
             self._batch.keep(range(rows))
             self._answers = self._answers[:rows]
 
+    @torch.inference_mode()
     def _sample(self, logits: Tensor, answers: list[_Answer]) -> None:
-        sampled = sample(logits, [answer.row() for answer in answers], self._suppressed)
-        for answer, one in zip(answers, sampled, strict=True):
-            self._take(answer, one)
+        logits[:, self._suppressed] = -float("inf")
+        for answer, row in zip(answers, logits, strict=True):
+            self._take(answer, answer.sampler.sample(row, answer.tokens))
 
     def _take(self, answer: _Answer, sampled: SampledToken) -> None:
         job = answer.job
@@ -344,7 +370,7 @@ class Engine:
     def _end_job(self, job: Job, reason: str) -> None:
         took = job.clock() - job.created
         if reason in ("stop", "length"):
-            self.seconds_per_answer += 0.2 * (took - self.seconds_per_answer)
+            self.seconds_per_answer = _averaged(self.seconds_per_answer, took)
         else:
             self._metrics.cancelled.labels("hung up" if reason == "cancelled" else reason).inc()
         self._metrics.request_time.observe(took)
@@ -355,3 +381,8 @@ class Engine:
         if len(rows) < len(self._answers):
             self._batch.keep(rows)
             self._answers = [self._answers[row] for row in rows]
+
+
+def _averaged(before: float, now: float) -> float:
+    """A moving average; 0 is none yet."""
+    return before + 0.2 * (now - before) if before else now

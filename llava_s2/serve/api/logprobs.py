@@ -4,9 +4,11 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
+from openai.types.chat import ChatCompletionTokenLogprob
+from openai.types.chat.chat_completion_token_logprob import TopLogprob
 from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from llava_s2.serve.api import schema
 from llava_s2.serve.api.sampling import SampledToken
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -19,7 +21,7 @@ class TokenTexts:
         # A token's leading space only shows behind another token.
         before = tokenizer("a", add_special_tokens=False)["input_ids"]
         start = len(tokenizer.decode(before))
-        bytes_of = _byte_alphabet()
+        bytes_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
 
         @lru_cache(4096)
         def text(token: int) -> tuple[str, list[int]]:
@@ -35,27 +37,17 @@ class TokenTexts:
 
         self._text = text
 
-    def logprobs(self, tokens: Sequence[SampledToken]) -> schema.Logprobs:
+    def logprobs(self, tokens: Sequence[SampledToken]) -> list[ChatCompletionTokenLogprob]:
         """Of an answer's tokens, or of some of them; bytes are those of half a character, too."""
-        return schema.Logprobs(
-            content=[
-                schema.TokenLogprob(
-                    **self._entry(one.token, one.logprob or 0.0),
-                    top_logprobs=[schema.TopLogprob(**self._entry(*other)) for other in one.top],
-                )
-                for one in tokens
-            ],
-            refusal=None,
-        )
+        return [
+            ChatCompletionTokenLogprob(
+                **self._entry(one.token, one.logprob or 0.0),
+                top_logprobs=[TopLogprob(**self._entry(*other)) for other in one.top],
+            )
+            for one in tokens
+        ]
 
     def _entry(self, token: int, logprob: float) -> dict:
         text, data = self._text(token)
         # Minus infinity, of a token that must not come, is no JSON.
         return {"token": text, "logprob": max(logprob, -9999.0), "bytes": data}
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's letters for bytes: those that can be seen stand for themselves, the others follow from 256 on."""
-    seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = (byte for byte in range(256) if byte not in seen)
-    return {chr(byte): byte for byte in seen} | {chr(256 + at): byte for at, byte in enumerate(others)}

@@ -87,7 +87,7 @@ class Preparer:
     def fetches(self, request: schema.ChatRequest) -> bool:
         """Whether preparing the request means asking other hosts."""
         return self._fetch is not None and any(
-            isinstance(part, schema.ImagePart) and not _is_data(part.image_url.url)
+            isinstance(part, schema.ImagePart) and not _is_data(part.image_url.url.lstrip())
             for message in request.messages
             for part in message.content
         )
@@ -99,7 +99,7 @@ class Preparer:
             ApiError: a conversation that the chat template refuses, an image that is refused, or no room for an answer.
         """
         start = time.monotonic()
-        conversation = self._conversation(request.messages)
+        conversation = self._conversation(request.messages, request)
         if len(conversation.sources) > self._max_images:
             raise invalid(f"{len(conversation.sources)} images, and a request may have {self._max_images}", "messages")
         prompt = self._tokens(conversation)  # before the images, which cost more
@@ -113,7 +113,7 @@ class Preparer:
     def tokenize(self, request: schema.TokenizeRequest) -> list[int]:
         """The ids of a text, or of a conversation up to where the answer begins. Raises ApiError as `prepare` does."""
         if request.messages is not None:
-            return self._tokens(self._conversation(request.messages))
+            return self._tokens(self._conversation(request.messages, request))
         text = request.prompt or ""
         self._check_length(len(text))
         special = request.add_special_tokens is not False
@@ -129,6 +129,7 @@ class Preparer:
             frequency_penalty=request.frequency_penalty or 0.0,
             presence_penalty=request.presence_penalty or 0.0,
             repetition_penalty=request.repetition_penalty or 1.0,
+            logit_bias=request.logit_bias or {},
             seed=None if request.seed is None else request.seed + choice,
             max_new_tokens=min(most, room),
             stop=tuple(request.stop or ()),
@@ -139,7 +140,7 @@ class Preparer:
         if characters > self.context * _CHARACTERS_PER_TOKEN:
             raise _too_long(f"the conversation has {characters} characters; the model takes {self.context} tokens")
 
-    def _conversation(self, asked: Sequence[schema.Message]) -> _Conversation:
+    def _conversation(self, asked: Sequence[schema.Message], request: schema.Asked) -> _Conversation:
         """Messages as chat templates take them: one system message, and after it users and assistants in turn."""
         self._check_length(
             sum(len(part.text) for message in asked for part in message.content if isinstance(part, schema.TextPart))
@@ -168,7 +169,10 @@ class Preparer:
             turns.pop()  # nothing to continue
         if not turns:
             raise invalid("there is no user's message", "messages")
-        continues = turns[-1]["role"] == "assistant"
+        continues = turns[-1]["role"] == "assistant" and request.continue_final_message is not False
+        if not continues and (request.continue_final_message or request.add_generation_prompt is False):
+            name = "continue_final_message" if request.continue_final_message else "add_generation_prompt"
+            raise invalid(f"{name}: there is no assistant's message at the end that could be continued", name)
         if continues:  # as one text, of which the template's end is cut off
             text = "".join(part["text"] for part in turns[-1]["content"])
             turns[-1]["content"] = [{"type": "text", "text": text}]
@@ -193,7 +197,7 @@ class Preparer:
 
     def _image(self, url: str, where: str) -> PromptImage:
         try:
-            data = self._bytes(url)
+            data = self._bytes(url.strip())
             key = hashlib.sha256(data).hexdigest()
             features = self._cache.get(key)
             if features is not None:
@@ -223,7 +227,8 @@ class Preparer:
 def _base64(text: str) -> bytes:
     """Base64 of either alphabet, in lines or not, with its padding or without, percent-encoded or not."""
     if "%" in text[:4096] or "%" in text[-16:]:
-        text = text.replace("%2B", "+").replace("%2F", "/").replace("%3D", "=").replace("%0A", "")
+        for code, letter in (("2B", "+"), ("2F", "/"), ("3D", "="), ("0A", ""), ("0D", "")):
+            text = text.replace(f"%{code}", letter).replace(f"%{code.lower()}", letter)
     text = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
     return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
 

@@ -1,11 +1,19 @@
 """Sampling tokens for a batch whose rows each have their own settings and their own random numbers."""
 
-import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 
 @dataclass(frozen=True)
@@ -19,10 +27,11 @@ class Sampling:
         min_p: tokens less likely than this share of the likeliest one's probability are left out.
         frequency_penalty, presence_penalty: taken off a token's logit, for each time it is in the answer, and once.
         repetition_penalty: divides (negative: multiplies) the logits of tokens in prompt or answer.
+        logit_bias: added to the logits of these tokens; those that the vocabulary has not are left out.
         seed: answers to the same request with the same seed are the same, whatever else is in the batch.
         max_new_tokens: bound on the answer.
         stop: strings that end it.
-        top_logprobs: how many alternatives to tell with each token; None tells no log-probabilities at all.
+        top_logprobs: how many alternatives to report with each token; None reports no log-probabilities at all.
     """
 
     temperature: float = 0.0
@@ -32,14 +41,11 @@ class Sampling:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     max_new_tokens: int = 512
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
-
-    @property
-    def penalizes(self) -> bool:
-        return bool(self.frequency_penalty or self.presence_penalty) or self.repetition_penalty != 1
 
 
 @dataclass(frozen=True)
@@ -54,75 +60,59 @@ class SampledToken:
     top: list[tuple[int, float]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Row:
-    """What sampling needs to know of a row: its settings, its random numbers, and the tokens so far."""
-
-    sampling: Sampling
-    rng: random.Random
-    prompt: Sequence[int] = ()
-    answer: Sequence[int] = ()
-
-
-@torch.inference_mode()
-def sample(logits: Tensor, rows: Sequence[Row], suppressed: Sequence[int] = ()) -> list[SampledToken]:
-    """Samples the next token of each row.
+class Sampler:
+    """Samples the tokens of one answer.
 
     Args:
-        logits: (B, vocabulary), of any floating dtype.
-        rows: B of them. One takes one random number, and none where its temperature is 0.
-        suppressed: tokens that must not come.
+        sampling: the settings.
+        prompt: token ids, which the repetition penalty counts too.
     """
-    never = torch.tensor(suppressed, dtype=torch.long, device=logits.device)
-    own = logits.float().index_fill(-1, never, -float("inf"))
-    penalized = [row for row, of in enumerate(rows) if of.sampling.penalizes]
-    logits = own.clone() if penalized else own
-    for row in penalized:
-        _penalize(logits[row], rows[row])
-    tokens = logits.argmax(-1).tolist()
-    hot = [row for row, of in enumerate(rows) if of.sampling.temperature > 0]
-    if hot:
-        of = [rows[row].sampling for row in hot]
-        temperatures = logits.new_tensor([max(one.temperature, 1e-4) for one in of])
-        shares, least = logits.new_tensor([one.top_p for one in of]), logits.new_tensor([one.min_p for one in of])
-        most = logits.new_tensor([one.top_k if one.top_k > 0 else logits.shape[-1] for one in of])
-        uniform = logits.new_tensor([rows[row].rng.random() for row in hot])
-        probabilities, order = torch.softmax(logits[hot] / temperatures[:, None], -1).sort(-1, descending=True)
-        rank = torch.arange(probabilities.shape[-1], device=logits.device)
-        left_out = (rank >= most[:, None]) | (probabilities < least[:, None] * probabilities[:, :1])
-        # The share is of what top-k leaves.
-        in_top_k = probabilities.masked_fill(rank >= most[:, None], 0.0)
-        before = in_top_k.cumsum(-1) - in_top_k
-        left_out |= before >= shares[:, None] * in_top_k.sum(-1, keepdim=True)  # the token that crosses it is in
-        left_out[:, 0] = False  # also where the share is too small for its dtype and becomes 0
-        kept = probabilities.masked_fill(left_out, 0.0)
-        ends = kept.cumsum(-1)
-        # Below the sum, or a rounding up to it would find a token of no probability.
-        at = torch.searchsorted(ends, (uniform * ends[:, -1])[:, None], right=True)
-        at = at.minimum((kept > 0).sum(-1, keepdim=True) - 1)
-        for row, token in zip(hot, order.gather(-1, at)[:, 0].tolist(), strict=True):
-            tokens[row] = token
-    return [_with_logprobs(own[row], tokens[row], of.sampling) for row, of in enumerate(rows)]
 
+    def __init__(self, sampling: Sampling, prompt: Sequence[int] = ()) -> None:
+        self._sampling, self._prompt = sampling, list(prompt)
+        self._rng = torch.Generator()
+        if sampling.seed is None:
+            self._rng.seed()
+        else:
+            self._rng.manual_seed(sampling.seed)
+        wanted: list[LogitsProcessor] = []
+        if sampling.repetition_penalty != 1:
+            wanted.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+        if sampling.temperature > 0:
+            wanted.append(TemperatureLogitsWarper(max(float(sampling.temperature), 1e-4)))
+            if sampling.top_k > 0:
+                wanted.append(TopKLogitsWarper(sampling.top_k))
+            if sampling.top_p < 1:
+                wanted.append(TopPLogitsWarper(float(sampling.top_p)))
+            if sampling.min_p > 0:
+                wanted.append(MinPLogitsWarper(float(sampling.min_p)))
+        self._processors = LogitsProcessorList(wanted)
 
-def _penalize(logits: Tensor, row: Row) -> None:
-    """Changes one row's logits (vocabulary,) in place."""
-    sampling = row.sampling
-    if sampling.repetition_penalty != 1:
-        seen = torch.tensor(sorted({*row.prompt, *row.answer}), device=logits.device)
-        seen = seen[seen < len(logits)]
-        values = logits[seen]
-        logits[seen] = torch.where(
-            values > 0, values / sampling.repetition_penalty, values * sampling.repetition_penalty
-        )
-    if row.answer and (sampling.frequency_penalty or sampling.presence_penalty):
-        answered, counts = torch.tensor(row.answer, device=logits.device).unique(return_counts=True)
-        logits[answered] -= sampling.frequency_penalty * counts + sampling.presence_penalty
+    @torch.inference_mode()
+    def sample(self, logits: Tensor, answer: Sequence[int] = ()) -> SampledToken:
+        """The next token.
 
-
-def _with_logprobs(logits: Tensor, token: int, sampling: Sampling) -> SampledToken:
-    if sampling.top_logprobs is None:
-        return SampledToken(token)
-    logprobs = torch.log_softmax(logits, -1)
-    values, ids = logprobs.topk(sampling.top_logprobs)
-    return SampledToken(token, float(logprobs[token]), list(zip(ids.tolist(), values.tolist(), strict=True)))
+        Args:
+            logits: (vocabulary,), of any floating dtype; not changed.
+            answer: the tokens so far.
+        """
+        sampling, logits = self._sampling, logits.float()
+        scores = logits.clone()
+        for token, bias in sampling.logit_bias.items():
+            if token < len(scores):
+                scores[token] += bias
+        if answer and (sampling.frequency_penalty or sampling.presence_penalty):
+            tokens, counts = torch.tensor(answer, device=logits.device).unique(return_counts=True)
+            scores[tokens] -= sampling.frequency_penalty * counts + sampling.presence_penalty
+        if self._processors:
+            ids = torch.tensor([[*self._prompt, *answer]], dtype=torch.long, device=logits.device)
+            scores = self._processors(ids, scores[None])[0]  # type: ignore[arg-type]
+        if sampling.temperature > 0:
+            token = int(torch.multinomial(scores.softmax(-1).cpu(), 1, generator=self._rng))
+        else:
+            token = int(scores.argmax())
+        if sampling.top_logprobs is None:
+            return SampledToken(token)
+        logprobs = torch.log_softmax(logits, -1)
+        values, ids = logprobs.topk(sampling.top_logprobs)
+        return SampledToken(token, float(logprobs[token]), list(zip(ids.tolist(), values.tolist(), strict=True)))

@@ -1,9 +1,11 @@
-"""Requests and responses of the API: which of OpenAI's fields there are, and what they may hold."""
+"""Requests of the API, and what its responses have beside the fields that the ``openai`` package defines."""
 
 import logging
 import threading
 from typing import Annotated, Any, Literal
 
+from openai.types import Model
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from llava_s2.serve.api.errors import invalid
@@ -22,12 +24,16 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
-    "logit_bias": ({},),
     "modalities": (["text"], []),
     "audio": (),
     "web_search_options": (),
-    "prediction": (),
     "echo": (False,),
+    "documents": ([],),
+    "mm_processor_kwargs": ({},),
+    "truncate_prompt_tokens": (),
+    "skip_special_tokens": (True,),
+    "include_stop_str_in_output": (False,),
+    "return_tokens_as_token_ids": (False,),
     "suffix": ("",),
     "best_of": (1,),
     "use_beam_search": (False,),
@@ -70,7 +76,22 @@ class ImagePart(_Given):
     image_url: Annotated[ImageUrl, BeforeValidator(_as_url, json_schema_input_type=ImageUrl | str)]
 
 
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+_PART_TYPES = {"input_text": "text", "output_text": "text", "refusal": "text", "input_image": "image_url"}
+
+
+def _as_part(value: Any) -> Any:
+    """A part as other servers take it too: a string, a part without its type, one of the Responses API, a refusal."""
+    if isinstance(value, str):
+        return {"type": "text", "text": value}
+    if not isinstance(value, dict):
+        return value
+    given = value.get("type", next((kind for kind in ("text", "image_url") if kind in value), None))
+    kind = _PART_TYPES.get(given, given) if isinstance(given, str) else given
+    return {**value, "type": kind, **({"text": value.get("refusal")} if given == "refusal" else {})}
+
+
+_TextOrImage = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+Part = Annotated[_TextOrImage, BeforeValidator(_as_part, json_schema_input_type=_TextOrImage | str)]
 
 
 def _as_parts(value: Any) -> Any:
@@ -90,6 +111,14 @@ class Message(_Given):
     tool_calls: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="Nobody calls tools here")
 
 
+def _as_integer(value: Any) -> Any:
+    """``6.0`` is an integer in JSON."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_Integer = Annotated[int, BeforeValidator(_as_integer, json_schema_input_type=int)]
+
+
 class StreamOptions(_Given):
     include_usage: bool | None = None
 
@@ -99,45 +128,55 @@ def _as_list(value: Any) -> Any:
 
 
 _StopString = Annotated[str, Field(min_length=1, max_length=256)]
-_StopStrings = Annotated[list[_StopString], Field(max_length=4)]
+_StopStrings = Annotated[list[_StopString], Field(max_length=16)]
 _Stop = Annotated[_StopStrings, BeforeValidator(_as_list, json_schema_input_type=_StopStrings | _StopString)]
 
 
-class ChatRequest(BaseModel):
+_TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Asked(_Given):
+    """What every request may say."""
+
+    model: Annotated[str, Field(max_length=512)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    continue_final_message: bool | None = Field(
+        None, description="Whether the answer goes on from the assistant's message at the end; unless false, it does"
+    )
+    add_generation_prompt: bool | None = Field(None, description="vLLM's; false only where a message is continued")
+
+
+class ChatRequest(Asked):
     """OpenAI's chat completion request, with vLLM's sampling fields. Null is the same as nothing."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    model: Annotated[str, Field(max_length=512)] | None = None
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
-    max_tokens: Annotated[int, Field(ge=1, le=_INT64)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, le=_INT64)] | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    max_tokens: Annotated[_Integer, Field(ge=1, le=_INT64)] | None = None
+    max_completion_tokens: Annotated[_Integer, Field(ge=1, le=_INT64)] | None = None
+    n: Annotated[_Integer, Field(ge=1, le=MAX_CHOICES)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = Field(
         None, description="0, the default, takes the likeliest token each time"
     )
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
-    top_k: Annotated[int, Field(ge=-1, le=_INT64)] | None = Field(None, description="0 and -1: all tokens")
+    top_k: Annotated[_Integer, Field(ge=-1, le=_INT64)] | None = Field(None, description="0 and -1: all tokens")
     min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None
-    seed: Annotated[int, Field(ge=-_INT64 - 1, le=_INT64)] | None = None
-    stop: (
-        Annotated[_StopStrings, BeforeValidator(_as_list, json_schema_input_type=_StopStrings | _StopString)] | None
-    ) = None
+    seed: Annotated[_Integer, Field(ge=-_INT64 - 1, le=_INT64)] | None = None
+    logit_bias: dict[_TokenId, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    stop: _Stop | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = Field(None, description="Without effect unless stream")
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(None, description="Only with logprobs")
+    top_logprobs: Annotated[_Integer, Field(ge=0, le=20)] | None = Field(None, description="Only with logprobs")
 
 
-class TokenizeRequest(_Given):
+class TokenizeRequest(Asked):
     """vLLM's: what a text, or a conversation with its images, is made of."""
 
-    model: Annotated[str, Field(max_length=512)] | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
     add_special_tokens: bool | None = None
 
 
@@ -158,49 +197,6 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
-class TopLogprob(BaseModel):
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class TokenLogprob(TopLogprob):
-    top_logprobs: list[TopLogprob]
-
-
-class Logprobs(BaseModel):
-    content: list[TokenLogprob]
-    refusal: None = None
-
-
-class AnswerMessage(BaseModel):
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: None = None
-
-
-Finish = Literal["stop", "length"]
-
-
-class Choice(BaseModel):
-    index: int
-    message: AnswerMessage
-    logprobs: Logprobs | None
-    finish_reason: Finish
-
-
-class PromptDetails(BaseModel):
-    cached_tokens: int = Field(description="Tokens of images whose features were still known")
-    image_tokens: int
-
-
-class Usage(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptDetails
-
-
 class Timings(BaseModel):
     """Seconds of each stage, an extension of OpenAI's response; ``tower`` is 0 where all images were known."""
 
@@ -213,45 +209,15 @@ class Timings(BaseModel):
     cached_images: int
 
 
-class ChatCompletion(BaseModel):
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    system_fingerprint: None = None
-    choices: list[Choice]
-    usage: Usage
+class Completion(ChatCompletion):
     timings: Timings
 
 
-class Delta(BaseModel):
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-
-class ChunkChoice(BaseModel):
-    index: int
-    delta: Delta
-    logprobs: Logprobs | None = None
-    finish_reason: Finish | None = None
-
-
-class ChatChunk(BaseModel):
-    id: str
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
-    system_fingerprint: None = None
-    choices: list[ChunkChoice]
-    usage: Usage | None = None
+class Chunk(ChatCompletionChunk):
     timings: Timings | None = None
 
 
-class ModelCard(BaseModel):
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "llava-s2"
+class ModelCard(Model):
     max_model_len: int = Field(description="Tokens of a conversation and its answer together")
 
 
@@ -278,12 +244,12 @@ def parse_chat(body: bytes | bytearray) -> ChatRequest:
     request = _parse(ChatRequest, body)
     if request.top_logprobs and not request.logprobs:
         raise invalid("top_logprobs is only taken with logprobs: true", "top_logprobs")
-    for name, value in (request.model_extra or {}).items():
-        if name in _NEUTRAL:
-            if value is not None and value not in _NEUTRAL[name]:
-                raise invalid(f"{name} is not supported; leave it out", name, "unsupported_parameter")
-        else:
+    more = request.model_extra or {}
+    for name, value in more.items():
+        if name not in _NEUTRAL:
             _log_once(name)
+        elif not (value is None or value in _NEUTRAL[name] or (name == "tools" and more.get("tool_choice") == "none")):
+            raise invalid(f"{name} is not supported; leave it out", name, "unsupported_parameter")
     return request
 
 
@@ -308,7 +274,7 @@ def _parse(kind: type[Any], body: bytes | bytearray) -> Any:
     if strings > _MAX_STRINGS or body.count(b"[") + body.count(b"{") > _MAX_CONTAINERS:
         raise invalid("the body has too many parts", code="too_many_parts")
     try:
-        return kind.model_validate_json(body)
+        return kind.model_validate_json(body[3:] if body.startswith(b"\xef\xbb\xbf") else body)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
     if problem["type"] == "json_invalid":

@@ -121,7 +121,13 @@ class Service:
 
     def card(self) -> schema.ModelCard:
         """What ``/v1/models`` tells of the model."""
-        return schema.ModelCard(id=self.model, created=self.created, max_model_len=self.preparer.context)
+        return schema.ModelCard(
+            id=self.model,
+            object="model",
+            created=self.created,
+            owned_by="llava-s2",
+            max_model_len=self.preparer.context,
+        )
 
     async def before(self, deadline: float, work: Awaitable[T]) -> T:
         """Waits for some of a request's work. Raises ApiError where it is not done in time."""
