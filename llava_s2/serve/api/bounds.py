@@ -1,10 +1,11 @@
 """The outermost layers of the app: failures in the API's shape, and bounds on what a connection may cost."""
 
 import asyncio
+import contextlib
+import ctypes
 import logging
 import re
 import uuid
-from contextlib import ExitStack
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -22,6 +23,7 @@ BODY = "llava_s2.body"
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 _DISCARD_SECONDS = 5.0
+_LARGE = 1 << 20
 
 
 class ClientGone(Exception):
@@ -33,6 +35,7 @@ class Body:
 
     def __init__(self) -> None:
         self.data = bytearray()
+        self.is_large = False
 
     def drop(self) -> None:
         """Forgets it."""
@@ -66,7 +69,7 @@ class Boundary:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
-        with ExitStack() as at_end:
+        with contextlib.ExitStack() as at_end:
             try:
                 await self._app({**scope, AT_END: at_end}, receive, watched)
             except ClientGone:
@@ -116,6 +119,8 @@ class Bounds:
             await self._app({**scope, BODY: body}, receive, send_in_time)
         finally:
             self._bodies.remove(body)
+            if body.is_large and not any(other.is_large for other in self._bodies):
+                asyncio.get_running_loop().run_in_executor(None, _give_back_memory)
 
     async def _read(self, scope: Scope, receive: Receive, body: Body) -> None:
         headers = Headers(scope=scope)
@@ -145,6 +150,7 @@ class Bounds:
             piece = message.get("body", b"")
             more = message.get("more_body", False)
             body.data += piece
+            body.is_large |= len(body.data) > _LARGE
             if len(body.data) > self._max_body:
                 refusal = too_large
             elif sum(len(held.data) for held in self._bodies) > self._max_bodies:
@@ -157,6 +163,12 @@ class Bounds:
             if more:
                 await _discard(receive)
             raise refusal
+
+
+def _give_back_memory() -> None:
+    """Has the C library return what is free: what large bodies took, it would keep."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 async def _discard(receive: Receive) -> None:
