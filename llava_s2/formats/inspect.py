@@ -7,7 +7,7 @@ from typing import Any
 from llava_s2.errors import InputError
 from llava_s2.formats.headers import TensorHeader, read_headers
 from llava_s2.formats.identify import TRAINED_FILES, Checkpoint, identify
-from llava_s2.formats.names import split_parts
+from llava_s2.formats.names import select_strategy, split_parts
 from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
 from llava_s2.model.templates import TEMPLATES, with_image_start_end
 from llava_s2.weight_files import ask_hub, find_file, list_names, read_json, weight_files
@@ -218,12 +218,15 @@ def _vision(checkpoint: Checkpoint, tower: str | None, inside: dict[str, TensorH
         report.vision_tower = tower or config.get("mm_vision_tower") or backbone.get("model_type")
         scales = vision.get("scales") or [_side(backbone)]
         merged = vision.get("merge", "concat") == "add"
-        drops_prefix = vision.get("model_type") == "s2_vision" or config.get("vision_feature_select_strategy") != "full"
+        is_s2 = vision.get("model_type") == "s2_vision"
+        grid_of = vision.get("resize_output_to_idx", 0)
+        drops_first = config.get("vision_feature_select_strategy") != "full"
     else:
         report.vision_tower = tower or config["mm_vision_tower"]
         backbone = _tower_config(resolve_vision_tower(report.vision_tower))
         merged = False
-        drops_prefix = config.get("mm_vision_select_feature", "patch") == "patch"
+        is_s2, grid_of = bool(config.get("s2")), 0
+        drops_first = backbone is not None and select_strategy(config, _prefix_tokens(backbone)) == "default"
         scales = [_side(backbone)] if backbone else None
         if config.get("s2"):
             given = config.get("s2_scales", "336,672,1008")
@@ -239,7 +242,10 @@ def _vision(checkpoint: Checkpoint, tower: str | None, inside: dict[str, TensorH
     report.scales = scales if scales and all(scales) else None
     side, patch = _side(backbone or {}), (backbone or {}).get("patch_size")
     if side and patch and "hidden_size" in (backbone or {}):
-        report.tokens_per_image = (side // patch) ** 2 + (not drops_prefix)
+        if is_s2:
+            report.tokens_per_image = ((scales or [side])[grid_of] // patch) ** 2
+        else:
+            report.tokens_per_image = (side // patch) ** 2 + _prefix_tokens(backbone) - drops_first
     elif "image_seq_length" in config:
         report.tokens_per_image = config["image_seq_length"]
     width = (backbone or {}).get("hidden_size") or (config.get("mm_hidden_size") if backbone is None else None)
@@ -251,6 +257,19 @@ def _vision(checkpoint: Checkpoint, tower: str | None, inside: dict[str, TensorH
 def _side(vision: dict[str, Any]) -> Any:
     # What CLIP's config leaves out where it is the default.
     return vision.get("image_size", 224 if vision.get("model_type", "").startswith("clip") else None)
+
+
+def _prefix_tokens(backbone: dict[str, Any]) -> int:
+    """As `llava_s2.model.processor.prefix_tokens`, which takes torch for what is neither CLIP nor SigLIP."""
+    kind = backbone.get("model_type", "clip_vision_model")
+    if kind.startswith(("clip", "siglip")):
+        return int(kind.startswith("clip"))
+    from transformers import AutoConfig
+
+    from llava_s2.model.processor import prefix_tokens
+
+    settings = {key: value for key, value in backbone.items() if key != "model_type"}
+    return prefix_tokens(AutoConfig.for_model(kind, **settings))
 
 
 def _tower_config(name: str) -> dict[str, Any] | None:

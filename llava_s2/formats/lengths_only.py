@@ -6,7 +6,7 @@ from typing import Any
 from transformers import LlavaProcessor
 
 from llava_s2.formats.identify import identify
-from llava_s2.formats.load import checkpoint_processor, named_base
+from llava_s2.formats.load import checkpoint_processor
 from llava_s2.model.assemble import split_gguf
 from llava_s2.model.embedded import resolve_language_model, resolve_model
 from llava_s2.model.processor import build_processor
@@ -17,13 +17,18 @@ _LLAVA_TOWER: Any = SimpleNamespace(image_size=336, patch_size=14)
 
 
 def processor_for_lengths(
-    model: str, base: str | None = None, *, vision_config: Any = None, gguf_file: str | None = None
+    model: str,
+    base: str | None = None,
+    *,
+    vision_tower: str | None = None,
+    vision_config: Any = None,
+    gguf_file: str | None = None,
 ) -> LlavaProcessor:
     """The processor of a LLaVA, or for a language model one with its tokenizer; it counts tokens, and no more.
 
     Args:
         model: folder or hub id of any checkpoint, a GGUF file, or ``embedded``.
-        base: of an adapter in the original LLaVA's format.
+        base, vision_tower: of a checkpoint in the original LLaVA's format, where it does not name what is there.
         vision_config: of the tower that a language model is to see with; without it an image is LLaVA-1.5's 576 tokens.
         gguf_file: the GGUF file's name in the folder ``model``.
 
@@ -35,10 +40,8 @@ def processor_for_lengths(
     name, gguf_file = split_gguf(resolve_language_model(model), gguf_file)
     if gguf_file is None:
         checkpoint = identify(name)
-        if checkpoint.kind in ("hf", "adapter"):
-            return checkpoint_processor(checkpoint, base)
-        if checkpoint.kind not in ("llm", "llava_full"):
-            name = named_base(checkpoint, base)
+        if checkpoint.kind != "llm":
+            return checkpoint_processor(checkpoint, base, vision_tower)
     tokenizer = load_tokenizer(name, gguf_file=gguf_file)
     tower: Any = vision_config or _LLAVA_TOWER
     mode = {True: "keep", "dynamic": "dynamic"}.get(getattr(tower, "keep_aspect", False), "pad")

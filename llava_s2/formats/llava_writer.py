@@ -20,7 +20,7 @@ from llava_s2.errors import InputError
 from llava_s2.files import atomic_write
 from llava_s2.formats.headers import read_headers
 from llava_s2.formats.lazy_tensors import LazyTensor, write_tensors
-from llava_s2.formats.names import TOWER_STEMS, split_parts
+from llava_s2.formats.names import TOWER_STEMS, select_strategy, split_parts
 from llava_s2.model.processor import prefix_tokens
 from llava_s2.model.templates import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN
 from llava_s2.s2 import S2VisionConfig
@@ -187,8 +187,19 @@ def original_config(
         scales, layer, feature = vision.scales, vision.feature_layer, "patch"
     else:
         scales, layer = [vision.image_size], config.vision_feature_layer
-        takes_cls = config.vision_feature_select_strategy == "full" and prefix_tokens(vision) > 0
-        feature = "cls_patch" if takes_cls else "patch"
+        strategy, prefix = config.vision_feature_select_strategy, prefix_tokens(vision)
+        features = [
+            name
+            for name in ("patch", "cls_patch")
+            if select_strategy(original.config | {"mm_vision_select_feature": name}, prefix) == strategy
+        ]
+        if not features:
+            raise InputError(
+                f"the original LLaVA has no way to say that vision_feature_select_strategy is {strategy} of a tower "
+                f"with {prefix} tokens before its patches"
+            )
+        feature = features[0]
+        feature = features[0]
     image_processor: Any = processor.image_processor
     aspect_ratio = "pad" if getattr(image_processor, "do_pad", False) else "square"
     if "height" in image_processor.size and aspect_ratio == "square":

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
@@ -23,7 +23,7 @@ from llava_s2.errors import InputError
 from llava_s2.formats.adapters import adapter_tensors, attach, check_base, find_base
 from llava_s2.formats.base_record import BaseRecord
 from llava_s2.formats.identify import TRAINED_FILES, Checkpoint, identify
-from llava_s2.formats.names import TOWER_STEMS, Parts, split_parts
+from llava_s2.formats.names import TOWER_STEMS, Parts, select_strategy, split_parts
 from llava_s2.model.assemble import assemble, build, split_gguf, torch_dtype
 from llava_s2.model.embedded import NAME as EMBEDDED
 from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
@@ -352,6 +352,13 @@ def checkpoint_config(checkpoint: Checkpoint) -> Any:
     return checkpoint_config(identify(resolve_model(place)))
 
 
+def checkpoint_text_config(checkpoint: Checkpoint) -> Any:
+    """The language model's config of a LLaVA of any kind; errors as of `checkpoint_config`."""
+    if checkpoint.kind.startswith("llava"):
+        return _llava_text_config(checkpoint.config, f"{checkpoint.name}/config.json")
+    return checkpoint_config(checkpoint).text_config
+
+
 def own_scales(name: str, vision_tower: str | None = None) -> list[int]:
     """The image sides, in pixels, that a LLaVA of any kind sees; no weights are read."""
     checkpoint = identify(resolve_model(name))
@@ -370,8 +377,12 @@ def _has_processor(name: str) -> bool:
     return any(find_file(name, file) for file in ("processor_config.json", "preprocessor_config.json"))
 
 
-def checkpoint_processor(checkpoint: Checkpoint, base: str | Path | None = None) -> LlavaProcessor:
-    """The processor of a full model in transformers' format, or of an adapter; an adapter may lack its own."""
+def checkpoint_processor(
+    checkpoint: Checkpoint, base: str | Path | None = None, vision_tower: str | None = None
+) -> LlavaProcessor:
+    """The processor of a checkpoint of any kind but a bare language model; an adapter may lack its own."""
+    if checkpoint.kind.startswith("llava"):
+        return llava_processor(checkpoint, base, vision_tower)
     if checkpoint.kind == "hf" or _has_processor(checkpoint.name):
         return saved_processor(checkpoint.name)
     place = find_base(checkpoint.name, BaseRecord.load(checkpoint.name)) if base is None else str(base)
@@ -549,31 +560,15 @@ def read_llava(
     name, config = checkpoint.name, checkpoint.config
     source = f"{name}/config.json"
     text_config = _llava_text_config(config, source)
-    scales = _llava_scales(config, source)
-    feature_layer = config.get("mm_vision_select_layer", -2)
-    feature = config.get("mm_vision_select_feature", "patch")
-    if feature not in ("patch", "cls_patch"):
-        raise InputError(f"{source}: mm_vision_select_feature {feature!r} is not known; it is patch or cls_patch")
-    if scales and feature == "cls_patch":
-        raise InputError(f"{source}: an S2 tower gives patches alone, so mm_vision_select_feature must be patch")
-
     # Everything that can be known without reading weights comes first.
     tower_name = vision_tower or config["mm_vision_tower"]
-    backbone_config = load_vision_config(tower_name)
-    vision_config = backbone_config
-    if scales:
-        try:
-            vision_config = S2VisionConfig(backbone_config=backbone_config, scales=scales, feature_layer=feature_layer)
-        except ValueError as error:
-            raise InputError(f"{source}: vision tower {tower_name}: {error}") from error
-    image_mean, image_std = load_image_statistics(tower_name)
+    vision_config = _llava_vision_config(config, source, tower_name)
+    processor = llava_processor(checkpoint, base, vision_tower)
 
     if checkpoint.kind == "llava_full":
-        language_source = name
         parts = split_parts(tensors_of(name))
     else:
-        language_source = named_base(checkpoint, base)
-        language_model = _base_language_model(language_source, text_config.hidden_size, name, tensors_of)
+        language_model = _base_language_model(named_base(checkpoint, base), text_config.hidden_size, name, tensors_of)
         files = ("mm_projector.bin",) if checkpoint.kind == "llava_projector" else TRAINED_FILES
         trained = split_parts(read_tensors(next(path for file in files if (path := find_file(name, file)))))
         rows = trained.language_model.get("embed_tokens.weight")
@@ -596,24 +591,11 @@ def read_llava(
             f"{name}: the vision tower's weights inside are used, and of {vision_tower} its config; "
             "--replace_vision_tower would take its weights"
         )
+    is_s2 = isinstance(vision_config, S2VisionConfig)
+    backbone_config = vision_config.backbone_config if is_s2 else vision_config
     tower = load_vision_backbone(tower_name, backbone_config, dtype, own_tower)
-    if scales:
-        tower = S2VisionModel.wrap(tower, scales, feature_layer=feature_layer)
-
-    strategy: Literal["default", "full"] = "full" if scales or feature == "cls_patch" else "default"
-    marked = config.get("mm_use_im_start_end", False)
-    extra: tuple[str, ...] = (_IM_PATCH_TOKEN,) if config.get("mm_use_im_patch_token", False) else ()
-    extra += (IMAGE_START_TOKEN, IMAGE_END_TOKEN) if marked else ()
-    processor = build_processor(
-        load_tokenizer(split_gguf(language_source)[0], extra_tokens=extra),
-        tower.config,
-        image_mean,
-        image_std,
-        image_aspect_ratio=_llava_aspect_ratio(config, source),
-        template=saved_template(checkpoint),
-        vision_feature_select_strategy=strategy,
-        prefix_tokens=0 if scales else prefix_tokens(tower.config),
-    )
+    if is_s2:
+        tower = S2VisionModel.wrap(tower, vision_config.scales, feature_layer=vision_config.feature_layer)
     return Pieces(
         parts.language_model,
         text_config,
@@ -622,11 +604,55 @@ def read_llava(
         processor,
         dtype,
         {
-            "vision_feature_layer": -1 if scales else feature_layer,
-            "vision_feature_select_strategy": strategy,
+            "vision_feature_layer": -1 if is_s2 else config.get("mm_vision_select_layer", -2),
+            "vision_feature_select_strategy": processor.vision_feature_select_strategy,
             "projector_hidden_act": act,
         },
     )
+
+
+def llava_processor(
+    checkpoint: Checkpoint, base: str | Path | None = None, vision_tower: str | None = None
+) -> LlavaProcessor:
+    """The processor of a checkpoint in the original LLaVA's format; no weights are read. Arguments as `read_llava`."""
+    config, source = checkpoint.config, f"{checkpoint.name}/config.json"
+    language_source = checkpoint.name if checkpoint.kind == "llava_full" else named_base(checkpoint, base)
+    tower_name = vision_tower or config["mm_vision_tower"]
+    vision_config = _llava_vision_config(config, source, tower_name)
+    prefix = 0 if isinstance(vision_config, S2VisionConfig) else prefix_tokens(vision_config)
+    image_mean, image_std = load_image_statistics(tower_name)
+    extra: tuple[str, ...] = (_IM_PATCH_TOKEN,) if config.get("mm_use_im_patch_token", False) else ()
+    extra += (IMAGE_START_TOKEN, IMAGE_END_TOKEN) if config.get("mm_use_im_start_end", False) else ()
+    return build_processor(
+        load_tokenizer(split_gguf(language_source)[0], extra_tokens=extra),
+        vision_config,
+        image_mean,
+        image_std,
+        image_aspect_ratio=_llava_aspect_ratio(config, source),
+        template=saved_template(checkpoint),
+        vision_feature_select_strategy=(
+            "full" if isinstance(vision_config, S2VisionConfig) else select_strategy(config, prefix)
+        ),
+        prefix_tokens=prefix,
+    )
+
+
+def _llava_vision_config(config: dict[str, Any], source: str, tower_name: str) -> Any:
+    """Of an S2 tower with the checkpoint's scales, or of the backbone where it has a single one."""
+    backbone_config = load_vision_config(tower_name)
+    feature = config.get("mm_vision_select_feature", "patch")
+    if feature not in ("patch", "cls_patch"):
+        raise InputError(f"{source}: mm_vision_select_feature {feature!r} is not known; it is patch or cls_patch")
+    scales = _llava_scales(config, source)
+    if not scales:
+        return backbone_config
+    if feature == "cls_patch" and prefix_tokens(backbone_config):
+        raise InputError(f"{source}: an S2 tower gives patches alone, so mm_vision_select_feature must be patch")
+    layer = config.get("mm_vision_select_layer", -2)
+    try:
+        return S2VisionConfig(backbone_config=backbone_config, scales=scales, feature_layer=layer)
+    except ValueError as error:
+        raise InputError(f"{source}: vision tower {tower_name}: {error}") from error
 
 
 def _llava_text_config(config: dict[str, Any], source: str) -> PreTrainedConfig:

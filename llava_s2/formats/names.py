@@ -2,10 +2,28 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 # Where a tower's layers may stand under model.vision_tower, by tower and by version of transformers.
 TOWER_STEMS = ("backbone.", "backbone.vision_model.", "", "vision_model.")
+
+
+# What of a flat config.json only VILA writes.
+_VILA = ("vision_resolution", "interpolate_mode", "num_video_frames", "drop_path_rate", "llm_cfg", "vision_tower_cfg")
+
+
+def select_strategy(config: Mapping[str, Any], prefix_tokens: int) -> Literal["default", "full"]:
+    """LLaVA's ``mm_vision_select_feature`` as the strategy of transformers, which with ``default`` drops one token.
+
+    ``patch`` drops the CLS token. Of a tower without one (SigLIP) LLaVA and LLaVA-NeXT keep all patches, while VILA
+    drops the first.
+
+    Args:
+        config: the flat config.json. prefix_tokens: the tower's, before its patches.
+    """
+    if config.get("mm_vision_select_feature", "patch") == "cls_patch":
+        return "full"
+    return "default" if prefix_tokens or any(key in config for key in _VILA) else "full"
 
 
 @dataclass(frozen=True)

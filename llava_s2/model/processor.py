@@ -15,6 +15,7 @@ from transformers import (
 from llava_s2.errors import InputError
 from llava_s2.model.templates import end_of_turn, find_template
 from llava_s2.model.tokenizer import pad_left
+from llava_s2.s2.backbones import geometry
 from llava_s2.s2.image_processor import S2ImageProcessor
 
 ASPECT_RATIOS = ("pad", "square", "resize", "keep", "dynamic")
@@ -176,5 +177,5 @@ def load_processor(name: str | Path) -> LlavaProcessor:
 
 
 def prefix_tokens(vision_config: PreTrainedConfig) -> int:
-    """Tokens that a single-scale backbone gives before its patches: CLIP's CLS, none for SigLIP."""
-    return 1 if vision_config.model_type.startswith("clip") else 0
+    """Tokens (CLS, registers) that a single-scale backbone gives before its patches: one of CLIP, none of SigLIP."""
+    return 1 if vision_config.model_type.startswith("clip") else geometry(vision_config).prefix

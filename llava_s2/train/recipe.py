@@ -28,7 +28,7 @@ from llava_s2.files import atomic_write
 from llava_s2.formats.identify import TRAINED_FILES, identify
 from llava_s2.formats.lengths_only import processor_for_lengths
 from llava_s2.formats.llava_writer import write_projector
-from llava_s2.formats.load import checkpoint_config, load_pretrained, own_scales, saved_template
+from llava_s2.formats.load import checkpoint_text_config, load_pretrained, own_scales, saved_template
 from llava_s2.formats.names import split_parts
 from llava_s2.model.assemble import assemble, split_gguf
 from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
@@ -151,10 +151,6 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
         bad_samples = _bad_samples(run, goes_on=start.checkpoint is not None)
         dataset = _dataset_before_weights(run, bad_samples)
         model, processor, base = _load_model(run, goes_on=start.checkpoint is not None)
-        if dataset is None:
-            dataset = ConversationDataset(
-                run.checked, processor, run.template, run.recipe.model_max_length, bad_samples
-            )
         examples, held_out = _examples(run, dataset, model, processor)
         collate = _collator(run, model, processor)
         trainable = choose_parts(model, run.components, run.recipe)
@@ -268,16 +264,20 @@ def _bad_samples(run: _Run, goes_on: bool) -> BadSamples | None:
     return found
 
 
-def _dataset_before_weights(run: _Run, bad_samples: BadSamples | None) -> ConversationDataset | None:
-    """The data set with a processor that knows lengths alone; None where the checkpoint's format has none to offer.
+def _dataset_before_weights(run: _Run, bad_samples: BadSamples | None) -> ConversationDataset:
+    """The data set, with a processor that knows lengths alone.
 
     Raises:
         InputError: a record has no target within ``--model_max_length``.
     """
-    name = run.recipe.model_name_or_path
-    if not run.from_parts and identify(name).kind not in ("hf", "adapter"):
-        return None
-    processor = processor_for_lengths(name, vision_config=run.vision_config, gguf_file=run.recipe.gguf_file)
+    recipe = run.recipe
+    processor = processor_for_lengths(
+        recipe.model_name_or_path,
+        recipe.base,
+        vision_tower=recipe.vision_tower,
+        vision_config=run.vision_config,
+        gguf_file=recipe.gguf_file,
+    )
     dataset = ConversationDataset(run.checked, processor, run.template, run.recipe.model_max_length, bad_samples)
     if run.training.process_index == 0 and (too_long := dataset.too_long()):
         logger.warning(too_long)
@@ -296,7 +296,7 @@ def _check_positions(run: _Run, dataset: ConversationDataset) -> None:
         llm, gguf_file = split_gguf(resolve_language_model(recipe.model_name_or_path), recipe.gguf_file)
         config: Any = AutoConfig.from_pretrained(llm, gguf_file=gguf_file)
     else:
-        config = checkpoint_config(identify(recipe.model_name_or_path)).text_config
+        config = checkpoint_text_config(identify(recipe.model_name_or_path))
     limit = getattr(config, "max_position_embeddings", None)
     if not limit or limit >= recipe.model_max_length:
         return

@@ -9,9 +9,12 @@ import pytest
 import torch
 from llava_reference import FULL, LORA, PROJECTOR, TOWER, VICUNA, change_config, copy_checkpoint, shard
 from peft import LoraConfig, get_peft_model
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_loading import single_scale
+from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
 
+from llava_s2 import load_pretrained
 from llava_s2.cli import main
 from llava_s2.errors import InputError
 from llava_s2.formats.headers import read_headers
@@ -202,3 +205,34 @@ def test_the_embedded_default_goes_by_its_name(capsys):
     assert by_name | {"path": 0} == by_path | {"path": 0} and by_name["kind"] == "adapter"
     named, placed = (ModelSource(model).fingerprint() for model in ("embedded", str(shipped_model())))
     assert named["model"] == "embedded" and named["model_checksum"] == placed["model_checksum"]
+
+
+@pytest.mark.parametrize(
+    ("feature", "origin", "tokens"),
+    [
+        ("patch", {}, 16),  # LLaVA-NeXT's SigLIP keeps all
+        ("patch", {"vision_resolution": 56, "interpolate_mode": "linear"}, 15),  # VILA's does not
+        ("cls_patch", {"num_video_frames": 8}, 16),
+    ],
+)
+def test_tokens_of_a_siglip_are_those_of_the_checkpoints_origin(feature, origin, tokens, tmp_path, capsys):
+    settings = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+    siglip = SiglipVisionModel(SiglipVisionConfig(**settings, image_size=56, patch_size=14)).eval()
+    siglip.save_pretrained(tmp_path / "siglip")
+    SiglipImageProcessorPil(size={"height": 56, "width": 56}).save_pretrained(tmp_path / "siglip")
+    tower = str(tmp_path / "siglip")
+    folder = single_scale(FULL, tmp_path / "x", mm_vision_tower=tower, mm_vision_select_feature=feature, **origin)
+    told(inspected(capsys, folder), tokens_per_image=tokens, problems=[])
+    model, processor = load_pretrained(folder, dtype="float32")
+    inputs = processor(images=Image.new("RGB", (60, 56), "red"), text="<image>\nHi", return_tensors="pt")
+    assert (inputs["input_ids"] == model.config.image_token_id).sum() == tokens
+    with torch.no_grad():
+        hidden = siglip(inputs["pixel_values"], output_hidden_states=True).hidden_states[-2]
+        projected = model.model.multi_modal_projector(hidden[:, 16 - tokens :])
+        features = model.get_image_features(inputs["pixel_values"], return_dict=True).pooler_output[0]
+        assert torch.allclose(features, projected[0], atol=1e-5)
+        model(**inputs)
+    assert main(["convert", str(folder), str(tmp_path / "native")]) == 0
+    told(inspected(capsys, tmp_path / "native"), tokens_per_image=tokens, problems=[])
+    assert main(["convert", str(tmp_path / "native"), str(tmp_path / "back"), "--to", "llava"]) == 0
+    told(inspected(capsys, tmp_path / "back"), tokens_per_image=tokens, problems=[])
