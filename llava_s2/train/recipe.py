@@ -535,8 +535,15 @@ def _chat_template(stage: str, recipe: RecipeArguments, from_parts: bool) -> str
         if named == TEMPLATES["plain"] or from_parts:
             return named
         # A LLaVA that puts its images between two markers goes on doing so.
-        marked = IMAGE_START_TOKEN in saved_template(identify(recipe.model_name_or_path))
-        return with_image_start_end(named) if marked else named
+        if IMAGE_START_TOKEN not in saved_template(identify(recipe.model_name_or_path)):
+            return named
+        named = with_image_start_end(named)
+        if IMAGE_START_TOKEN not in named:
+            raise InputError(
+                f"--template {recipe.template}: {recipe.model_name_or_path} has every image between <im_start> and "
+                "<im_end>, which this template does not write; write them around <image> in it"
+            )
+        return named
     if recipe.template is None and (stage == "pretrain" or from_parts):
         return TEMPLATES["plain" if stage == "pretrain" else "vicuna_v1"]
     if not from_parts:

@@ -21,7 +21,8 @@ from llava_s2.train.arguments import left_out, parse_flags
 from llava_s2.train.llava_flags import with_stage
 from llava_s2.train.parts import TrainedParts
 
-# The flags of scripts/v1_5/*.sh but for what a CPU has not: --bf16 True, --tf32 True, and wandb; --deepspeed in a test of its own.
+# The flags of scripts/v1_5/*.sh but for what a CPU has not (--bf16 True, --tf32 True), wandb, and --deepspeed, which
+# has a test of its own.
 COMMON = (
     "--vision_tower openai/clip-vit-large-patch14-336 --mm_projector_type mlp2x_gelu --mm_vision_select_layer -2 "
     "--mm_use_im_start_end False --mm_use_im_patch_token False --num_train_epochs 1 --per_device_eval_batch_size 4 "
@@ -143,7 +144,9 @@ def test_the_scripts_run_one_after_the_other(llava_repository, monkeypatch):
 def test_a_script_runs_with_deepspeed(llava_repository):
     script = llava_repository / "pretrain.sh"
     flags = " ".join(words("pretrain")[1:]).replace("13b-pretrain", "13b-deepspeed")
-    script.write_text(f"deepspeed --module llava_s2.train --deepspeed ./scripts/zero2.json {flags} --dataloader_num_workers 0\n")
+    script.write_text(
+        f"deepspeed --module llava_s2.train --deepspeed ./scripts/zero2.json {flags} --dataloader_num_workers 0\n"
+    )
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PATH": path}
     done = subprocess.run(
