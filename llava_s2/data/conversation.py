@@ -56,11 +56,12 @@ def encode_record(record: dict[str, Any], processor: LlavaProcessor, chat_templa
     return encoded
 
 
-def to_messages(turns: list[Turn], chat_template: str) -> list[dict[str, str]]:
+def to_messages(turns: list[Turn], chat_template: str) -> list[dict[str, Any]]:
     """Checks turns and makes chat messages of them, placing images where LLaVA places them.
 
     The only image of a turn moves to the turn's front, on a line of its own; several stay where they are. An answer
-    before the first question is left out. Both as in LLaVA's ``preprocess_multimodal`` and ``preprocess_v1``.
+    before the first question is left out. Both as in LLaVA's ``preprocess_multimodal`` and ``preprocess_v1``. An answer
+    that is not to be learnt has ``"weight": 0``.
 
     Raises:
         ValidationError: turns are out of order, an image stands in an answer, there is no answer, or the chat template
@@ -99,7 +100,8 @@ def to_messages(turns: list[Turn], chat_template: str) -> list[dict[str, str]]:
             speaker = "human" if turn.role == "user" else "gpt"
             raise ValidationError("roles", f"turn {number}: human and gpt must take turns, here {speaker} speaks twice")
         text = text.replace(LITERAL_IMAGE, _ESCAPED_IMAGE)
-        messages.append({"role": turn.role, "content": _place_image(text) if turn.role == "user" else text})
+        unlearnt = {} if turn.learnt or turn.role != "assistant" else {"weight": 0}
+        messages.append({"role": turn.role, "content": _place_image(text) if turn.role == "user" else text, **unlearnt})
         spoken += turn.role != "tool"
     answers = [message["content"] for message in messages if message["role"] == "assistant"]
     if not answers:

@@ -80,13 +80,17 @@ def _sharegpt(turns: list[Turn], images: list[str]) -> dict[str, Any]:
     return {"conversations": _from_value(turns)} | system | ({"images": images} if images else {})
 
 
-def _from_value(turns: list[Turn]) -> list[dict[str, str]]:
+def _from_value(turns: list[Turn]) -> list[dict[str, Any]]:
     spoken = [turn for turn in turns if turn.role != "system"]
-    return [{"from": _LLAVA_ROLES[turn.role], "value": turn.text} for turn in spoken]
+    return [{"from": _LLAVA_ROLES[turn.role], "value": turn.text, **_weight(turn)} for turn in spoken]
+
+
+def _weight(turn: Turn) -> dict[str, int]:
+    return {} if turn.learnt else {"weight": 0}
 
 
 def _messages(turns: list[Turn], images: list[str]) -> dict[str, Any]:
-    messages = [{"role": turn.role, "content": _parts(turn.text)} for turn in turns]
+    messages = [{"role": turn.role, "content": _parts(turn.text), **_weight(turn)} for turn in turns]
     return {"messages": messages} | ({"images": images} if images else {})
 
 
@@ -153,6 +157,8 @@ def _write_dataset(source: str | Path, images: str | Path | None, target: Path) 
 def _rows(source: str, images: str | Path | None) -> Iterator[dict[str, Any]]:
     files = ImageFiles(images)
     for name, turns, found in _read(source):
+        if not all(turn.learnt for turn in turns):
+            raise InputError(f"{source}: a turn takes no loss, which the columns of a datasets folder cannot say")
         held = []
         for image in found:
             place = files.find(image) if isinstance(image, str) else image

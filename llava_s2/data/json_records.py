@@ -194,8 +194,42 @@ def _scan(
             wrong(f"the file ends after record {count - 1} without its closing bracket: cut off?")
             return
         text.skip(1)
-        if text.peek() and layout != _IN_OBJECT:  # what stands beside the records in an object is not read
+        if layout == _IN_OBJECT:  # what else the object holds is not read
+            if other := _other_records(text):
+                wrong(
+                    f"an object with records under several names, {other!r} too; write each list to a file of its own"
+                )
+        elif text.peek():
             wrong("something stands after the closing bracket")
+
+
+def _other_records(text: "_Text") -> str | None:
+    """Behind an object's list of records: the name of another one that begins with a record; None without."""
+    try:
+        while text.peek() == ",":
+            text.skip(1)
+            _, key = text.value()
+            text.colon()
+            if text.peek() != "[":
+                text.value()
+                continue
+            if _begins_with_record(text):
+                return str(key)
+    except _Broken:
+        pass
+    return None
+
+
+def _begins_with_record(text: "_Text") -> bool:
+    """Whether the list that comes next does; moves behind its first value then, and else behind the whole list."""
+    text.skip(1)
+    while text.peek() not in ("]", ""):
+        if is_record(text.value()[1]):
+            return True
+        if text.peek() == ",":
+            text.skip(1)
+    text.skip(1)
+    return False
 
 
 _LINES, _ARRAY, _IN_OBJECT, _BY_ID = range(4)
@@ -219,13 +253,9 @@ def _layout(path: Path, file: Path) -> tuple[int, int]:
             is_list = text.peek() == "["
             inside = text.passed + 1 - passed
             if key not in ("conversations", "conversation", "messages") and is_list:
-                text.skip(1)
-                if text.peek() != "{":
-                    return _LINES, 0
-                if is_record(text.value()[1]):
+                if _begins_with_record(text):
                     return _IN_OBJECT, inside
-                return _LINES, 0
-            if is_record(text.value()[1]) and not is_list:
+            elif is_record(text.value()[1]) and not is_list:
                 return _BY_ID, before_key - passed
             if text.peek() != ",":
                 break
@@ -262,6 +292,8 @@ class _Text:
         self._window, self._at, self._ended = "", 0, False
         self.passed = 0  # characters before the cursor
         first = self._file.read(3)
+        if first in (b"\x28\xb5\x2f", b"PK\x03"):
+            raise InputError(f"{path}: compressed with zstd or zip; unpack it, or compress it with gzip, bzip2 or xz")
         if first[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise InputError(f"{path}: not UTF-8 text but UTF-16 (Notepad's Unicode, PowerShell's >); save it as UTF-8")
         self.byte = 3 if first == b"\xef\xbb\xbf" else 0  # a byte order mark is no part of the text

@@ -35,7 +35,12 @@ _PAIRS = (
     ("question", "answer"),
     ("instruction", "output"),
 )
-_SYSTEM = ("system", "system_prompt")
+_SYSTEM = ("system", "system_prompt", "system_message", "system_instruction", "systemPrompt")
+# Words beside a single question and a single answer, and beside a turn's text, that would be lost without a word.
+_BESIDE_QUESTION = ("context", "passage", "hint", "lecture", "choices", "options")
+_BESIDE_TEXT = ("reasoning_content", "reasoning", "thinking", "tool_calls", "function_call")
+# How a turn says that nothing is learnt of it: OpenAI's and ShareGPT's, axolotl's, ms-swift's.
+_LOSS_KEYS = ("weight", "train", "loss")
 IMAGE_KEYS = ("image", "images")
 TURN_KEYS = (*_TURN_LISTS, "texts", "caption", *(first for first, _ in _PAIRS))
 """A record has one of these at least."""
@@ -45,11 +50,17 @@ _IN_PART = ("image", "image_url", "url", "path", "base64", "bytes")
 _READ = {*IMAGE_KEYS, *TEXT_KEYS}
 _UNREAD_KINDS = re.compile(r"video|audio|sound|speech|clip|frames", re.IGNORECASE)
 _MEDIA_NAME = re.compile(r"ima?ge?s?|pic|photo|screenshot|pixel|media|visual|file", re.IGNORECASE)
+_IMAGE_NAME = re.compile(r"(?:^|_)(?:ima?ge?s?|pictures?|photos?|screenshots?)(?:_|\d|$)", re.IGNORECASE)
 _MEDIA_FILE = re.compile(
     r"^data:(image|video|audio)/|\.(jpe?g|png|webp|gif|bmp|tiff?|heic|avif|mp4|mkv|webm|mov|avi|wav|mp3|flac|npy)$",
     re.IGNORECASE,
 )
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{200,}={0,2}\s*")
 _QWEN_IMAGE = re.compile(r"<img>(.*?)</img>", re.DOTALL)
+# Other models' marks; a question about HTML seldom begins with one.
+_OTHER_MARK = re.compile(
+    r"<\|(?:image|video|audio)(?:_\d+|_pad)?\|>|<\|?vision_start\|?>|<ImageHere>|<image_?\d+>|\A\s*<(?:video|audio)>"
+)
 
 
 @dataclass
@@ -59,10 +70,12 @@ class Turn:
     Attributes:
         role: ``user``, ``assistant``, ``system`` or ``tool``.
         text: with `IMAGE_TOKEN` for every image and `LITERAL_IMAGE` for the word.
+        learnt: whether an answer is trained on.
     """
 
     role: str
     text: str
+    learnt: bool = True
 
 
 def is_record(value: Any) -> bool:
@@ -131,8 +144,17 @@ def count_images(text: str) -> int:
 
 
 def media_keys(record: dict[str, Any]) -> list[str]:
-    """The keys of a record that are not read although they look like media."""
-    return [key for key, value in record.items() if key not in _READ and value and _looks_like_media(value)]
+    """The keys of a record that are not read although they look like media, by value or, beside no image, by name."""
+    has_images = bool(_record_images(record))
+    found = []
+    for key, value in record.items():
+        if key in _READ or not value:
+            continue
+        source = has_images and isinstance(value, str) and value.startswith("http")  # where its image came from
+        named = not has_images and _IMAGE_NAME.search(key) and isinstance(value, str | int | list)
+        if named or (_looks_like_media(value) and not source):
+            found.append(key)
+    return found
 
 
 def _turn_values(record: dict[str, Any]) -> list[Any]:
@@ -153,6 +175,8 @@ def _turn_values(record: dict[str, Any]) -> list[Any]:
             continue
         if isinstance(question, list) and isinstance(answer, list):  # TRL's conversational prompt and completion
             return question + answer
+        if lost := [key for key in _BESIDE_QUESTION if record.get(key)]:
+            raise ValidationError("malformed", f'"{lost[0]}" beside a question is not read; write it into the question')
         if question_key == "instruction" and record.get("input"):
             question = f"{question}\n{record['input']}"
         history = record.get("history") or []
@@ -188,21 +212,36 @@ def _columns_to_turns(value: Any, key: str) -> Any:
 def _turn(number: int, value: Any, has_image_parts: bool) -> Turn:
     if not isinstance(value, dict):
         raise ValidationError("roles", f"turn {number}: unknown role: must be an object, not {type(value).__name__}")
-    name = next((value[key] for key in ("from", "role") if value.get(key) is not None), None)
-    role = _ROLES.get(name.lower()) if isinstance(name, str) else None
+    names = [value[key] for key in ("from", "role") if value.get(key) is not None]
+    roles = {_ROLES.get(name.lower()) if isinstance(name, str) else None for name in names}
+    if len(roles) > 1:
+        raise ValidationError("roles", f'turn {number}: "from" and "role" say different things; keep one of them')
+    role, name = next(iter(roles), None), next(iter(names), None)
+    if lost := [key for key in _BESIDE_TEXT if value.get(key)]:
+        raise ValidationError(
+            "malformed", f'turn {number}: "{lost[0]}" is not trained on; write it into its text, or drop it'
+        )
     if role is None:
         raise ValidationError("roles", f'turn {number}: unknown role {name!r}, "from" must be "human" or "gpt"')
     text = _text_of(value)
+    if text is not None and any(value.get(key) not in (None, text) for key in ("value", "content")):
+        raise ValidationError("malformed", f'turn {number}: has "value" and "content", which differ; keep one of them')
     if isinstance(text, list):
-        return _turn_of_parts(number, role, _parts(value), has_image_parts)
+        text = _text_of_parts(number, _parts(value), has_image_parts)
     if not isinstance(text, str):
         raise ValidationError("malformed", f'turn {number}: "value" must be text, not {type(text).__name__}')
     if role == "user" and _QWEN_IMAGE.search(text):
         text = _QWEN_IMAGE.sub(IMAGE_TOKEN, text)
-    return Turn(role, text)
+    if role == "user" and (mark := _OTHER_MARK.search(text)):
+        raise ValidationError(
+            "image_placeholders",
+            f"turn {number}: {mark[0].strip()} is another model's mark; an image's is {IMAGE_TOKEN}, and videos and "
+            "sounds are not trained on",
+        )
+    return Turn(role, text, learnt=all(value.get(key) not in (0, False) for key in _LOSS_KEYS))
 
 
-def _turn_of_parts(number: int, role: str, parts: list[Any], has_image_parts: bool) -> Turn:
+def _text_of_parts(number: int, parts: list[Any], has_image_parts: bool) -> str:
     """As transformers renders parts: an image is `IMAGE_TOKEN` and a line break, text follows as it stands."""
     text = ""
     for part in parts:
@@ -217,7 +256,7 @@ def _turn_of_parts(number: int, role: str, parts: list[Any], has_image_parts: bo
         else:
             kind = part.get("type")
             raise ValidationError("malformed", f"turn {number}: parts are text and images, not {kind or part!r}")
-    return Turn(role, text)
+    return text
 
 
 def _text_of(turn: dict[str, Any]) -> Any:
@@ -233,7 +272,9 @@ def _is_image_part(part: Any) -> bool:
     if not isinstance(part, dict):
         return False
     kind = part.get("type")
-    return kind in ("image", "image_url") or (kind is None and any(part.get(key) for key in ("image", "image_url")))
+    return kind in ("image", "image_url", "input_image") or (
+        kind is None and any(part.get(key) for key in ("image", "image_url"))
+    )
 
 
 def _names_image(part: dict[str, Any]) -> bool:
@@ -295,6 +336,8 @@ def _giver(data: bytes) -> Callable[[], bytes]:
 def _looks_like_media(value: Any) -> bool:
     if isinstance(value, list):
         return any(map(_looks_like_media, value))
+    if isinstance(value, str) and _BASE64.fullmatch(value[:4096]):
+        return True
     if isinstance(value, dict):
         return isinstance(value.get("bytes"), bytes) or any(map(_looks_like_media, value.values()))
     return isinstance(value, Embedded) or (isinstance(value, str) and _MEDIA_FILE.search(value) is not None)

@@ -21,7 +21,7 @@ class Validation:
         faults: all there are, each kind once.
     """
 
-    messages: list[dict[str, str]] | None = None
+    messages: list[dict[str, Any]] | None = None
     images: list[str | Embedded] = field(default_factory=list)
     faults: list[ValidationError] = field(default_factory=list)
 

@@ -25,7 +25,7 @@ def encode_messages(
     """Encodes a conversation for training, or for what a model makes of its replies.
 
     Args:
-        messages: ``{"role": …, "content": …}`` as chat templates take them.
+        messages: ``{"role": …, "content": …}`` as chat templates take them; a reply with ``"weight": 0`` takes no loss.
         processor: the model's.
         chat_template: Jinja text.
 
@@ -39,6 +39,11 @@ def encode_messages(
     """
     tokenizer = processor.tokenizer
     text, replies = render_replies(messages, tokenizer, chat_template)
+    weights = [message.get("weight", 1) for message in messages if message["role"] == "assistant"]
+    if 0 in weights:
+        if len(replies) != len(weights):
+            raise InputError("a reply has weight 0, and the chat template does not mark every reply as one")
+        replies = [reply for reply, weight in zip(replies, weights, strict=True) if weight]
     marks = sorted({end_of_turn(chat_template, tokenizer.eos_token), *tokenizer.all_special_tokens}, key=len)
     special = re.compile("|".join(map(re.escape, reversed(marks))))
     replies = [(start, end) for start, end in replies if special.sub("", text[start:end]).strip()]

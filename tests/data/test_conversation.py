@@ -11,10 +11,13 @@ from PIL import Image
 from transformers import AutoConfig
 
 from llava_s2 import S2VisionConfig, encode_conversation
+from llava_s2.data.conversation import encode_record
+from llava_s2.data.convert_records import SHAPES
+from llava_s2.data.record_shapes import read_turns
 from llava_s2.errors import InputError
 from llava_s2.model.labels import encode_messages
 from llava_s2.model.processor import build_processor
-from llava_s2.model.templates import TEMPLATES
+from llava_s2.model.templates import TEMPLATES, find_template
 from llava_s2.model.tokenizer import load_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llava_tiny"
@@ -160,6 +163,27 @@ def test_an_empty_answer_among_others_takes_no_loss(processor, template, empty):
         learnt = [label for label in encoded["labels"] if label != -100]
         assert processor.decode(learnt).strip() in ("Yes, a cat.</s>", "Yes, a cat. </s>")
         assert encoded["input_ids"].count(processor.tokenizer.eos_token_id) >= 2  # the model still sees both ends
+
+
+UNMARKED = (
+    "{% for message in messages %}{{ message.role + ': ' + message.content }}"
+    "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.mark.parametrize("key", [{"weight": 0}, {"train": False}, {"loss": False}])
+@pytest.mark.parametrize("template", ["vicuna_v1", "llama_2", UNMARKED])
+def test_a_reply_that_asks_for_no_loss_takes_none(processor, template, key):
+    turns = [HUMAN, {"from": "gpt", "value": "Wrong."} | key, HUMAN, {"from": "gpt", "value": "Right."}]
+    encoded = encode_conversation(turns, processor, template)
+    assert (
+        processor.decode([label for label in encoded["labels"] if label != -100]).split("</s>")[0].strip() == "Right."
+    )
+    assert "Wrong." in processor.decode(encoded["input_ids"])
+    for write in SHAPES.values():  # a converted record asks for the same
+        again = encode_record(write(read_turns({"conversations": turns}), []), processor, find_template(template))
+        assert again == encoded
 
 
 def test_a_chat_template_that_marks_no_reply(processor):

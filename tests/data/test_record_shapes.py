@@ -30,6 +30,10 @@ def own_image(part):
     return [{"role": "user", "content": [part, {"type": "text", "text": "What?"}]}, PARTS[1]]
 
 
+def said(question):
+    return [{"role": "user", "content": question}, MESSAGES[1]]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("images")
@@ -90,6 +94,7 @@ def test_known_shapes_are_the_same_conversation(folder, name):
         {"messages": [SYSTEM, *MESSAGES]},
         {"messages": [SYSTEM, *PARTS]},
         {"query": "<image>What?", "response": "Red.", "system": "In French."},
+        {"system_message": "In French.", "conversations": ASK},
     ],
 )
 def test_a_system_message_is_kept(folder, record):
@@ -131,6 +136,14 @@ def test_history_images_by_index_and_images_inside_a_record(folder):
         ({"conversations": [{"from": "human", "value": "q"}, {"from": "observation", "value": "1"}, ASK[1]]}, "tool"),
         ({"image": "https://x.org/a.png", "conversations": ASK}, "fetch it first"),
         ({"image": "data:image/png;base64,%%%", "conversations": ASK}, "base64 cannot be read"),
+        ({"photo": "iVBORw0KGgo" * 30, "query": "What?", "response": "Red."}, '"photo": not read'),
+        ({"image": "a.png", "messages": said("<|image_1|>What?")}, r"<\|image_1\|> is another model's mark"),
+        ({"image": "a.png", "messages": said("<|vision_start|><|image_pad|><|vision_end|>")}, "another model's mark"),
+        ({"messages": said("<video>\nWhat?")}, "<video> is another model's mark"),
+        ({"question": "What?", "context": "A flag.", "answer": "Red."}, '"context" beside a question is not read'),
+        ({"messages": [MESSAGES[1] | {"role": "user"}, MESSAGES[1] | {"reasoning": "Hm."}]}, '"reasoning" is not'),
+        ({"conversations": [ASK[0] | {"role": "assistant"}, ASK[1]]}, '"from" and "role" say different things'),
+        ({"conversations": [ASK[0] | {"content": "Who?"}, ASK[1]]}, '"value" and "content", which differ'),
     ],
 )
 def test_what_is_not_read_is_told(folder, record, message):
@@ -186,6 +199,17 @@ def test_names_in_other_forms(tmp_path):
         assert files.open(form).size == (8, 6)
     with pytest.raises(InputError, match="no such image file"):
         files.find("cafe 1.png")
+
+
+def test_records_under_two_names_and_keys_named_like_images_are_told(folder, tmp_path):
+    rows = [{"image": "a.png", "conversations": ASK}]
+    (tmp_path / "d.json").write_text(json.dumps({"info": [1], "train": rows, "n": {"a": 1}, "val": rows}))
+    with pytest.raises(InputError, match=r"records under several names, 'val' too"):
+        Records(tmp_path / "d.json")
+    rows = [{"image_id": 7, "topic": "x", "question": "What is <video> in HTML?", "answer": "A tag."}]
+    (tmp_path / "d.json").write_text(json.dumps(rows))
+    (notice,) = check_records(tmp_path / "d.json", folder, "vicuna_v1").notices
+    assert '"image_id" looks like media and is not read' in notice
 
 
 def test_a_run_says_how_many_records_have_images(folder, tmp_path):
