@@ -1,7 +1,7 @@
 """Decoding strangers' images in processes of their own, each bounded in memory and time, and ended when it goes over.
 
 A file that would take long holds up neither the server, which it cannot reach, nor the other images: what is not
-decoded in a moment starts anew among the few slow ones, at a lower priority.
+decoded in a moment starts anew in another lane, with more time and a lower priority.
 """
 
 import contextlib
@@ -11,12 +11,13 @@ import queue
 import re
 import resource
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from typing import BinaryIO
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 
 from PIL import Image
 
@@ -29,23 +30,44 @@ MAX_SIDE = 4096
 
 _MEMORY = 1536 << 20  # address space of a process; a PNG of 108 million pixels needs two thirds of it
 _KEPT_MEMORY = 200 << 20  # a process that has used more is replaced
-_QUICK_SECONDS, _SLOW_SECONDS = 0.6, 8.0  # of processor time for one image
-_HEAD = struct.Struct(">Qd")
+_WAIT_SECONDS = 120.0  # something that waits without working is no image's fault; it ends all the same
+_TIME = struct.Struct(">d")
+
+
+@dataclass(frozen=True)
+class Lane:
+    """Processes that images take turns in: how many, their niceness, and seconds of processor time for one image."""
+
+    count: int
+    niceness: int
+    seconds: float
+
+
+LANES = (Lane(2, 0, 0.1), Lane(1, 5, 0.8), Lane(1, 10, 8.0))
+"""An image of some megapixels stays in the first, the largest that are opened need the last."""
+
+
+class TooSlowError(Exception):
+    """An image needs more processor time than its lane gives."""
 
 
 class DecoderProcesses:
     """A pool of decoders, started when first needed. Safe to use from several threads.
 
-    Args:
-        quick: images that are decoded at the same time.
-        slow: of those that take longer than a moment, beside the others.
+    Each is a copy of one process that has imported everything, so that ending one costs little.
     """
 
-    def __init__(self, quick: int = 2, slow: int = 1) -> None:
-        self._lanes = [_Lane(quick, 0, _QUICK_SECONDS), _Lane(slow, 10, _SLOW_SECONDS)]
+    def __init__(self) -> None:
+        self._origin: socket.socket | None = None
+        self._original: subprocess.Popen | None = None
+        self._one_at_a_time = threading.Lock()
+        self._idle: list[queue.LifoQueue[_Process | None]] = [queue.LifoQueue() for _ in LANES]
+        for idle, lane in zip(self._idle, LANES, strict=True):
+            for _ in range(lane.count):
+                idle.put(None)
 
     def decode(self, data: bytes, name: str = "image") -> DecodedImage:
-        """Decodes as `decode_image` does, reducing to ``MAX_SIDE``.
+        """Decodes as `decode_image` does, reducing to ``MAX_SIDE``, in one lane after the other.
 
         Args:
             data: a file's bytes, at most ``MAX_BYTES``.
@@ -54,90 +76,83 @@ class DecoderProcesses:
         Raises:
             InputError: see `decode_image`; or it is too large, or takes too long.
         """
+        for lane in range(len(LANES)):
+            with contextlib.suppress(TooSlowError):
+                return self.decode_in(lane, data, name)
+        raise InputError(f"{_safe_name(name)}: takes too long to decode, or is damaged; save it anew")
+
+    def decode_in(self, lane: int, data: bytes, name: str = "image", seconds: float | None = None) -> DecodedImage:
+        """Decodes in one lane, in ``seconds`` of processor time if that is less than the lane gives.
+
+        Raises:
+            InputError: see `decode_image`; or it is too large.
+            TooSlowError: it takes longer.
+        """
         name = _safe_name(name)
         if len(data) > MAX_BYTES:
             raise InputError(f"{name}: is larger than {MAX_BYTES >> 20} MB; shrink it")
-        for lane in self._lanes:
-            with contextlib.suppress(TimeoutError), lane.process() as process:
-                return process.decode(data, name, lane.seconds)
-        raise InputError(f"{name}: takes too long to decode; save it anew")
+        process = self._idle[lane].get() or self._start(lane)
+        try:
+            return process.decode(data, name, LANES[lane].seconds if seconds is None else seconds)
+        finally:
+            # The next one starts while nobody waits for it.
+            self._idle[lane].put(process if process.is_usable() else self._start(lane))
 
     def close(self) -> None:
         """Ends the processes."""
-        for lane in self._lanes:
-            lane.close()
+        for idle, lane in zip(self._idle, LANES, strict=True):
+            for _ in range(lane.count):
+                if process := idle.get():
+                    process.end()
+                idle.put(None)
+        if self._origin is not None and self._original is not None:
+            self._origin.close()
+            self._original.wait()
 
-
-class _Lane:
-    """Processes that images take turns in."""
-
-    def __init__(self, count: int, niceness: int, seconds: float) -> None:
-        self.seconds, self._niceness, self._count = seconds, niceness, count
-        self._idle: queue.LifoQueue[_Process | None] = queue.LifoQueue()
-        for _ in range(count):
-            self._idle.put(None)
-
-    @contextlib.contextmanager
-    def process(self) -> Iterator["_Process"]:
-        process = self._idle.get() or _Process(self._niceness)
-        try:
-            yield process
-        finally:
-            # The next one starts while nobody waits for it.
-            self._idle.put(process if process.is_usable() else _Process(self._niceness))
-
-    def close(self) -> None:
-        for _ in range(self._count):
-            if process := self._idle.get():
-                process.end()
-            self._idle.put(None)
+    def _start(self, lane: int) -> "_Process":
+        with self._one_at_a_time:
+            if self._origin is None:
+                self._origin, theirs = socket.socketpair()
+                with theirs:
+                    self._original = subprocess.Popen(
+                        [sys.executable, "-m", __name__],
+                        stdin=theirs,
+                        stdout=subprocess.DEVNULL,
+                        stderr=subprocess.DEVNULL,
+                        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                        start_new_session=True,  # Ctrl-C is the server's
+                    )
+            ours, theirs = socket.socketpair()
+            with theirs:
+                socket.send_fds(self._origin, [bytes([LANES[lane].niceness])], [theirs.fileno()])
+        return _Process(Connection(ours.detach()))
 
 
 class _Process:
-    def __init__(self, niceness: int) -> None:
-        self._popen = subprocess.Popen(
-            [sys.executable, "-m", "llava_s2.serve.decoder_processes", str(niceness)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            start_new_session=True,  # Ctrl-C is the server's
-        )
-        self._spent = False
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._usable = True
 
     def is_usable(self) -> bool:
-        if self._spent or self._popen.poll() is not None:
+        if not self._usable:
             self.end()
-            return False
-        return True
+        return self._usable
 
     def end(self) -> None:
-        self._popen.kill()
-        self._popen.wait()
-        for pipe in (self._popen.stdin, self._popen.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        self._connection.close()  # which it takes as its end when it has nothing else to do
 
     def decode(self, data: bytes, name: str, seconds: float) -> DecodedImage:
-        """Raises TimeoutError where it took more than ``seconds`` of processor time, and InputError."""
-        # Something that waits without working is no image's fault; it ends all the same.
-        watchdog = threading.Timer(60 + 10 * seconds, self._popen.kill)
-        watchdog.start()
-        assert self._popen.stdin is not None and self._popen.stdout is not None
+        """Raises TooSlowError where it took more than ``seconds`` of processor time, and InputError."""
         try:
-            self._popen.stdin.write(_HEAD.pack(len(data), seconds) + data)
-            self._popen.stdin.flush()
-            answer = json.loads(self._popen.stdout.readline())
-            pixels = self._popen.stdout.read(answer["bytes"])
-        except (OSError, json.JSONDecodeError):  # it died
-            status = self._popen.wait()
-            if status in (-signal.SIGPROF, -signal.SIGKILL):
-                raise TimeoutError from None
-            raise InputError(f"{name}: truncated or damaged image; save it anew") from None
-        finally:
-            watchdog.cancel()
-        self._spent = answer["spent"]
+            self._connection.send_bytes(_TIME.pack(seconds) + data)
+            if not self._connection.poll(_WAIT_SECONDS):
+                raise TimeoutError
+            answer = json.loads(self._connection.recv_bytes())  # JSON: what a file has taken over may answer anything
+            pixels = self._connection.recv_bytes()
+        except (EOFError, OSError, ValueError):  # it died, of its time, or of the file
+            self._usable = False
+            raise TooSlowError from None
+        self._usable = not answer["spent"]
         if "error" in answer:
             raise InputError(f"{name}: {answer['error']}")
         return DecodedImage(Image.frombytes("RGB", tuple(answer["size"]), pixels), tuple(answer["conversions"]))
@@ -149,28 +164,44 @@ def _safe_name(name: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in last)[:80] or "image"
 
 
-def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
+def _originate() -> None:
+    """Makes copies of this process, each of which decodes what comes over a socket of its own."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how they ended
+    Image.init()
+    with socket.socket(fileno=sys.stdin.fileno()) as origin:
+        while True:
+            niceness, sockets, _, _ = socket.recv_fds(origin, 1, 1)
+            if not sockets:  # the server has ended
+                return
+            if os.fork() == 0:
+                origin.close()
+                _serve(Connection(sockets[0]), niceness[0])
+                return
+            os.close(sockets[0])
+
+
+def _serve(requests: Connection, niceness: int) -> None:
     """The process's own part: decodes one image after the other."""
-    while head := requests.read(_HEAD.size):
-        length, seconds = _HEAD.unpack(head)
-        data = requests.read(length)
-        pixels = b""
-        signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF, of which nobody takes care, ends the process
-        try:
-            decoded = decode_image(data, name="", max_side=MAX_SIDE)
-            pixels = decoded.image.tobytes()
-            answer: dict[str, object] = {"size": decoded.image.size, "conversions": decoded.conversions}
-        except InputError as error:
-            answer = {"error": str(error).removeprefix(": ")}
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        answer["bytes"] = len(pixels)
-        answer["spent"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > _KEPT_MEMORY
-        answers.write(json.dumps(answer).encode() + b"\n" + pixels)
-        answers.flush()
+    os.nice(niceness)
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(EOFError, OSError):  # the server has ended
+        while True:
+            request = requests.recv_bytes()
+            pixels = b""
+            # SIGPROF, of which nobody takes care, ends the process.
+            signal.setitimer(signal.ITIMER_PROF, *_TIME.unpack(request[: _TIME.size]))
+            try:
+                decoded = decode_image(request[_TIME.size :], name="", max_side=MAX_SIDE)
+                pixels = decoded.image.tobytes()
+                answer: dict[str, object] = {"size": decoded.image.size, "conversions": decoded.conversions}
+            except InputError as error:
+                answer = {"error": str(error).removeprefix(": ")}
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            answer["spent"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > _KEPT_MEMORY
+            requests.send_bytes(json.dumps(answer).encode())
+            requests.send_bytes(pixels)
 
 
 if __name__ == "__main__":
-    os.nice(int(sys.argv[1]))
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _serve(sys.stdin.buffer, sys.stdout.buffer)
+    _originate()

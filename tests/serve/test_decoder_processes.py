@@ -1,10 +1,11 @@
 """Decoding what strangers send, in processes that can be ended."""
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hostile import HOSTILE, encoded, noise
+from hostile import COSTLY, HOSTILE, encoded, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -15,7 +16,7 @@ from llava_s2.serve.decoder_processes import MAX_SIDE, DecoderProcesses
 
 @pytest.fixture(scope="module")
 def read_picture():
-    decoders = DecoderProcesses(quick=1)
+    decoders = DecoderProcesses()
     yield lambda data, name="image": decoders.decode(data, name).image
     decoders.close()
 
@@ -76,3 +77,23 @@ def test_damage_gives_a_picture_or_an_input_error(read_picture, kind, changes, k
         assert "\n" not in str(error)
     else:
         assert image.mode == "RGB" and max(image.size) <= MAX_SIDE
+
+
+@pytest.mark.parametrize("what", COSTLY)
+def test_what_costs_more_than_its_size_gives_a_picture_or_an_input_error(read_picture, what):
+    try:
+        image = read_picture(COSTLY[what](600))
+    except InputError as error:
+        assert "\n" not in str(error)
+    else:
+        assert image.mode == "RGB" and max(image.size) <= MAX_SIDE
+
+
+def test_a_slow_image_holds_up_no_other(read_picture):
+    slow = COSTLY["PNG of zeros"](4000)
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(read_picture, slow) for _ in range(3)]
+        for _ in range(3):
+            assert read_picture(encoded()).size == (64, 64)
+        assert not all(one.done() for one in waiting)
+        assert all(one.result().size == (4000, 4000) for one in waiting)

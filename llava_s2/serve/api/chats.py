@@ -19,12 +19,13 @@ from openai.types.completion_usage import PromptTokensDetails
 
 from llava_s2.serve.api import schema
 from llava_s2.serve.api.bounds import AT_END, BODY, Body, ClientGone
-from llava_s2.serve.api.engine import Delta, End, Event, Job
+from llava_s2.serve.api.engine import Delta, End, Event, Job, PromptImage
 from llava_s2.serve.api.errors import ApiError, late
 from llava_s2.serve.api.logprobs import TokenTexts
-from llava_s2.serve.api.prepare import Prepared
+from llava_s2.serve.api.prepare import Prompt
 from llava_s2.serve.api.sampling import SampledToken
 from llava_s2.serve.api.service import Service
+from llava_s2.serve.decoder_processes import LANES, TooSlowError
 
 T = TypeVar("T")
 
@@ -36,9 +37,11 @@ class Chats:
         self._service = service
         self._texts = TokenTexts(service.tokenizer)
         self._places = asyncio.Semaphore(service.limits.prepared)
+        self._lanes = [asyncio.Semaphore(lane.count) for lane in LANES]
         self._parsing = ThreadPoolExecutor(1, "parse")  # images hold up no text
-        self._local = ThreadPoolExecutor(8, "prepare")  # they wait for a decoder
-        self._remote = ThreadPoolExecutor(8, "fetch")  # other hosts' slowness holds up nobody else
+        self._loading = ThreadPoolExecutor(1, "load")
+        self._fetching = ThreadPoolExecutor(8, "fetch")  # other hosts' slowness holds up nobody else
+        self._decoding = ThreadPoolExecutor(sum(lane.count for lane in LANES), "decode")
 
     async def answer(self, request: Request) -> Response:
         """Answers one request; stops when its client hangs up.
@@ -80,7 +83,7 @@ class Chats:
         loop = asyncio.get_running_loop()
         asked = await loop.run_in_executor(self._parsing, schema.parse_tokenize, body.data)
         self._service.check_model(asked.model)
-        tokens = await loop.run_in_executor(self._local, preparer.tokenize, asked)
+        tokens = await loop.run_in_executor(self._parsing, preparer.tokenize, asked)
         return schema.TokenizeResponse(count=len(tokens), max_model_len=preparer.context, tokens=tokens)
 
     def _left(self) -> None:
@@ -88,21 +91,42 @@ class Chats:
 
     async def _begin(self, chat: "_Chat", body: Body, deadline: float, at_end: ExitStack) -> None:
         """Brings a request to where its answer begins."""
-        loop, service = asyncio.get_running_loop(), self._service
-        asked = await service.before(deadline, loop.run_in_executor(self._parsing, schema.parse_chat, body.data))
+        service, preparer = self._service, self._service.preparer
+
+        async def in_pool(pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -> T:
+            return await service.before(deadline, asyncio.get_running_loop().run_in_executor(pool, work, *arguments))
+
+        start = time.monotonic()
+        asked = await in_pool(self._parsing, schema.parse_chat, body.data)
         body.drop()
         service.check_model(asked.model)
-        # Text alone does not wait for those who wait for a decoder.
-        with_images = any(isinstance(part, schema.ImagePart) for m in asked.messages for part in m.content)
-        places = self._places if with_images else asyncio.Semaphore()
-        pool = self._remote if service.preparer.fetches(asked) else self._local if with_images else self._parsing
-        await service.before(deadline, places.acquire())
+        prompt = await in_pool(self._parsing, preparer.read, asked)
+        asked = asked.model_copy(update={"messages": []})  # or their images stay in memory as long as the answer takes
+        images: list[PromptImage] = []
+        holds_place = False
         try:
-            prepared = await service.before(deadline, loop.run_in_executor(pool, service.preparer.prepare, asked))
-            at_end.callback(chat.begin(asked, prepared, deadline, loop))
+            if prompt.sources:
+                pool = self._fetching if preparer.fetches(prompt) else self._loading
+                files = await in_pool(pool, preparer.load, prompt)
+                prompt.sources.clear()
+                for lane, turn in enumerate(self._lanes):
+                    await service.before(deadline, turn.acquire())  # costs the files' memory, and nobody's time
+                    try:
+                        await service.before(deadline, self._places.acquire())
+                        holds_place = True
+                        images = await in_pool(self._decoding, preparer.see, files, lane)
+                        break
+                    except TooSlowError:
+                        self._places.release()
+                        holds_place = False
+                    finally:
+                        turn.release()
+                del files
+            at_end.callback(chat.begin(asked, prompt, images, time.monotonic() - start, deadline))
             await chat.first()
         finally:
-            places.release()
+            if holds_place:
+                self._places.release()
 
 
 class _Chat:
@@ -117,9 +141,10 @@ class _Chat:
         self._created = int(time.time())
 
     def begin(
-        self, asked: schema.ChatRequest, prepared: Prepared, deadline: float, loop: asyncio.AbstractEventLoop
+        self, asked: schema.ChatRequest, prompt: Prompt, images: list[PromptImage], seconds: float, deadline: float
     ) -> Callable[[], None]:
         """Hands the request to the engine, each choice by itself. Returns what stops it."""
+        loop = asyncio.get_running_loop()
 
         def listener(choice: int) -> Callable[[Event], None]:
             def on_event(event: Event) -> None:
@@ -128,20 +153,11 @@ class _Chat:
 
             return on_event
 
-        # Not the whole: its images would stay in memory as long as the answer takes.
-        self.asked = asked.model_copy(update={"messages": []})
-        self._read, self._prepare_seconds, self._images = len(prepared.prompt), prepared.seconds, len(prepared.images)
+        self.asked, self._read, self._prepare_seconds, self._images = asked, len(prompt.tokens), seconds, len(images)
+        clock = self._service.clock
         self._jobs = [
-            Job(
-                prepared.prompt,
-                prepared.images,
-                sampling,
-                deadline,
-                listener(choice),
-                prepared.continues,
-                self._service.clock,
-            )
-            for choice, sampling in enumerate(prepared.samplings)
+            Job(prompt.tokens, images, sampling, deadline, listener(choice), prompt.continues, clock)
+            for choice, sampling in enumerate(prompt.samplings)
         ]
         for job in self._jobs:
             self._service.engine.submit(job)

@@ -2,9 +2,9 @@
 
 import base64
 import binascii
+import contextlib
 import hashlib
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from llava_s2.serve.api.engine import PromptImage
 from llava_s2.serve.api.errors import invalid
 from llava_s2.serve.api.sampling import Sampling
 from llava_s2.serve.chat import neutralize
-from llava_s2.serve.decoder_processes import DecoderProcesses
+from llava_s2.serve.decoder_processes import LANES, DecoderProcesses, TooSlowError
 from llava_s2.serve.tower_cache import FeatureCache
 
 # No tokenizer's average is near this; what is longer need not be tokenized to know that it does not fit.
@@ -27,25 +27,34 @@ _CHARACTERS_PER_TOKEN = 16
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What the engine takes, and how long it took to make, in seconds.
+class Prompt:
+    """A request for the engine, but for its images.
 
     Attributes:
+        sources: of the images: URL, and where in the request it is.
         samplings: of each choice.
         continues: whether the prompt ends inside the assistant's turn.
     """
 
-    prompt: list[int]
-    images: list[PromptImage]
+    tokens: list[int]
+    sources: list[tuple[str, str]]
     samplings: list[Sampling]
     continues: bool
-    seconds: float
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image of a request: its bytes, their digest, and where in the request it is."""
+
+    data: bytes
+    key: str
+    where: str
 
 
 @dataclass(frozen=True)
 class _Conversation:
     messages: list[Message]
-    sources: list[tuple[str, str]]  # of the images: URL, and where in the request it is
+    sources: list[tuple[str, str]]
     continues: bool
 
 
@@ -84,31 +93,59 @@ class Preparer:
         self.context = int(model.config.get_text_config().max_position_embeddings)
         self._max_images, self._max_new_tokens = max_images, max_new_tokens
 
-    def fetches(self, request: schema.ChatRequest) -> bool:
-        """Whether preparing the request means asking other hosts."""
-        return self._fetch is not None and any(
-            isinstance(part, schema.ImagePart) and not _is_data(part.image_url.url.lstrip())
-            for message in request.messages
-            for part in message.content
-        )
-
-    def prepare(self, request: schema.ChatRequest) -> Prepared:
-        """Checks a request and makes it the model's input.
+    def read(self, request: schema.ChatRequest) -> Prompt:
+        """Checks a request and makes it token ids.
 
         Raises:
-            ApiError: a conversation that the chat template refuses, an image that is refused, or no room for an answer.
+            ApiError: a conversation that the chat template refuses, too many images, or no room for an answer.
         """
-        start = time.monotonic()
         conversation = self._conversation(request.messages, request)
         if len(conversation.sources) > self._max_images:
             raise invalid(f"{len(conversation.sources)} images, and a request may have {self._max_images}", "messages")
-        prompt = self._tokens(conversation)  # before the images, which cost more
-        room = self.context - len(prompt)
+        tokens = self._tokens(conversation)
+        room = self.context - len(tokens)
         if room < 1:
-            raise _too_long(f"the conversation has {len(prompt)} tokens and the model takes {self.context}")
-        images = [self._image(url, where) for url, where in conversation.sources]
+            raise _too_long(f"the conversation has {len(tokens)} tokens and the model takes {self.context}")
         samplings = [self._sampling(request, room, choice) for choice in range(request.n or 1)]
-        return Prepared(prompt, images, samplings, conversation.continues, time.monotonic() - start)
+        return Prompt(tokens, conversation.sources, samplings, conversation.continues)
+
+    def fetches(self, prompt: Prompt) -> bool:
+        """Whether other hosts must be asked for the images."""
+        return self._fetch is not None and not all(_is_data(url) for url, _ in prompt.sources)
+
+    def load(self, prompt: Prompt) -> list[ImageFile]:
+        """The images' bytes. Raises ApiError."""
+        files = []
+        for url, where in prompt.sources:
+            with _refusals(where):
+                data = self._bytes(url)
+                files.append(ImageFile(data, hashlib.sha256(data).hexdigest(), where))
+        return files
+
+    def see(self, files: Sequence[ImageFile], lane: int) -> list[PromptImage]:
+        """Decodes and scales the images of one request in a lane of the decoders.
+
+        Raises:
+            ApiError: an image is refused.
+            TooSlowError: they need more time than the lane gives.
+        """
+        is_last = lane == len(LANES) - 1
+        images = []
+        for file in files:
+            features = self._cache.get(file.key)
+            if features is not None:
+                images.append(PromptImage(file.key, features=features))
+                continue
+            with _refusals(file.where):
+                try:
+                    seconds = LANES[lane].seconds / (1 if is_last else len(files))
+                    image = self.decoders.decode_in(lane, file.data, "the image", seconds).image
+                except TooSlowError:
+                    if is_last:
+                        raise InputError("the image takes too long to decode, or is damaged; save it anew") from None
+                    raise
+            images.append(PromptImage(file.key, pixels=prepare_image(self._processor, image)[None]))
+        return images
 
     def tokenize(self, request: schema.TokenizeRequest) -> list[int]:
         """The ids of a text, or of a conversation up to where the answer begins. Raises ApiError as `prepare` does."""
@@ -158,7 +195,7 @@ class Preparer:
                 if message.role != "user":
                     raise invalid(f"{where}: only a user shows images", where)
                 parts.append({"type": "image"})
-                sources.append((part.image_url.url, f"{where}.image_url.url"))
+                sources.append((part.image_url.url.strip(), f"{where}.image_url.url"))
             if message.role in ("system", "developer"):
                 system += [{"type": "text", "text": "\n\n"}] * bool(system) + parts
             elif turns and turns[-1]["role"] == message.role:
@@ -195,18 +232,6 @@ class Preparer:
             text.replace(mark, mark * self.image_tokens), add_special_tokens=not (bos and text.startswith(bos))
         )["input_ids"]
 
-    def _image(self, url: str, where: str) -> PromptImage:
-        try:
-            data = self._bytes(url.strip())
-            key = hashlib.sha256(data).hexdigest()
-            features = self._cache.get(key)
-            if features is not None:
-                return PromptImage(key, features=features)
-            image = self.decoders.decode(data, "the image").image
-        except InputError as error:
-            raise invalid(f"{where}: {error}", where, "invalid_image") from None
-        return PromptImage(key, pixels=prepare_image(self._processor, image)[None])
-
     def _bytes(self, url: str) -> bytes:
         if _is_data(url):
             head, comma, body = url.partition(",")
@@ -222,6 +247,15 @@ class Preparer:
             return self._fetch(url)
         except InputError as error:
             raise InputError(f"the URL {error}") from None
+
+
+@contextlib.contextmanager
+def _refusals(where: str) -> Iterator[None]:
+    """Has an image's InputError say where in the request the image is."""
+    try:
+        yield
+    except InputError as error:
+        raise invalid(f"{where}: {error}", where, "invalid_image") from None
 
 
 def _base64(text: str) -> bytes:
