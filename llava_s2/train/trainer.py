@@ -107,17 +107,34 @@ class LlavaTrainer(Trainer):
                     part = next((part for part in self._rates if part in name), "language_model")
                     groups.setdefault((part, name in decayed), []).append(parameter)
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
-            options["params"] = [
+            self._group_options = [
                 {
-                    "params": parameters,
                     "weight_decay": self.args.weight_decay if decays else 0.0,
                     "lr": self.args.learning_rate if self._rates.get(part) is None else self._rates[part],
                     "part": part,
                 }
-                for (part, decays), parameters in groups.items()
+                for part, decays in groups
+            ]
+            options["params"] = [
+                {"params": parameters, **own}
+                for parameters, own in zip(groups.values(), self._group_options, strict=True)
             ]
             self.optimizer_cls_and_kwargs = (optimizer_class, options)
         return super().create_optimizer(model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Mends what DeepSpeed reads of ZeRO-3's universal checkpoints: all groups get the first one's rate and weight
+        decay there, and all weights one counter of steps, which each of them advances."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not self.is_deepspeed_enabled:
+            return
+        assert self.optimizer is not None
+        rates = self.lr_scheduler.get_last_lr()
+        for group, own, rate in zip(self.optimizer.param_groups, self._group_options, rates, strict=True):
+            group.update(own | {"lr": rate, "initial_lr": own["lr"]})
+        for state in self.optimizer.state.values():
+            if isinstance(state.get("step"), Tensor):
+                state["step"] = state["step"].clone()
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         records = inputs.pop("records")

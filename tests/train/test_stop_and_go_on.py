@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import TINY, losses, run_here, start, write_records
+from processes import TINY, losses, run, run_here, start, write_records
+from test_distributed import BACKENDS
 
 from llava_s2.cli import main
 
@@ -75,6 +76,28 @@ def test_stopped_and_killed_on_two_processes_it_ends_as_one_process_does(tmp_pat
             assert len({tuple(ids) for ids in versions}) == 2  # one batch a process, the same after every start
         ids = {index for (_, at), records in seen.items() if at in steps for index in records}
         assert ids == set(range(80))
+
+
+@pytest.fixture(scope="module")
+def an_epoch(tmp_path_factory):
+    """Flags, and the losses of one process that nobody stopped. Projector and LoRA have rates of their own."""
+    folder = tmp_path_factory.mktemp("epoch")
+    flags = [*write_records(folder, lambda number: number % 3), "--num_train_epochs", 1, "--lora_dropout", 0]
+    flags += ["--weight_decay", "0.1"]
+    run_here([*flags, "--per_device_train_batch_size", 8, "--output_dir", folder / "whole"])
+    return flags, losses(folder / "whole")
+
+
+@pytest.mark.parametrize("backend", ["zero3", "fsdp2"])
+def test_shards_of_two_processes_go_on_on_one(an_epoch, backend, tmp_path):
+    flags, whole = an_epoch
+    flags = [*flags, *BACKENDS[backend], "--output_dir", tmp_path / "out", "--per_device_train_batch_size"]
+    process = start([*flags, 4], processes=2)
+    wait_for_losses(process, 3)
+    process.send_signal(signal.SIGTERM)
+    assert "SIGTERM: saving after this step" in process.communicate(timeout=120)[0]
+    run([*flags, 8], processes=1)
+    assert losses(tmp_path / "out") == pytest.approx(whole, abs=1e-4)
 
 
 def wait_for_losses(process, count):
