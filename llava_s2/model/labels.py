@@ -44,9 +44,11 @@ def encode_messages(
         if len(replies) != len(weights):
             raise InputError("a reply has weight 0, and the chat template does not mark every reply as one")
         replies = [reply for reply, weight in zip(replies, weights, strict=True) if weight]
-    marks = sorted({end_of_turn(chat_template, tokenizer.eos_token), *tokenizer.all_special_tokens}, key=len)
-    special = re.compile("|".join(map(re.escape, reversed(marks))))
-    replies = [(start, end) for start, end in replies if special.sub("", text[start:end]).strip()]
+    # Other special tokens (``<loc_001>``) are words.
+    ends = {end_of_turn(chat_template, tokenizer.eos_token), tokenizer.eos_token, tokenizer.bos_token or ""}
+    ends |= {tokenizer.pad_token or "", tokenizer.unk_token or ""}
+    empty = re.compile("|".join(map(re.escape, sorted(ends - {""}, key=len, reverse=True))))
+    replies = [(start, end) for start, end in replies if empty.sub("", text[start:end]).strip()]
     tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     run = num_image_tokens(processor)
     bos = tokenizer.bos_token_id

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from llava_s2.errors import InputError
 from llava_s2.weight_files import first_line
@@ -161,7 +161,8 @@ def _logits(model: PreTrainedModel, head: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         own = model(input_ids=tokens, attention_mask=mask).logits
         embeddings = model.get_input_embeddings()(tokens)
-        hidden = model.base_model(inputs_embeds=embeddings, attention_mask=mask)[0]
+        cache = DynamicCache(config=model.config)  # as generate gives it
+        hidden = model.base_model(inputs_embeds=embeddings, attention_mask=mask, past_key_values=cache)[0]
         plain = functional.linear(hidden, head)
     return own.float(), plain.float()
 

@@ -165,6 +165,18 @@ def test_an_empty_answer_among_others_takes_no_loss(processor, template, empty):
         assert encoded["input_ids"].count(processor.tokenizer.eos_token_id) >= 2  # the model still sees both ends
 
 
+def test_an_answer_of_special_tokens_alone_is_learnt():
+    """``<loc_001>`` is a word for a detector, whatever the tokenizer's file calls it; ``</s>`` is none."""
+    tokenizer = load_tokenizer(GOLDEN / "vicuna-tiny")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<loc_001>", "<loc_002>"]})
+    tower = S2VisionConfig(backbone_config=AutoConfig.from_pretrained(GOLDEN / "clip-tiny"), scales=[56])
+    detector = build_processor(tokenizer, tower, [0.5] * 3, [0.5] * 3)
+    turns = [HUMAN, {"from": "gpt", "value": "<loc_001><loc_002>"}, HUMAN, {"from": "gpt", "value": "</s>"}]
+    labels = encode_conversation(turns, detector)["labels"]
+    learnt = detector.tokenizer.convert_ids_to_tokens([label for label in labels if label != -100])
+    assert [token for token in learnt if token != "▁"] == ["<loc_001>", "<loc_002>", "</s>"]
+
+
 UNMARKED = (
     "{% for message in messages %}{{ message.role + ': ' + message.content }}"
     "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"

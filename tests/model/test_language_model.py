@@ -40,6 +40,7 @@ REFUSED = [
     ("gemma2", {"final_logit_softcapping": 30.0}, "final_logit_softcapping 30"),
     ("phi", {}, "has a bias"),
     ("mamba", {}, "recurrent state"),
+    ("minimax", {"num_local_experts": 2}, "cache of its own"),
 ]
 
 
