@@ -161,8 +161,6 @@ def _rows(source: str, images: str | Path | None) -> Iterator[dict[str, Any]]:
             raise InputError(f"{source}: a turn takes no loss, which the columns of a datasets folder cannot say")
         held = []
         for image in found:
-            place = files.find(image) if isinstance(image, str) else image
-            data = place.read() if isinstance(place, Embedded) else Path(place).read_bytes()
-            held.append({"bytes": data, "path": Path(image).name if isinstance(image, str) else None})
+            held.append({"bytes": files.read(image), "path": Path(image).name if isinstance(image, str) else None})
         messages = [{"role": turn.role, "content": turn.text} for turn in turns]
         yield {"id": None if name is None else str(name), "messages": messages, "images": held}

@@ -79,6 +79,14 @@ class ImageFiles:
         except InputError as error:
             raise ValidationError("corrupt_image", str(error)) from None
 
+    def read(self, image: str | Embedded) -> bytes:
+        """An image's file as it is; errors as of `open`."""
+        found = self.find(image) if isinstance(image, str) else image
+        try:
+            return found.read() if isinstance(found, Embedded) else Path(found).read_bytes()
+        except OSError as error:
+            raise ValidationError("corrupt_image", f"{found}: cannot be read ({error.strerror})") from None
+
     def _missing(self, name: str) -> str:
         if not self._in_files:
             assert self._tars is not None

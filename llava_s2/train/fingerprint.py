@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 from transformers import TrainingArguments
 
+from llava_s2.data.record_shapes import images_of
 from llava_s2.data.training_records import TrainingRecords
 from llava_s2.data.validation_error import ValidationError
 from llava_s2.formats.model_source import folder_checksum
@@ -41,13 +42,22 @@ _BY_CONTENT = {
 _TRAINING = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args"),
     *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "label_smoothing_factor"),
-    *("neftune_noise_alpha", "seed", "data_seed", "train_sampling_strategy", "dataloader_drop_last", "bf16", "fp16"),
+    *(
+        "optim_target_modules",
+        "neftune_noise_alpha",
+        "seed",
+        "data_seed",
+        "train_sampling_strategy",
+        "dataloader_drop_last",
+        "bf16",
+        "fp16",
+    ),
     *("average_tokens_across_devices", "ignore_data_skip", "load_best_model_at_end"),
 )
 _WHOLE_BYTES = 256 << 20  # of a binary file; a larger one is sampled, JSON is always read whole
 _BLOCK = 1 << 20
 _BLOCKS = 16
-_IMAGES = 16  # records, spread over the data, whose images are compared
+_IMAGES = 1000  # records, spread over the data, whose images are compared
 
 
 def fingerprint(
@@ -83,6 +93,8 @@ def fingerprint(
         "template": template,
         "global batch": training.train_batch_size * training.world_size * training.gradient_accumulation_steps,
     }
+    if training.load_best_model_at_end or recipe.early_stopping_patience:  # they choose by it
+        named["evaluation data"] = [file for path in recipe.eval_data_path or [] for file in _data_files(path)]
     if training.dataloader_drop_last:  # how much is dropped depends on the batch of all processes
         named["batch of all processes"] = training.train_batch_size * training.world_size
     flags = {name: value for name, value in asdict(recipe).items() if name not in _NO_EFFECT | _BY_CONTENT}
@@ -111,8 +123,8 @@ def differences(recorded: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
         there, here = recorded[name], wanted[name]
         if there == here:
             continue
-        if name == "data":
-            told.append(_data_difference(there, here))
+        if name in ("data", "evaluation data"):
+            told.append(f"{name} ({_data_difference(there, here)})")
         elif name in ("model", "base", "vision tower", "projector to start with", "images"):
             told.append(f"{name} ({_short(there)} there, {_short(here)} here)")
         elif name == "template":
@@ -193,15 +205,16 @@ def _file(path: Path) -> str:
 
 
 def _images(checked: TrainingRecords) -> str:
-    """A checksum of the pixels of a few records' images, wherever they lie."""
+    """A checksum of the image files of up to 1,000 records, wherever they lie."""
     digest = hashlib.sha256()
     records = checked.records
     with_images = np.flatnonzero(checked.images)
     spread = np.linspace(0, len(with_images) - 1, min(len(with_images), _IMAGES)).astype(int)
     for index in with_images[spread].tolist():
+        source, inner = records.locate(index)
         try:
-            for image in records.open_images(index):
-                digest.update(f"{image.mode} {image.size}".encode() + image.tobytes())
+            for image in images_of(source.records[inner]):
+                digest.update(hashlib.sha256(source.files.read(image)).digest())
         except ValidationError:
             digest.update(b"unusable")
     return digest.hexdigest()[:16]
@@ -210,9 +223,9 @@ def _images(checked: TrainingRecords) -> str:
 def _data_difference(there: list[list[Any]], here: list[list[Any]]) -> str:
     names = [[name for name, *_ in files] for files in (there, here)]
     if names[0] != names[1]:
-        return f"data ({', '.join(names[0])} there, {', '.join(names[1])} here)"
+        return f"{', '.join(names[0]) or 'none'} there, {', '.join(names[1]) or 'none'} here"
     changed = [new[0] for old, new in zip(there, here, strict=True) if old != new]
-    return f"data (the content of {', '.join(changed)} has changed)"
+    return f"the content of {', '.join(changed)} has changed"
 
 
 def _short(value: str | None) -> str:

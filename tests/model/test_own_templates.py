@@ -106,6 +106,76 @@ def test_masks_are_those_of_assistant_only_loss(processor):
         assert [int(label != -100) for label in encoded["labels"]][bos:] == wanted["assistant_masks"]
 
 
+# Formats of public models in as few words as they can be written, with their real tokens; G and E for the marks.
+REAL = {
+    "llama 3": (
+        "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' }}"
+        "{% if m.role == 'assistant' %}G{{ m.content | trim + '<|eot_id|>' }}E{% else %}"
+        "{{ m.content | trim + '<|eot_id|>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+    ),
+    "qwen 2.5": (
+        "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nYou are Qwen.<|im_end|>\n' }}{% endif %}"
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}"
+        "G{{ m.content + '<|im_end|>' }}E{% else %}{{ m.content + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
+    "gemma": (
+        "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<start_of_turn>model\n' }}"
+        "G{{ m.content | trim + '<end_of_turn>' }}E{{ '\n' }}{% else %}"
+        "{{ '<start_of_turn>' + m.role + '\n' + m.content | trim + '<end_of_turn>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+    ),
+    "phi 3": (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|assistant|>\n' }}G{{ m.content + '<|end|>' }}E"
+        "{{ '\n' }}{% else %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+    ),
+    "mistral": (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
+        "{% elif m.role == 'assistant' %}G{{ ' ' + m.content | trim + eos_token }}E{% endif %}{% endfor %}"
+    ),
+    "qwen 3": (  # an older reply's thoughts are dropped, the last has empty ones
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}"
+        "G{% if loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+        "{{ m.content.split('</think>')[-1].lstrip('\n') + '<|im_end|>' }}E{% else %}"
+        "{{ m.content + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
+}
+SPECIAL = (
+    "<|start_header_id|> <|end_header_id|> <|eot_id|> <|im_start|> <|im_end|> <start_of_turn> <end_of_turn> <|user|> "
+    "<|assistant|> <|end|>"
+)
+TALKS = [
+    MESSAGES,
+    [{"role": "user", "content": "Same?"}, {"role": "assistant", "content": "Same?"}],
+    [{"role": "user", "content": "a"}, {"role": "assistant", "content": "assistant\n"}] * 3,
+    [{"role": "user", "content": "Ünï 🦙"}, {"role": "assistant", "content": "日本 </b> {{ x }}\n\n- 1\n- 2"}],
+]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_templates_are_learnt_as_assistant_only_loss_learns_them(processor, name):
+    """As they are, without marks: the ids and the mask that transformers makes of them with marks."""
+    processor.tokenizer.add_tokens(
+        [AddedToken(t, special=True, normalized=False) for t in SPECIAL.split()], special_tokens=True
+    )
+    marked = re.sub(r"(?<=[%}]})G", "{% generation %}", re.sub(r"(?<=[%}]})E", "{% endgeneration %}", REAL[name]))
+    template = re.sub(r"(?<=[%}]})[GE]", "", REAL[name])
+    for talk in TALKS:
+        talk = [message | {"content": message["content"].replace("<image>\n", "")} for message in talk]
+        wanted = processor.tokenizer.apply_chat_template(
+            talk, chat_template=marked, return_dict=True, return_assistant_tokens_mask=True
+        )
+        encoded = encode_messages(talk, processor, template)
+        bos = len(encoded["input_ids"]) - len(wanted["input_ids"])  # of a template that leaves it to the tokenizer
+        assert bos == (0 if "bos_token" in template else 1)
+        assert encoded["input_ids"][bos:] == wanted["input_ids"]
+        assert [int(label != -100) for label in encoded["labels"]][bos:] == wanted["assistant_masks"]
+
+
 def test_the_end_of_a_turn_and_system_messages_are_found_in_the_template():
     assert end_of_turn(LLAMA_3, "</s>") == end_of_turn(unmarked(THINKS), "</s>") == "<|eot|>"
     assert end_of_turn(NO_SYSTEM, "</s>") == end_of_turn(TEMPLATES["llama_2"], "</s>") == "</s>"
