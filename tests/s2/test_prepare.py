@@ -26,6 +26,11 @@ VIT = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "ima
 TOKENS = torch.arange(2 * 9).view(2, 9)
 
 
+@pytest.fixture(autouse=True)
+def packed_on_every_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SWITCH, "1")
+
+
 def towers() -> dict[str, S2VisionModel]:
     torch.manual_seed(0)
     clip = CLIPVisionModel(CLIPVisionConfig(**VIT, intermediate_size=128, initializer_factor=3.0))
