@@ -91,7 +91,7 @@ def main() -> None:
     libraries = memory()
     from llava_s2.data.dataset import ConversationDataset
     from llava_s2.data.training_records import check_records
-    from llava_s2.formats.lengths_only import processor_for_lengths
+    from llava_s2.formats.configs import processor_for_lengths
     from llava_s2.model.embedded import NAME
 
     start, cpu = time.monotonic(), time.process_time()

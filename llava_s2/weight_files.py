@@ -4,8 +4,12 @@ torch is imported only where tensors are, so that `llava-s2 inspect` answers at 
 """
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
+from math import prod
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -104,19 +108,66 @@ def read_tensors(path: str | Path) -> "dict[str, Tensor]":
         InputError: the file is damaged, or a ``.bin`` file holds more than tensors (``torch.load`` would run code).
     """
     import torch
-    from safetensors import SafetensorError, safe_open
 
     path = Path(path)
     if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, "pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-        except SafetensorError as error:
-            raise InputError(f"{path}: not a whole safetensors file ({error}); fetch it again") from error
+        with _opened(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     loaded = read_pickle(path)
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise InputError(f"{path}: does not hold a dictionary of tensors")
     return loaded
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """A tensor in a file: its shape, and its dtype by torch's name, such as ``bfloat16``."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        bits = re.search(r"\d+", self.dtype)
+        return prod(self.shape) * int(bits[0] if bits else 8) // 8
+
+
+def read_headers(path: str | Path) -> dict[str, TensorHeader]:
+    """What one safetensors or ``.bin`` file holds, by name. torch is needed for a ``.bin`` file alone.
+
+    Raises:
+        InputError: see `read_tensors`.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        with _opened(path, "numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            found = {name: (tuple(each.get_shape()), _torch_name(each.get_dtype())) for name, each in slices.items()}
+    else:
+        found = {
+            name: (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+            for name, tensor in read_tensors(path).items()
+        }
+    return {name: TensorHeader(path, name, *header) for name, header in found.items()}
+
+
+def _torch_name(dtype: str) -> str:
+    """torch's name of a safetensors dtype."""
+    named = {"BF16": "bfloat16", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+    return named.get(dtype) or {"F": "float", "I": "int", "U": "uint"}.get(dtype[0], "") + dtype[1:]
+
+
+@contextmanager
+def _opened(path: Path, framework: str) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework) as file:
+            yield file
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a whole safetensors file ({error}); fetch it again") from error
 
 
 def read_pickle(path: Path, plain: "tuple[type, ...]" = ()) -> Any:

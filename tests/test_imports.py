@@ -10,7 +10,7 @@ PACKAGE = Path(llava_s2.__file__).parent
 BELOW = {
     "s2": set(),
     "towers": {"s2"},
-    "model": {"towers", "s2"},
+    "model": {"formats", "towers", "s2"},
     "formats": {"model", "towers", "s2"},
     "synthetic": set(),
     "data": {"synthetic", "model", "formats", "towers", "s2"},

@@ -135,7 +135,7 @@ def _things(args: argparse.Namespace) -> None:
 def _check(args: argparse.Namespace) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or tokenizers warns of the processes that are forked
     from llava_s2.data.check import check_file, plot_lengths, report, tell, write_clean
-    from llava_s2.formats.lengths_only import processor_for_lengths
+    from llava_s2.formats.configs import processor_for_lengths
     from llava_s2.model.templates import OWN, find_template, template_name
 
     if args.template not in (None, OWN):

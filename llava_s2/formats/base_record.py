@@ -11,9 +11,12 @@ import torch
 
 from llava_s2.errors import InputError
 from llava_s2.files import atomic_write
-from llava_s2.formats.lazy_tensors import LazyTensor
-from llava_s2.formats.names import split_parts
-from llava_s2.weight_files import find_file, read_json
+from llava_s2.formats.identify import Checkpoint
+from llava_s2.formats.lazy_tensors import LazyTensor, lazy_tensors
+from llava_s2.formats.names import split
+from llava_s2.model.embedded import NAME as EMBEDDED
+from llava_s2.model.embedded import resolve_language_model
+from llava_s2.weight_files import WEIGHT_FILES, find_file, read_json
 
 FILE = "llava_s2_base.json"
 _SAMPLED_VALUES = 64
@@ -70,7 +73,7 @@ def checksum(tensors: Mapping[str, LazyTensor | torch.Tensor]) -> dict[str, str]
         Checksums of the values as they are in float32, bfloat16 and float16, by dtype; and as ``stored`` the dtype that
         the language model has.
     """
-    parts = split_parts(tensors)
+    parts = split(tensors)
     tower = {name.removeprefix("backbone.").removeprefix("vision_model."): t for name, t in parts.vision_tower.items()}
     named = {f"language_model.{name}": tensor for name, tensor in parts.language_model.items()}
     named |= {f"vision_tower.{name}": tensor for name, tensor in tower.items()}
@@ -93,6 +96,89 @@ def matches(recorded: Mapping[str, str], found: Mapping[str, str]) -> bool:
     if "float32" not in (recorded.get("stored"), found["stored"]):
         narrower = found["stored"]
     return narrower in found and recorded.get(narrower) == found[narrower]
+
+
+def check_base(name: str, record: BaseRecord | None, base: str, model: torch.nn.Module | None) -> None:
+    """Compares a base with what an adapter recorded of its own.
+
+    Args:
+        name: the adapter. base: where the base is.
+        model: the base in memory; None reads the folder's files.
+
+    Raises:
+        InputError: it is another model.
+    """
+    if record is None:
+        return
+    tensors: Mapping[str, LazyTensor | torch.Tensor] = lazy_tensors(base) if model is None else model.state_dict()
+    if not matches(record.checksum, checksum(tensors)):
+        raise InputError(
+            f"{name}: was trained over {record.name}, and {base} is another model (its weights differ); name the "
+            "right one with --base"
+        )
+
+
+def find_base(name: str, record: BaseRecord | None) -> "str | dict[str, Any]":
+    """Where an adapter's base is: a folder or hub id, or the parts that it can be made of again.
+
+    Looked for under the name in adapter_config.json, then beside the adapter, then by its parts.
+
+    Raises:
+        InputError: it is in none of these places.
+    """
+    named = read_json(str(find_file(name, "adapter_config.json"))).get("base_model_name_or_path")
+    folder = Path(name)
+    places = [named, record.name if record else None, str(folder / "base"), str(folder.parent / "base")]
+    for place in places:
+        if place == EMBEDDED and (record is None or record.parts is None):
+            return EMBEDDED
+        if place and place != EMBEDDED and is_model(place):
+            return place
+    if record is not None and record.parts is not None and _are_there(record.parts):
+        return record.parts
+    if not named:
+        raise InputError(f"{name}: does not name the model it was trained on; name it with --base")
+    raise InputError(f"{name}: the model it was trained on, {named}, is not there; name its folder with --base")
+
+
+def is_model(name: str) -> bool:
+    """Whether a folder, or a hub id that can be reached, holds a full model or an adapter of one."""
+    if Path(name).is_absolute() and not Path(name).is_dir():
+        return False
+    if find_file(name, "adapter_config.json"):
+        return True
+    return find_file(name, "config.json") is not None and any(find_file(name, file) for file in WEIGHT_FILES)
+
+
+def _are_there(parts: Mapping[str, Any]) -> bool:
+    return all(
+        parts[key] == EMBEDDED
+        or ":" in parts[key]
+        or Path(parts[key]).is_file()
+        or find_file(parts[key], "config.json")
+        for key in ("llm", "vision_tower")
+    )
+
+
+def named_base(checkpoint: Checkpoint, base: str | Path | None = None) -> str:
+    """The model under an adapter or projector: the one given, or else the one that it names."""
+    if base is not None:
+        return resolve_language_model(base)
+    if checkpoint.kind == "llava_projector":
+        named = checkpoint.config.get("_name_or_path")
+        if not named or find_file(named, "config.json") is None:
+            raise InputError(f"{checkpoint.name}: holds a projector alone; name its language model with --base")
+        return named
+    adapter_config = find_file(checkpoint.name, "adapter_config.json")
+    named = read_json(adapter_config).get("base_model_name_or_path") if adapter_config else None
+    if not named:
+        raise InputError(f"{checkpoint.name}: does not name the model it was trained on; name it with --base")
+    named = resolve_language_model(named)
+    if not named.endswith(".gguf") and find_file(named, "config.json") is None:
+        raise InputError(
+            f"{checkpoint.name}: the model it was trained on, {named}, is not there; name its folder with --base"
+        )
+    return named
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -3,7 +3,10 @@
 import argparse
 import json
 
+from llava_s2.errors import InputError
+from llava_s2.formats.llava_config import parse_scales
 from llava_s2.formats.model_source import DTYPES, add_part_arguments
+from llava_s2.model.templates import TEMPLATE_HELP
 
 
 def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -36,6 +39,7 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
         default="auto",
         help="of the new weights; auto is float32, which loses nothing of what was trained (default: %(default)s)",
     )
+    merge.add_argument("--template", metavar="NAME", help=f"{TEMPLATE_HELP}, where ADAPTER does not tell it")
     merge.set_defaults(run=_merge)
 
     convert = subparsers.add_parser("convert", help="write a checkpoint in another format")
@@ -57,6 +61,7 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     convert.add_argument(
         "--replace_vision_tower", action="store_true", help="use --vision_tower although SRC holds one"
     )
+    convert.add_argument("--template", metavar="NAME", help=f"{TEMPLATE_HELP}, where SRC does not tell it")
     convert.set_defaults(run=_convert)
 
     inspect = subparsers.add_parser("inspect", help="say what a checkpoint is and what it lacks, without its weights")
@@ -67,13 +72,9 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
 
 
 def _init(args: argparse.Namespace) -> None:
-    from llava_s2.errors import InputError
-    from llava_s2.formats.native import create_native, create_widened
+    from llava_s2.formats.create import create_native, create_widened
 
-    try:
-        scales = [int(side) for side in args.s2_scales.split(",")]
-    except ValueError:
-        raise InputError(f"--s2_scales {args.s2_scales}: must be sides in pixels, such as 336,672,1008") from None
+    scales = parse_scales(args.s2_scales, "--s2_scales")
     if (args.llm is None) == (args.widen_from is None):
         raise InputError("name the model to start from: either --llm with --vision_tower, or --widen_from")
     if args.widen_from is not None:
@@ -104,6 +105,7 @@ def _merge(args: argparse.Namespace) -> None:
         vision_tower=args.vision_tower,
         replace_vision_tower=args.replace_vision_tower,
         dtype=args.dtype,
+        template=args.template,
     )
     print(f"wrote {args.dst}")
 
@@ -119,6 +121,7 @@ def _convert(args: argparse.Namespace) -> None:
         vision_tower=args.vision_tower,
         replace_vision_tower=args.replace_vision_tower,
         dtype=args.dtype,
+        template=args.template,
     )
     print(f"wrote {args.dst}")
 

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from llava_s2.errors import InputError
-from llava_s2.formats.headers import TensorHeader, read_headers
 from llava_s2.formats.identify import TRAINED_FILES, Checkpoint, identify
-from llava_s2.formats.names import select_strategy, split_parts
+from llava_s2.formats.llava_config import LlavaSettings, llava_template, projector_fault
+from llava_s2.formats.names import split
 from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
 from llava_s2.model.templates import TEMPLATES, with_image_start_end
-from llava_s2.weight_files import ask_hub, find_file, list_names, read_json, weight_files
+from llava_s2.weight_files import TensorHeader, ask_hub, find_file, list_names, read_headers, read_json, weight_files
 
 # Of an adapter's base, see base_record.py, which imports torch.
 RECORD = "llava_s2_base.json"
@@ -115,7 +115,7 @@ def inspect(path: str | Path, base: str | Path | None = None, *, vision_tower: s
         checkpoint = replace(checkpoint, config=config)
     report = Report(str(path), checkpoint.kind, KINDS[checkpoint.kind])
     headers = _read(checkpoint, report)
-    parts = split_parts({name: header for name, header in headers.items() if ".lora_" not in name})
+    parts = split({name: header for name, header in headers.items() if ".lora_" not in name})
     for header in headers.values():
         report.dtypes[header.dtype] = report.dtypes.get(header.dtype, 0) + header.nbytes
     config = checkpoint.config
@@ -123,7 +123,7 @@ def inspect(path: str | Path, base: str | Path | None = None, *, vision_tower: s
     weights = sorted((name, header.shape) for name, header in parts.projector.items() if name.endswith("weight"))
     report.projector = [shape for _, shape in weights]
     report.language_model = _language_model(config, checkpoint.kind)
-    report.template = _template(name, checkpoint)
+    report.template = _template(name, checkpoint, _named(checkpoint, base), report)
     if checkpoint.kind == "adapter" and not config:  # the base is not there, or is made again of parts
         report.scales = (record.get("parts") or {}).get("scales")
         _base(checkpoint, None if base is None else str(base), report)
@@ -224,16 +224,14 @@ def _vision(checkpoint: Checkpoint, tower: str | None, inside: dict[str, TensorH
     else:
         report.vision_tower = tower or config["mm_vision_tower"]
         backbone = _tower_config(resolve_vision_tower(report.vision_tower))
-        merged = False
-        is_s2, grid_of = bool(config.get("s2")), 0
-        drops_first = backbone is not None and select_strategy(config, _prefix_tokens(backbone)) == "default"
-        scales = [_side(backbone)] if backbone else None
-        if config.get("s2"):
-            given = config.get("s2_scales", "336,672,1008")
-            try:
-                scales = sorted(int(side) for side in (given.split(",") if isinstance(given, str) else given))
-            except (TypeError, ValueError):
-                report.problems.append(f'config.json: s2_scales {given!r} should be like "336,672,1008"')
+        merged, scales, grid_of, is_s2, drops_first = False, None, 0, bool(config.get("s2")), False
+        try:
+            settings = LlavaSettings.read(config, "config.json")
+            scales = settings.scales
+            drops_first = backbone is not None and settings.select_strategy(_prefix_tokens(backbone)) == "default"
+        except InputError as error:
+            report.problems.append(str(error))
+        scales = scales or ([_side(backbone)] if backbone else None)
         if backbone is None:
             report.problems.append(
                 f"the vision tower {report.vision_tower} is no folder, nor in the hub's cache (loading fetches a hub "
@@ -245,7 +243,7 @@ def _vision(checkpoint: Checkpoint, tower: str | None, inside: dict[str, TensorH
         if is_s2:
             report.tokens_per_image = ((scales or [side])[grid_of] // patch) ** 2
         else:
-            report.tokens_per_image = (side // patch) ** 2 + _prefix_tokens(backbone) - drops_first
+            report.tokens_per_image = (side // patch) ** 2 + _prefix_tokens(backbone or {}) - drops_first
     elif "image_seq_length" in config:
         report.tokens_per_image = config["image_seq_length"]
     width = (backbone or {}).get("hidden_size") or (config.get("mm_hidden_size") if backbone is None else None)
@@ -288,15 +286,10 @@ def _check_fit(width: int | None, report: Report) -> None:
         ):
             report.problems.append("the projector's weights are missing")
         return
-    rows, columns = report.projector[0]
-    if width is not None and columns != width:
-        way_out = "check s2_scales and the vision tower"
-        if width % columns == 0:
-            way_out = "it is a single-scale projector: load it as that, and widen with `llava-s2 train … --widen-from`"
-        report.problems.append(f"the projector takes features {columns} wide, but the tower gives {width}; {way_out}")
-    hidden = report.language_model.get("hidden")
-    if hidden is not None and report.projector[-1][0] != hidden:
-        report.problems.append(f"the projector gives {rows} values a token, but the language model takes {hidden}")
+    shapes = {f"linear_{number}.weight": report.projector[number - 1] for number in (1, len(report.projector))}
+    shapes.setdefault("linear_2.weight", report.projector[-1])
+    if fault := projector_fault(shapes, width, report.language_model.get("hidden")):
+        report.problems.append(fault)
 
 
 def _check_language_model(tensors: dict[str, TensorHeader], report: Report) -> None:
@@ -316,11 +309,16 @@ def _check_language_model(tensors: dict[str, TensorHeader], report: Report) -> N
         report.problems.append(f"config.json says hidden_size {said['hidden']}, but the weights have {width}")
 
 
+def _named(checkpoint: Checkpoint, base: str | Path | None) -> str | None:
+    """The base of an adapter or projector: the one given, or else the one that it names."""
+    if base is not None:
+        return str(base)
+    file = find_file(checkpoint.name, "adapter_config.json")
+    return read_json(file).get("base_model_name_or_path") if file else checkpoint.config.get("_name_or_path")
+
+
 def _base(checkpoint: Checkpoint, base: str | None, report: Report) -> None:
-    if base is None:
-        file = find_file(checkpoint.name, "adapter_config.json")
-        base = read_json(file).get("base_model_name_or_path") if file else checkpoint.config.get("_name_or_path")
-    report.base = base
+    report.base = base = _named(checkpoint, base)
     if not base:
         report.problems.append("the base is not named; name it with --base")
         return
@@ -350,26 +348,34 @@ def _base(checkpoint: Checkpoint, base: str | None, report: Report) -> None:
         )
 
 
-def _template(name: str, checkpoint: Checkpoint) -> str | None:
-    if checkpoint.kind.startswith("llava"):
-        return "vicuna_v1"
-    text = None
+def _template(name: str, checkpoint: Checkpoint, base: str | None, report: Report) -> str | None:
+    places = [name] if not checkpoint.kind.startswith("llava_") or checkpoint.kind == "llava_full" else [base or ""]
+    text = next((text for place in places if (text := _saved_template(place))), None)
+    if checkpoint.kind.startswith("llava_"):
+        try:
+            text = llava_template(checkpoint.config, [name, base or ""], text)
+        except InputError as error:
+            report.problems.append(str(error).removeprefix(f"{name}: "))
+            return None
+    if not text:
+        return None
+    known = (key for key, template in TEMPLATES.items() if text in (key, template, with_image_start_end(template)))
+    return next(known, "own")
+
+
+def _saved_template(name: str) -> str | None:
+    """The chat template (Jinja text) in a folder's files."""
     for file, key in (
         ("chat_template.jinja", None),
         ("chat_template.json", "chat_template"),
         ("processor_config.json", "chat_template"),
         ("tokenizer_config.json", "chat_template"),
     ):
-        if path := find_file(name, file):
+        if path := find_file(name, file, download=False):
             text = Path(path).read_text(encoding="utf-8") if key is None else read_json(path).get(key)
             if text:
-                break
-    if not text:
-        return None
-    for known, template in TEMPLATES.items():
-        if text in (template, with_image_start_end(template)):
-            return known
-    return "own"
+                return str(text)
+    return None
 
 
 def _size(count: int) -> str:

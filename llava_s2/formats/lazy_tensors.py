@@ -1,4 +1,4 @@
-"""Weights of a checkpoint folder, read and written a shard at a time."""
+"""Tensors that are read when they are needed, and checkpoints of them, written a shard at a time."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -7,14 +7,14 @@ from math import prod
 from pathlib import Path
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from llava_s2.errors import InputError
-from llava_s2.formats.headers import TensorHeader, read_headers
-from llava_s2.weight_files import read_tensors, weight_files
+from llava_s2.weight_files import TensorHeader, read_headers, read_tensors, weight_files
 
 SHARD_BYTES = 10**9
 
@@ -51,7 +51,40 @@ class LazyTensor:
         return cls(header.shape, dtype, read)
 
     def nbytes(self, dtype: torch.dtype | None = None) -> int:
+        """Bytes in its own or another dtype."""
         return prod(self.shape) * (dtype or self.dtype).itemsize
+
+    def to(self, dtype: torch.dtype) -> "LazyTensor":
+        """The tensor in another dtype."""
+        return LazyTensor(self.shape, dtype, lambda: self.read().to(dtype))
+
+    def scaled(self, factor: float) -> "LazyTensor":
+        """The tensor times a number."""
+        return LazyTensor(self.shape, self.dtype, lambda: self.read() * factor)
+
+    def first_rows(self, rows: int) -> "LazyTensor":
+        """The tensor without what follows its first rows."""
+        return LazyTensor((rows, *self.shape[1:]), self.dtype, lambda: self.read()[:rows])
+
+    def with_rows(self, other: "LazyTensor") -> "LazyTensor":
+        """The tensor with another one's rows behind its own."""
+        shape = (self.shape[0] + other.shape[0], *self.shape[1:])
+        return LazyTensor(shape, self.dtype, lambda: torch.cat([self.read(), other.read().to(self.dtype)]))
+
+    def with_mean_rows(self, rows: int) -> "LazyTensor":
+        """The matrix grown to that many rows; each new one is the mean of those that it has."""
+
+        def read() -> Tensor:
+            matrix = self.read()
+            mean = matrix.mean(0, keepdim=True, dtype=torch.float32).to(matrix.dtype)
+            return torch.cat([matrix, mean.expand(rows - matrix.shape[0], -1)])
+
+        return LazyTensor((rows, *self.shape[1:]), self.dtype, read)
+
+
+def lazily(tensors: Mapping[str, Tensor]) -> dict[str, LazyTensor]:
+    """Tensors in memory as `LazyTensor`."""
+    return {name: LazyTensor.of(tensor) for name, tensor in tensors.items()}
 
 
 def lazy_tensors(name: str) -> dict[str, LazyTensor]:
@@ -76,22 +109,17 @@ def write_weights(folder: Path, tensors: Mapping[str, LazyTensor], dtype: torch.
         tensors: by name; written in the order of their names.
         dtype: to convert to; None keeps each tensor's own.
     """
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for name in sorted(tensors):
-        size = tensors[name].nbytes(dtype)
-        if shards[-1] and filled + size > SHARD_BYTES:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += size
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(tqdm(shards, desc="writing", unit="shard", disable=len(shards) == 1 or None), 1):
-        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+    shards = split_state_dict_into_shards_factory(
+        {name: tensors[name] for name in sorted(tensors)},
+        get_storage_size=lambda tensor: tensor.nbytes(dtype),
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=SHARD_BYTES,
+    )
+    files = shards.filename_to_tensors.items()
+    for file, names in tqdm(files, desc="writing", unit="shard", disable=not shards.is_sharded or None):
         write_tensors(folder / file, {name: tensors[name] for name in names}, dtype)
-        weight_map |= dict.fromkeys(names, file)
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": weight_bytes(tensors, dtype)}, "weight_map": weight_map}
+    if shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,14 +1,8 @@
-"""A model in the original LLaVA's format: its tensor names, its flat config, its tokenizer files.
+"""A model written in the original LLaVA's format: its tensor names, its flat config, its tokenizer files.
 
-The names and config keys are those that the public LLaVA code (v1.2.2, its S2 tower) reads and writes. What such a
-checkpoint holds and a model here does not (the tokenizer's files, settings that change nothing here, blocks after the
-feature layer) goes with a converted checkpoint in its folder ``llava``, so that the way back gives it all again.
+The names and config keys are those that the public LLaVA code (v1.2.2, its S2 tower) reads and writes.
 """
 
-import json
-import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,159 +11,95 @@ from safetensors.torch import load_file
 from transformers import LlavaProcessor
 
 from llava_s2.errors import InputError
-from llava_s2.files import atomic_write
-from llava_s2.formats.headers import read_headers
-from llava_s2.formats.lazy_tensors import LazyTensor, write_tensors
-from llava_s2.formats.names import TOWER_STEMS, select_strategy, split_parts
-from llava_s2.model.processor import prefix_tokens
-from llava_s2.model.templates import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN
+from llava_s2.files import atomic_write, new_folder
+from llava_s2.formats.contents import LlavaContents
+from llava_s2.formats.lazy_tensors import LazyTensor, weight_bytes, write_weights
+from llava_s2.formats.llava_config import DEFAULTS, LlavaSettings, parse_scales
+from llava_s2.formats.llava_source import SourceMetadata, write_json
+from llava_s2.formats.names import Components, split, tower_place
+from llava_s2.model.processor import aspect_ratio, prefix_tokens
+from llava_s2.model.templates import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN, template_name
 from llava_s2.s2 import S2VisionConfig
-from llava_s2.weight_files import find_file, read_json
-
-FOLDER = "llava"
-_LEFTOVER = "leftover.safetensors"
-_TOWER_NAMES = "tower_names.json"
-TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
-_KEPT_FILES = (*TOKENIZER_FILES, "generation_config.json")
-_TOWER = "vision_tower."
-ORIGINAL_TOWER = "model.vision_tower.vision_tower.vision_model."
 
 
-@dataclass
-class Original:
-    """What a LLaVA-format checkpoint holds beside its model.
+def write_llava(
+    model: LlavaContents,
+    source: SourceMetadata,
+    dst: Path,
+    name: str,
+    vision_tower: str | None,
+    dtype: torch.dtype | None,
+) -> None:
+    """Writes a folder in the original LLaVA's format; it appears when it is whole.
 
-    Attributes:
-        config: its config.json; empty where the model does not come from that format.
-        files: tokenizer and generation settings, by name.
-        tower_names: the names of the vision tower's tensors inside it; none where the tower is elsewhere.
-        leftover: tensors that the model has no place for, by their names.
+    Args:
+        source: what a LLaVA-format checkpoint held beside the model, and the tokenizer's files.
+        name: the checkpoint that errors are about.
+        vision_tower: the name to write; default: the one that the model comes with.
+        dtype: of the new weights; None keeps each tensor's own.
+
+    Raises:
+        InputError: the tower does what the original's cannot, or has no name; or the tokenizer's files are missing.
     """
-
-    config: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, Path] = field(default_factory=dict)
-    tower_names: list[str] = field(default_factory=list)
-    leftover: dict[str, LazyTensor] = field(default_factory=dict)
-
-    @classmethod
-    def of_llava(
-        cls,
-        config: dict[str, Any],
-        tokenizer: str,
-        tensors: Mapping[str, LazyTensor],
-        vision_tower: Mapping[str, LazyTensor],
-    ) -> "Original":
-        """Of a LLaVA-format checkpoint.
-
-        Args:
-            config: its config.json. tokenizer: the folder or hub id that its tokenizer is in.
-            tensors: of the checkpoint, by name. vision_tower: what the model has of them.
-        """
-        buffers = {name for name in tensors if name.endswith(("rotary_emb.inv_freq", "embeddings.position_ids"))}
-        inside = {name for name in tensors if _TOWER in name} - buffers
-        placed = {name for name in inside if tower_place(name, vision_tower)}
-        leftover = {name: tensors[name] for name in sorted(buffers | (inside - placed))}
-        return cls(config, _files(tokenizer), sorted(placed), leftover)
-
-    @classmethod
-    def kept_in(cls, name: str) -> "Original | None":
-        """What `save` left in a converted checkpoint, or None where it did not."""
-        config = find_file(name, f"{FOLDER}/config.json")
-        if config is None:
-            return None
-        folder = Path(config).parent
-        names = folder / _TOWER_NAMES
-        leftover = folder / _LEFTOVER
-        headers = read_headers(leftover) if leftover.is_file() else {}
-        return cls(
-            read_json(config),
-            _files(str(folder)),
-            json.loads(names.read_text(encoding="utf-8")) if names.is_file() else [],
-            {name: LazyTensor.stored(header) for name, header in headers.items()},
+    rows = _language_model_rows(model.config, model.processor, source)
+    config = _flat_config(model.config, model.processor, source, rows, dtype or model.dtype, vision_tower)
+    tensors = _tensors(model, source, rows)
+    if not {"tokenizer.model", "tokenizer.json"} & source.files.keys():
+        raise InputError(
+            f"{name}: the original LLaVA needs the language model's own tokenizer files; name its folder with --base"
         )
-
-    def save(self, folder: Path, dtype: torch.dtype | None) -> None:
-        """Writes it into a converted checkpoint's folder."""
-        inner = folder / FOLDER
-        inner.mkdir()
-        _write_json(inner / "config.json", self.config)
-        for name, path in self.files.items():
-            shutil.copyfile(path, inner / name)
-        if self.tower_names:
-            _write_json(inner / _TOWER_NAMES, self.tower_names)
-        if self.leftover:
-            write_tensors(inner / _LEFTOVER, self.leftover, dtype)
+    with new_folder(dst, weight_bytes(tensors, dtype)) as folder:
+        source.copy_files(folder)
+        write_json(folder / "config.json", config)
+        write_weights(folder, tensors, dtype)
 
 
-def _files(name: str) -> dict[str, Path]:
-    return {file: Path(path) for file in _KEPT_FILES if (path := find_file(name, file))}
+def write_projector(adapter: Path) -> None:
+    """Writes the projector of an adapter's folder as LLaVA's stage 1 leaves it: ``mm_projector.bin`` beside it."""
+    projector = split(load_file(adapter / "adapter_model.safetensors")).projector
+    with atomic_write(adapter / "mm_projector.bin") as path:
+        torch.save(Components({}, projector, {}).named("llava"), path)
 
 
-def tower_place(name: str, vision_tower: Mapping[str, Any]) -> str | None:
-    """The name that LLaVA's tower tensor has among a model's, whichever way its tower is nested; None if it is gone."""
-    inner = name.split(_TOWER)[-1].removeprefix("vision_model.")
-    return next((stem + inner for stem in TOWER_STEMS if stem + inner in vision_tower), None)
+def _tensors(model: LlavaContents, source: SourceMetadata, rows: int) -> dict[str, LazyTensor]:
+    """The model's tensors under the original's names, embedding and head cut to ``rows`` tokens."""
+    found = model.tensors
+    language_model = dict(found.language_model)
+    for name in ("embed_tokens.weight", "lm_head.weight"):
+        if name in language_model:
+            language_model[name] = language_model[name].first_rows(rows)
+    projector = found.projector
+    if model.config.projector_hidden_act == "linear":  # a single layer: the second one is the identity
+        projector = {name: projector[f"linear_1.{name}"] for name in ("weight", "bias")}
+    tower = {
+        name: found.vision_tower[place]
+        for name in source.tower_names
+        if (place := tower_place(name, found.vision_tower))
+    }
+    return Components(language_model, projector, {}).named("llava") | tower | source.leftover
 
 
-def original_tensors(
-    language_model: Mapping[str, LazyTensor],
-    projector: Mapping[str, LazyTensor],
-    vision_tower: Mapping[str, LazyTensor],
-    original: Original,
-    rows: int,
-    hidden_act: str,
-) -> dict[str, LazyTensor]:
-    """A model's tensors under the names of the original format, embedding and head cut to ``rows`` tokens."""
-    tensors = {}
-    for name, tensor in language_model.items():
-        if name in ("embed_tokens.weight", "lm_head.weight"):
-            tensor = _first_rows(tensor, rows)
-        tensors[name if name == "lm_head.weight" else f"model.{name}"] = tensor
-    for name, tensor in projector.items():
-        layer, _, kind = name.partition(".")
-        if hidden_act != "linear":
-            tensors[f"model.mm_projector.{ {'linear_1': 0, 'linear_2': 2}[layer] }.{kind}"] = tensor
-        elif layer == "linear_1":
-            tensors[f"model.mm_projector.{kind}"] = tensor
-    for name in original.tower_names:
-        if place := tower_place(name, vision_tower):
-            tensors[name] = vision_tower[place]
-    return tensors | original.leftover
-
-
-def _first_rows(tensor: LazyTensor, rows: int) -> LazyTensor:
-    if tensor.shape[0] == rows:
-        return tensor
-    return LazyTensor((rows, *tensor.shape[1:]), tensor.dtype, lambda: tensor.read()[:rows])
-
-
-def language_model_rows(config: Any, processor: LlavaProcessor, original: Original) -> int:
+def _language_model_rows(config: Any, processor: LlavaProcessor, source: SourceMetadata) -> int:
     """Tokens of the language model without the placeholder that was added to it."""
     rows = config.text_config.vocab_size
-    if "vocab_size" in original.config:
-        return min(rows, original.config["vocab_size"])
+    if "vocab_size" in source.config:
+        return min(rows, source.config["vocab_size"])
     image = config.image_token_id
     later = {token for token, number in processor.tokenizer.get_vocab().items() if number > image}
     return image if later <= {"<pad>"} else rows
 
 
-def original_config(
+def _flat_config(
     config: Any,
     processor: LlavaProcessor,
-    original: Original,
+    source: SourceMetadata,
     rows: int,
     dtype: torch.dtype,
     vision_tower: str | None,
 ) -> dict[str, Any]:
     """The flat config.json of the original format.
 
-    Settings that the model has are written as it has them; those that it does not have are taken from ``original``, or
+    Settings that the model has are written as it has them; those that it does not have are taken from ``source``, or
     else as LLaVA-1.5 has them.
 
     Raises:
@@ -187,26 +117,10 @@ def original_config(
         scales, layer, feature = vision.scales, vision.feature_layer, "patch"
     else:
         scales, layer = [vision.image_size], config.vision_feature_layer
-        strategy, prefix = config.vision_feature_select_strategy, prefix_tokens(vision)
-        features = [
-            name
-            for name in ("patch", "cls_patch")
-            if select_strategy(original.config | {"mm_vision_select_feature": name}, prefix) == strategy
-        ]
-        if not features:
-            raise InputError(
-                f"the original LLaVA has no way to say that vision_feature_select_strategy is {strategy} of a tower "
-                f"with {prefix} tokens before its patches"
-            )
-        feature = features[0]
-        feature = features[0]
-    image_processor: Any = processor.image_processor
-    aspect_ratio = "pad" if getattr(image_processor, "do_pad", False) else "square"
-    if "height" in image_processor.size and aspect_ratio == "square":
-        aspect_ratio = "resize"
+        feature = _select_feature(source, config.vision_feature_select_strategy, prefix_tokens(vision))
     vocabulary = processor.tokenizer.get_vocab()
     s2 = len(scales) > 1
-    tower = vision_tower or original.config.get("mm_vision_tower") or getattr(config, "mm_vision_tower", None)
+    tower = vision_tower or source.config.get("mm_vision_tower") or getattr(config, "mm_vision_tower", None)
     if tower is None:
         raise InputError("the original LLaVA loads its vision tower by name; name the CLIP with --vision_tower")
     model = {
@@ -218,34 +132,36 @@ def original_config(
         "mm_projector_type": "linear" if config.projector_hidden_act == "linear" else "mlp2x_gelu",
         "mm_use_im_start_end": IMAGE_START_TOKEN + IMAGE_TOKEN + IMAGE_END_TOKEN in str(processor.chat_template),
         "mm_use_im_patch_token": "<im_patch>" in vocabulary,
-        "image_aspect_ratio": aspect_ratio,
+        "image_aspect_ratio": aspect_ratio(processor, vision),
         "s2": s2,
         "s2_scales": ",".join(map(str, scales)) if s2 else None,
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
-    # What the original takes where a key is absent.
-    absent = {
-        "mm_vision_select_layer": -2,
-        "mm_vision_select_feature": "patch",
-        "mm_projector_type": "linear",
-        "mm_use_im_start_end": False,
-        "mm_use_im_patch_token": False,
-        "image_aspect_ratio": "square",
-        "s2": False,
-        "s2_scales": None,
-    }
-    written = dict(original.config) or _fresh(text)
+    written = dict(source.config) or _fresh(text)
     if not s2:
         written.pop("s2_scales", None)
     for key, value in model.items():
-        said: Any = written.get(key)
-        if said is None:
-            said = absent.get(key)
+        said: Any = DEFAULTS.get(key) if written.get(key) is None else written[key]
         if key == "s2_scales" and said is not None:
-            said = ",".join(map(str, sorted(map(int, said.split(",") if isinstance(said, str) else said))))
+            said = ",".join(map(str, parse_scales(said, key)))
         if said != value:
             written[key] = value
+    template = template_name(str(processor.chat_template))
+    if template not in (None, "vicuna_v1"):  # which the original's loader is told apart from its config
+        written["version"] = template
     return written
+
+
+def _select_feature(source: SourceMetadata, strategy: str, prefix_tokens: int) -> str:
+    """The ``mm_vision_select_feature`` that has the visual tokens of a strategy of transformers."""
+    for feature in ("patch", "cls_patch"):
+        said = source.config | {"mm_vision_select_feature": feature, "mm_vision_tower": "", "image_aspect_ratio": "pad"}
+        if LlavaSettings.read(said | {"s2": False}, "").select_strategy(prefix_tokens) == strategy:
+            return feature
+    raise InputError(
+        f"the original LLaVA has no way to say that vision_feature_select_strategy is {strategy} of a tower with "
+        f"{prefix_tokens} tokens before its patches"
+    )
 
 
 def _fresh(text: Any) -> dict[str, Any]:
@@ -263,40 +179,13 @@ def _fresh(text: Any) -> dict[str, Any]:
         "model_type": f"llava_{text.model_type}",
         "rope_theta": rope.get("rope_theta", 10000.0),
         "rope_scaling": None if scaling.get("type", "default") == "default" else scaling,
+        **DEFAULTS,
         "freeze_mm_mlp_adapter": False,
         "image_aspect_ratio": "pad",
         "mm_patch_merge_type": "flat",
         "mm_projector_type": "mlp2x_gelu",
-        "mm_use_im_patch_token": False,
-        "mm_use_im_start_end": False,
-        "mm_vision_select_feature": "patch",
-        "mm_vision_select_layer": -2,
         "tokenizer_model_max_length": 2048,
         "tokenizer_padding_side": "right",
         "tune_mm_mlp_adapter": False,
         "use_mm_proj": True,
     }
-
-
-def write_projector(adapter: Path) -> None:
-    """Writes the projector of an adapter's folder as LLaVA's stage 1 leaves it: ``mm_projector.bin`` beside it."""
-    numbers = {"linear_1": 0, "linear_2": 2}
-    found = split_parts(load_file(adapter / "adapter_model.safetensors")).projector
-    renamed = {name.partition(".")[::2]: tensor for name, tensor in found.items()}
-    with atomic_write(adapter / "mm_projector.bin") as path:
-        torch.save({f"model.mm_projector.{numbers[layer]}.{kind}": t for (layer, kind), t in renamed.items()}, path)
-
-
-def write_original_files(folder: Path, config: dict[str, Any], original: Original, source: str) -> None:
-    """Writes config.json, tokenizer and generation settings of the original format."""
-    if not any(file in original.files for file in ("tokenizer.model", "tokenizer.json")):
-        raise InputError(
-            f"{source}: the original LLaVA needs the language model's own tokenizer files; name its folder with --base"
-        )
-    for name, path in original.files.items():
-        shutil.copyfile(path, folder / name)
-    _write_json(folder / "config.json", config)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

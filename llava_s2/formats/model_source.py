@@ -53,15 +53,11 @@ class ModelSource:
         """Loads the model and its processor, on accelerators where there are any, each process on its own.
 
         Raises:
-            InputError: see ``load_pretrained`` and ``set_template``.
+            InputError: see ``load_pretrained``.
         """
         from llava_s2.formats.load import load_pretrained
-        from llava_s2.model.processor import set_template
-        from llava_s2.model.templates import OWN, find_template
         from llava_s2.s2.packed_linear import pack_frozen
 
-        if self.template not in (None, OWN):  # before any weight is loaded
-            find_template(self.template)
         model, processor = load_pretrained(
             self.model,
             self.base,
@@ -70,9 +66,8 @@ class ModelSource:
             dtype=self._dtype(),
             device_map=_device_map(),
             quantization=self.quantization,
+            template=self.template,
         )
-        if self.template is not None:
-            set_template(processor, self.template)
         return pack_frozen(model.requires_grad_(False)), processor
 
     def fingerprint(self) -> dict[str, Any]:

@@ -1,29 +1,25 @@
 """A stock ``LlavaForConditionalGeneration`` from its three parts: language model, projector, vision tower."""
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    GenerationConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedConfig
 
 from llava_s2.errors import InputError
+from llava_s2.formats.contents import LlavaContents
+from llava_s2.formats.identify import identify
+from llava_s2.formats.lazy_tensors import lazily
 from llava_s2.model.embedded import resolve_language_model, resolve_vision_tower
-from llava_s2.model.language_model import embedding_name, load_language_model
-from llava_s2.model.processor import build_image_processor, build_processor, num_image_tokens
-from llava_s2.model.templates import end_of_turn
-from llava_s2.model.tokenizer import IMAGE_TOKEN, load_tokenizer
+from llava_s2.model.language_model import load_language_model
+from llava_s2.model.processor import build_image_processor, build_processor
+from llava_s2.model.tokenizer import load_tokenizer
 from llava_s2.s2 import S2VisionModel
-from llava_s2.s2.remote import LlavaConfig
 from llava_s2.towers.load_tower import load_image_statistics, load_vision_backbone, tower_config
-from llava_s2.weight_files import list_names
 
 
 def assemble(
@@ -56,139 +52,68 @@ def assemble(
 
     Returns:
         The model, in eval mode, and its processor. Every token of the LLM keeps its id and its logit; ``<image>`` is
-        a new token whose logit never is the largest (see ``add_token_rows``).
+        a new token whose logit never is the largest (see ``LlavaContents``).
 
     Raises:
         InputError: a folder that cannot be read as what it should be, or scales that the tower cannot split.
     """
     dtype = torch_dtype(dtype)
+    contents = contents_of_parts(
+        partial(load_language_model, dtype=dtype),
+        llm,
+        vision_tower,
+        scales,
+        feature_layer=feature_layer,
+        template=template,
+        image_aspect_ratio=image_aspect_ratio,
+        resize_output_to_idx=resize_output_to_idx,
+        gguf_file=gguf_file,
+    )
+    return contents.build(str(llm), dtype, **load_options), contents.processor
+
+
+def contents_of_parts(
+    read_language_model: Callable[..., tuple[Mapping[str, Any], PreTrainedConfig]],
+    llm: str | Path,
+    vision_tower: str | Path,
+    scales: list[int],
+    *,
+    feature_layer: int | None = None,
+    template: str = "vicuna_v1",
+    image_aspect_ratio: str = "pad",
+    resize_output_to_idx: int = 0,
+    gguf_file: str | None = None,
+) -> LlavaContents:
+    """A LLaVA-S² with a new projector, yet to be loaded or written.
+
+    Args:
+        read_language_model: takes a folder and ``gguf_file``, and gives the language model's tensors and its config.
+        llm and the others: see `assemble`.
+
+    Raises:
+        InputError: see `assemble`.
+    """
     llm, gguf_file = split_gguf(resolve_language_model(llm), gguf_file)
+    if gguf_file is None and (kind := identify(llm).kind) != "llm":
+        raise InputError(f"--llm {llm}: not a language model but a LLaVA ({kind}); --widen_from makes it S²")
     vision_tower = resolve_vision_tower(vision_tower)
     vision_config = tower_config(  # before any weight is loaded
         vision_tower, scales, feature_layer, image_aspect_ratio, resize_output_to_idx
     )
-    image_mean, image_std = load_image_statistics(vision_tower)
     processor = build_processor(
         load_tokenizer(llm, gguf_file=gguf_file),
         vision_config,
-        image_mean,
-        image_std,
+        *load_image_statistics(vision_tower),
         image_aspect_ratio=image_aspect_ratio,
         template=template,
     )
-
-    language_model, text_config = load_language_model(llm, gguf_file=gguf_file, dtype=dtype)
-    tower = S2VisionModel.wrap(
-        load_vision_backbone(vision_tower, vision_config.backbone_config, dtype),
-        scales,
-        **vision_config.options,
-    )
+    language_model, text_config = read_language_model(llm, gguf_file=gguf_file)
+    backbone = load_vision_backbone(vision_tower, vision_config.backbone_config, torch.float32)
+    tower = S2VisionModel.wrap(backbone, scales, **vision_config.options)
     projector = new_projector(tower.config.hidden_size, text_config.hidden_size)
-    model = build(language_model, text_config, projector, tower, processor, llm, dtype=dtype, **load_options)
-    return model, processor
-
-
-def build(
-    language_model: dict[str, Tensor],
-    text_config: PreTrainedConfig,
-    projector: dict[str, Tensor],
-    tower: PreTrainedModel,
-    processor: LlavaProcessor,
-    source: str | Path,
-    *,
-    vision_feature_layer: int | list[int] = -1,
-    vision_feature_select_strategy: Literal["default", "full"] = "full",
-    projector_hidden_act: str = "gelu",
-    **load_options: Any,
-) -> LlavaForConditionalGeneration:
-    """Puts the parts together with transformers' own loader.
-
-    Args:
-        language_model: tensors of the base model by name, and ``lm_head.weight`` where it is not tied.
-        text_config: the language model's config; its vocabulary grows to the tokenizer's.
-        projector: ``linear_1.weight``, ``linear_1.bias``, ``linear_2.weight``, ``linear_2.bias``.
-        tower: the vision tower, with weights.
-        source: the checkpoint that errors are about.
-        load_options: for ``from_pretrained``: ``dtype``, ``device_map``, ``quantization_config``.
-
-    Raises:
-        InputError: tensors are missing, left over, or of a shape other than the configs say.
-    """
-    language_model = add_token_rows(language_model, text_config, len(processor.tokenizer))
-    config = llava_config(
-        text_config,
-        tower.config,
-        processor,
-        vision_feature_layer=vision_feature_layer,
-        vision_feature_select_strategy=vision_feature_select_strategy,
-        projector_hidden_act=projector_hidden_act,
+    return LlavaContents.put_together(
+        lazily(language_model), text_config, lazily(projector), lazily(tower.state_dict()), tower.config, processor
     )
-    tensors = {
-        ("" if name == "lm_head.weight" else "model.language_model.") + name: tensor
-        for name, tensor in language_model.items()
-    }
-    tensors |= {f"model.multi_modal_projector.{name}": tensor for name, tensor in projector.items()}
-    tensors |= {f"model.vision_tower.{name}": tensor for name, tensor in tower.state_dict().items()}
-    loaded: Any = LlavaForConditionalGeneration.from_pretrained(
-        None,
-        config=config,
-        state_dict=tensors,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # reported below, in one line
-        **load_options,
-    )
-    model, report = loaded
-    if mismatched := report["mismatched_keys"]:
-        name, found, wanted = sorted(mismatched)[0]
-        raise InputError(
-            f"{source}: {name} has the shape {tuple(found)} in the weights, but the config says {tuple(wanted)}"
-        )
-    if missing := report["missing_keys"]:
-        raise InputError(f"{source}: the weights lack {list_names(missing)}")
-    if unexpected := report["unexpected_keys"]:
-        raise InputError(f"{source}: the weights hold what the config does not tell of: {list_names(unexpected)}")
-    model.generation_config = generation_config(processor, text_config)
-    return model.eval()
-
-
-def llava_config(
-    text_config: PreTrainedConfig, vision_config: PreTrainedConfig, processor: LlavaProcessor, **settings: Any
-) -> LlavaConfig:
-    """The config of a LLaVA of these parts; ``text_config`` knows of the tokens that the processor added."""
-    return LlavaConfig(
-        vision_config=vision_config,
-        text_config=text_config,
-        image_token_index=processor.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-        image_seq_length=num_image_tokens(processor),
-        tie_word_embeddings=text_config.tie_word_embeddings,
-        **settings,
-    )
-
-
-def add_token_rows(
-    language_model: dict[str, Tensor], text_config: PreTrainedConfig, vocab_size: int
-) -> dict[str, Tensor]:
-    """Grows the embedding and the head to ``vocab_size`` rows and records it in the config; never shrinks them.
-
-    A new row is the mean of all rows. So the logit of a new token is the mean of the others, which is never the
-    largest, and in a softmax over V tokens it takes less than 1 / V of the probability.
-    """
-    embedding = embedding_name(text_config)
-    rows = text_config.vocab_size = language_model[embedding].shape[0]
-    if rows >= vocab_size:
-        return language_model
-    text_config.vocab_size = vocab_size
-    grown = dict(language_model)
-    for name in (embedding, "lm_head.weight"):
-        if name in grown:
-            grown[name] = with_mean_rows(grown[name], vocab_size)
-    return grown
-
-
-def with_mean_rows(matrix: Tensor, rows: int) -> Tensor:
-    """The matrix with rows added at its end, each the mean of those it has."""
-    mean = matrix.mean(0, keepdim=True, dtype=torch.float32).to(matrix.dtype)
-    return torch.cat([matrix, mean.expand(rows - matrix.shape[0], -1)])
 
 
 def new_projector(vision_size: int, text_size: int) -> dict[str, Tensor]:
@@ -199,21 +124,6 @@ def new_projector(vision_size: int, text_size: int) -> dict[str, Tensor]:
         for number, layer in ((1, first), (2, second))
         for name, value in layer.named_parameters()
     }
-
-
-def generation_config(processor: LlavaProcessor, text_config: PreTrainedConfig) -> GenerationConfig:
-    """Greedy generation that ends at the end of a turn and never writes an image placeholder."""
-    tokenizer = processor.tokenizer
-    known = text_config.eos_token_id
-    ends = [tokenizer.convert_tokens_to_ids(end_of_turn(str(processor.chat_template), tokenizer.eos_token))]
-    for token in (known if isinstance(known, list) else [known], [tokenizer.eos_token_id]):
-        ends += [i for i in token if i is not None and i not in ends]
-    return GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=ends if len(ends) > 1 else ends[0],
-        pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=[tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)],
-    )
 
 
 def load_image_processor(

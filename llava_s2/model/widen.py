@@ -6,7 +6,8 @@ import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from llava_s2.errors import InputError
-from llava_s2.model.assemble import build
+from llava_s2.formats.contents import LlavaContents
+from llava_s2.formats.lazy_tensors import lazily
 from llava_s2.model.processor import aspect_ratio, build_processor
 from llava_s2.s2 import S2VisionConfig, S2VisionModel
 
@@ -49,16 +50,11 @@ def widen(
     except ValueError as error:
         raise InputError(str(error)) from error
 
-    language_model = dict(model.model.language_model.state_dict())
-    if not config.text_config.tie_word_embeddings:
-        language_model["lm_head.weight"] = model.lm_head.weight.detach()
-    projector = dict(model.model.multi_modal_projector.state_dict())
-    narrow = projector["linear_1.weight"]
-    new_columns = torch.zeros(
-        narrow.shape[0], narrow.shape[1] * (len(scales) - 1), dtype=narrow.dtype, device=narrow.device
-    )
-    projector["linear_1.weight"] = torch.cat([narrow, new_columns], dim=1)
-
+    contents = LlavaContents.in_memory(model, processor)
+    tensors = contents.tensors
+    narrow = tensors.projector["linear_1.weight"].read()
+    new_columns = narrow.new_zeros(narrow.shape[0], narrow.shape[1] * (len(scales) - 1))
+    projector = tensors.projector | lazily({"linear_1.weight": torch.cat([narrow, new_columns], dim=1)})
     wide_tower = S2VisionModel.wrap(backbone, scales, feature_layer=feature_layer)
     wide_processor = build_processor(
         processor.tokenizer,
@@ -68,14 +64,13 @@ def widen(
         image_aspect_ratio=aspect_ratio(processor, config.vision_config),
         template=str(processor.chat_template),
     )
-    wide = build(
-        language_model,
+    wide = LlavaContents.put_together(
+        tensors.language_model,
         config.text_config,
         projector,
-        wide_tower,
+        lazily(wide_tower.state_dict()),
+        wide_tower.config,
         wide_processor,
-        config._name_or_path,
         projector_hidden_act=config.projector_hidden_act,
-        dtype=model.dtype,
     )
-    return wide, wide_processor
+    return wide.build(config._name_or_path, model.dtype), wide_processor

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from llava_s2.errors import InputError
+from llava_s2.formats.llava_config import parse_scales
 from llava_s2.model.templates import LLAVA_NAMES, TEMPLATE_HELP
 from llava_s2.train.llava_flags import (
     ACCEPTED,
@@ -165,10 +166,7 @@ class RecipeArguments:
     @property
     def scales(self) -> list[int]:
         """``s2_scales`` as numbers. Raises InputError where they are none."""
-        try:
-            return [int(side) for side in (self.s2_scales or "").split(",")]
-        except ValueError:
-            raise InputError(f"--s2_scales {self.s2_scales}: must be sides in pixels, such as 336,672,1008") from None
+        return parse_scales(self.s2_scales or "", "--s2_scales")
 
 
 def describe_flags(stage: str) -> str:

@@ -7,9 +7,9 @@ from transformers import TrainingArguments
 
 from llava_s2.formats.base_record import BaseRecord, checksum
 from llava_s2.formats.convert import convert
+from llava_s2.formats.create import create_native, create_widened
 from llava_s2.formats.identify import identify
 from llava_s2.formats.lazy_tensors import lazy_tensors
-from llava_s2.formats.native import create_native, create_widened
 from llava_s2.model.embedded import NAME as EMBEDDED
 from llava_s2.model.embedded import shipped_model
 from llava_s2.model.templates import TEMPLATES
@@ -58,7 +58,7 @@ def prepare_base(
                 recipe.vision_tower,
                 recipe.scales,
                 feature_layer=recipe.mm_vision_select_layer,
-                template=_saved_template(recipe) or "vicuna_v1",
+                template=saved_template_of(recipe) or "vicuna_v1",
                 image_aspect_ratio=recipe.image_aspect_ratio or "pad",
                 resize_output_to_idx=recipe.s2_resize_output_to_idx,
                 gguf_file=recipe.gguf_file,
@@ -66,10 +66,17 @@ def prepare_base(
             return str(folder)
         if widens:
             parts = {"base": recipe.base, "vision_tower": recipe.vision_tower}
-            create_widened(folder, name, recipe.scales, **parts, dtype=dtype)
+            create_widened(folder, name, recipe.scales, **parts, dtype=dtype, template=saved_template_of(recipe))
         else:
             merged = dtype if kind in ("adapter", "llava_lora") else "auto"
-            convert(name, folder, base=recipe.base, vision_tower=recipe.vision_tower, dtype=merged)
+            convert(
+                name,
+                folder,
+                base=recipe.base,
+                vision_tower=recipe.vision_tower,
+                dtype=merged,
+                template=saved_template_of(recipe),
+            )
         source = EMBEDDED if Path(name) == shipped_model() else name
         BaseRecord(source, checksum(lazy_tensors(str(folder)))).save(folder)
         return str(folder)
@@ -82,6 +89,6 @@ def record_of(base: str) -> BaseRecord:
     return BaseRecord.load(base) or BaseRecord(base, checksum(lazy_tensors(base)))
 
 
-def _saved_template(recipe: RecipeArguments) -> str | None:
+def saved_template_of(recipe: RecipeArguments) -> str | None:
     """The template to be saved: never ``plain``, which drops the user's words."""
     return None if recipe.template in ("plain", TEMPLATES["plain"]) else recipe.template

@@ -9,8 +9,8 @@ from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration,
 
 from llava_s2.data.training_records import TrainingRecords
 from llava_s2.errors import InputError
+from llava_s2.formats.configs import checkpoint_config
 from llava_s2.formats.identify import identify
-from llava_s2.formats.load import checkpoint_config
 from llava_s2.model.assemble import split_gguf
 from llava_s2.model.embedded import resolve_language_model, resolve_vision_tower
 from llava_s2.s2 import S2VisionConfig

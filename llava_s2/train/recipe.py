@@ -24,12 +24,17 @@ from llava_s2.data.collator import Collator
 from llava_s2.data.dataset import ConversationDataset
 from llava_s2.data.training_records import TrainingRecords, check_records
 from llava_s2.errors import InputError
-from llava_s2.files import atomic_write
+from llava_s2.formats.configs import (
+    checkpoint_text_config,
+    has_image_markers,
+    own_scales,
+    processor_for_lengths,
+    saved_template,
+)
 from llava_s2.formats.identify import TRAINED_FILES, identify
-from llava_s2.formats.lengths_only import processor_for_lengths
 from llava_s2.formats.llava_writer import write_projector
-from llava_s2.formats.load import checkpoint_text_config, load_pretrained, own_scales, saved_template
-from llava_s2.formats.names import split_parts
+from llava_s2.formats.load import load_pretrained
+from llava_s2.formats.names import split
 from llava_s2.model.assemble import assemble, split_gguf
 from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
 from llava_s2.model.processor import aspect_ratio, set_template
@@ -47,7 +52,7 @@ from llava_s2.s2 import S2VisionConfig
 from llava_s2.s2.packed_linear import pack_frozen
 from llava_s2.towers.load_tower import load_vision_config, tower_config
 from llava_s2.train.arguments import RecipeArguments, left_out, parse_flags
-from llava_s2.train.base_model import prepare_base, record_of
+from llava_s2.train.base_model import prepare_base, record_of, saved_template_of
 from llava_s2.train.callbacks import (
     KeepIntervals,
     ScoreCheckpoints,
@@ -421,9 +426,6 @@ def _save_result(run: _Run, trainer: LlavaTrainer) -> None:
     trainer.save_state()
     if run.training.process_index > 0:
         return
-    parts = run.components
-    if parts.projector and not (parts.lora or parts.language_model or parts.tower):
-        _write_llava_projector(output_dir)
     finish(run.training, trainer.state.global_step)
     if run.skips_bad_samples and (bad := count_bad(log)):
         logger.warning(f"{bad} records were bad, and others stood in their place: {log}")
@@ -472,7 +474,7 @@ def _load(run: _Run, goes_on: bool) -> tuple[LlavaForConditionalGeneration, Llav
         user's words; and where the model is, if an adapter is trained over it.
     """
     recipe, training = run.recipe, run.training
-    template = None if recipe.template in ("plain", TEMPLATES["plain"]) else recipe.template
+    template = saved_template_of(recipe)
     dtype = "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
     if not run.components.is_adapter:
         # The weights that learn are float32; DeepSpeed keeps such a copy itself.
@@ -516,7 +518,11 @@ def _load_whole(run: _Run, dtype: str) -> tuple[LlavaForConditionalGeneration, L
             gguf_file=recipe.gguf_file,
         )
     model, processor = load_pretrained(
-        recipe.model_name_or_path, recipe.base, vision_tower=recipe.vision_tower, dtype=dtype
+        recipe.model_name_or_path,
+        recipe.base,
+        vision_tower=recipe.vision_tower,
+        dtype=dtype,
+        template=saved_template_of(recipe),
     )
     return widen(model, processor, recipe.scales) if _widens(recipe) else (model, processor)
 
@@ -535,7 +541,7 @@ def _chat_template(stage: str, recipe: RecipeArguments, from_parts: bool) -> str
         if named == TEMPLATES["plain"] or from_parts:
             return named
         # A LLaVA that puts its images between two markers goes on doing so.
-        if IMAGE_START_TOKEN not in saved_template(identify(recipe.model_name_or_path)):
+        if not has_image_markers(identify(recipe.model_name_or_path), recipe.base):
             return named
         named = with_image_start_end(named)
         if IMAGE_START_TOKEN not in named:
@@ -547,7 +553,7 @@ def _chat_template(stage: str, recipe: RecipeArguments, from_parts: bool) -> str
     if recipe.template is None and (stage == "pretrain" or from_parts):
         return TEMPLATES["plain" if stage == "pretrain" else "vicuna_v1"]
     if not from_parts:
-        return find_template(OWN, saved_template(identify(recipe.model_name_or_path)))
+        return find_template(OWN, saved_template(identify(recipe.model_name_or_path), recipe.base))
     llm, gguf_file = split_gguf(resolve_language_model(recipe.model_name_or_path), recipe.gguf_file)
     return find_template(OWN, load_tokenizer(llm, gguf_file=gguf_file).chat_template)
 
@@ -582,32 +588,16 @@ def _read_projector(source: str) -> dict[str, Tensor]:
         path = next((path / name for name in names if (path / name).is_file()), path)
     if not path.is_file():
         raise InputError(f"--pretrain_mm_mlp_adapter {source}: no adapter_model.safetensors or mm_projector.bin there")
-    numbered = {"0": "linear_1", "2": "linear_2"}  # LLaVA's projector is an nn.Sequential
-    projector = {}
-    parts = split_parts(read_tensors(path))
+    parts = split(read_tensors(path))
     if any("lora_" not in name for name in parts.language_model):
         raise InputError(
             f"--pretrain_mm_mlp_adapter {path}: holds trained rows of the language model too "
             f"({', '.join(sorted(parts.language_model)[:2])}), which this flag would drop; put its config.json beside "
             "it and start from that folder with --model_name_or_path"
         )
-    for name, tensor in parts.projector.items():
-        layer, _, kind = name.partition(".")
-        projector[f"{numbered.get(layer, layer)}.{kind}"] = tensor
-    if not projector:
+    if not parts.projector:
         raise InputError(f"--pretrain_mm_mlp_adapter {path}: holds no projector")
-    return projector
-
-
-def _write_llava_projector(output_dir: Path) -> None:
-    """Writes what stage 1 leaves in LLaVA too, ``mm_projector.bin`` under LLaVA's names, beside the adapter."""
-    numbers = {"linear_1": "0", "linear_2": "2"}
-    tensors = {}
-    for name, tensor in _read_projector(str(output_dir / "adapter_model.safetensors")).items():
-        layer, _, kind = name.partition(".")
-        tensors[f"model.mm_projector.{numbers[layer]}.{kind}"] = tensor
-    with atomic_write(output_dir / "mm_projector.bin") as partial:
-        torch.save(tensors, partial)
+    return parts.projector
 
 
 def _check_projector(

@@ -15,8 +15,8 @@ from llava_s2 import load_pretrained
 from llava_s2.cli import main
 from llava_s2.errors import InputError
 from llava_s2.formats.base_record import FILE, BaseRecord, checksum, matches
+from llava_s2.formats.create import save_native
 from llava_s2.formats.lazy_tensors import lazy_tensors
-from llava_s2.formats.native import save_native
 
 SCALES = "56,112,168"
 

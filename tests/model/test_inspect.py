@@ -17,10 +17,10 @@ from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisi
 from llava_s2 import load_pretrained
 from llava_s2.cli import main
 from llava_s2.errors import InputError
-from llava_s2.formats.headers import read_headers
 from llava_s2.formats.model_source import ModelSource
 from llava_s2.model.assemble import assemble
 from llava_s2.model.embedded import shipped_model
+from llava_s2.weight_files import read_headers
 
 LLM = {"type": "llama", "hidden": 32, "layers": 2, "vocabulary": 32000}
 OWN_LLM = LLM | {"vocabulary": 32001}
@@ -143,7 +143,7 @@ def test_what_is_wrong(tmp_path, capsys):
     narrow = tensors["model.mm_projector.0.weight"][:, :32].contiguous()
     save_file(tensors | {"model.mm_projector.0.weight": narrow}, folder / "model.safetensors")
     line = problem(capsys, folder, "--vision_tower", TOWER)
-    assert "32" in line and "96" in line and "--widen-from" in line
+    assert "32" in line and "96" in line and "--widen_from" in line
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     assert "not a whole safetensors file" in problem(capsys, folder, "--vision_tower", TOWER)

@@ -14,9 +14,9 @@ from transformers import BitsAndBytesConfig
 from llava_s2 import load_pretrained
 from llava_s2.cli import main
 from llava_s2.data.collator import Collator
-from llava_s2.formats.load import _UNQUANTIZED
 from llava_s2.model import loading
 from llava_s2.model.assemble import assemble
+from llava_s2.model.quantizations import _UNQUANTIZED
 from llava_s2.train import recipe
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llava_tiny"
