@@ -5,7 +5,6 @@ the functions that run, so that ``--help`` answers at once.
 """
 
 import argparse
-import logging
 import os
 import sys
 import warnings
@@ -70,11 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _hush() -> None:
-    """Keeps from the terminal what packages say that is no news to anybody here, and nobody here can act upon."""
-    # On import, that a product of 4-bit weights on a CPU has no faster kernel.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    # PEFT asks transformers by an older name.
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    """Keeps from the terminal what packages say and nobody here can act upon; see also ``llava_s2.formats``."""
     warnings.filterwarnings("ignore", "This DataLoader will create")  # of --dataloader_num_workers, twice a run
     # Progress of what is over in a moment: tqdm, when it is imported, takes this as every bar's default.
     os.environ.setdefault("TQDM_DELAY", "5")

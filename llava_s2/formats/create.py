@@ -74,28 +74,18 @@ def create_native(
     write_native(contents, dst, record=record)
 
 
-def create_widened(
-    dst: str | Path,
-    source: str | Path,
-    scales: list[int],
-    *,
-    base: str | None = None,
-    vision_tower: str | None = None,
-    dtype: str = "auto",
-    template: str | None = None,
-) -> None:
+def create_widened(dst: str | Path, source: str | Path, scales: list[int], **given: Any) -> None:
     """Writes the S² LLaVA that a single-scale one becomes, as a folder in the native format.
 
     Args:
         dst: the new folder; must not exist, or be empty.
-        source, base, vision_tower, dtype, template: as ``load_pretrained`` takes them; the model is in memory.
+        source: the single-scale LLaVA, which is loaded into memory. given: arguments of ``load_pretrained`` for it.
         scales: see `widen`.
 
     Raises:
         InputError: see `widen` and ``load_pretrained``.
     """
-    narrow = load_pretrained(source, base, vision_tower=vision_tower, dtype=dtype, template=template)
-    model, processor = widen(*narrow, scales)
+    model, processor = widen(*load_pretrained(source, **given), scales)
     save_native(model, processor, dst)
 
 

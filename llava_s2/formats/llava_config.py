@@ -56,7 +56,8 @@ class LlavaSettings:
             InputError: a value that the original, or a stock LLaVA, cannot have; it names ``source``.
         """
         said = {key: config.get(key, value) for key, value in DEFAULTS.items()}
-        scales = parse_scales(config.get("s2_scales", _S2_SCALES), f"{source}: s2_scales") if said["s2"] else None
+        sides = parse_scales(config.get("s2_scales", _S2_SCALES), f"{source}: s2_scales") if said["s2"] else None
+        scales = None if sides is None else sorted(sides)
         feature = said["mm_vision_select_feature"]
         if feature not in ("patch", "cls_patch"):
             raise InputError(f"{source}: mm_vision_select_feature {feature!r} is not known; it is patch or cls_patch")
@@ -92,13 +93,13 @@ class LlavaSettings:
 
 
 def parse_scales(given: str | list[int], source: str) -> list[int]:
-    """Image sides in pixels, ascending, of ``"336,672,1008"``.
+    """Image sides in pixels of ``"336,672,1008"``, in their order.
 
     Raises:
         InputError: they are no such numbers; the message begins with ``source``, a flag or a key of a file.
     """
     try:
-        return sorted(int(side) for side in (given.split(",") if isinstance(given, str) else given))
+        return [int(side) for side in (given.split(",") if isinstance(given, str) else given)]
     except (AttributeError, TypeError, ValueError):
         raise InputError(f"{source} {given}: must be sides in pixels, such as 336,672,1008") from None
 

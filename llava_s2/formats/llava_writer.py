@@ -143,7 +143,7 @@ def _flat_config(
     for key, value in model.items():
         said: Any = DEFAULTS.get(key) if written.get(key) is None else written[key]
         if key == "s2_scales" and said is not None:
-            said = ",".join(map(str, parse_scales(said, key)))
+            said = ",".join(map(str, sorted(parse_scales(said, key))))
         if said != value:
             written[key] = value
     template = template_name(str(processor.chat_template))

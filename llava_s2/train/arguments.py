@@ -77,6 +77,7 @@ class RecipeArguments:
     vision_tower: str | None = _flag(
         "vision tower, a folder or hub id, open_clip:ARCH/WEIGHTS, timm:ARCH[/FILE], mae:FILE (a LLaVA brings its own)"
     )
+    replace_vision_tower: bool = _flag("use --vision_tower although the LLaVA to start from holds one", False)
     s2_scales: str | None = _flag(
         "image sides in pixels, the tower's own first: 336,672,1008 (widens a single-scale LLaVA; default: its own)"
     )

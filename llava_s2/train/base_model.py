@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -40,7 +41,7 @@ def prepare_base(
     """
     name = recipe.model_name_or_path
     kind = "" if from_parts else identify(name).kind
-    if kind == "hf" and not widens:
+    if kind == "hf" and not (widens or recipe.replace_vision_tower):
         return str(Path(name).resolve()) if Path(name).exists() else name
     folder = (Path(str(training.output_dir)) / FOLDER).resolve()
 
@@ -64,19 +65,16 @@ def prepare_base(
                 gguf_file=recipe.gguf_file,
             )
             return str(folder)
+        given: dict[str, Any] = {
+            "base": recipe.base,
+            "vision_tower": recipe.vision_tower,
+            "replace_vision_tower": recipe.replace_vision_tower,
+            "template": saved_template_of(recipe),
+        }
         if widens:
-            parts = {"base": recipe.base, "vision_tower": recipe.vision_tower}
-            create_widened(folder, name, recipe.scales, **parts, dtype=dtype, template=saved_template_of(recipe))
+            create_widened(folder, name, recipe.scales, dtype=dtype, **given)
         else:
-            merged = dtype if kind in ("adapter", "llava_lora") else "auto"
-            convert(
-                name,
-                folder,
-                base=recipe.base,
-                vision_tower=recipe.vision_tower,
-                dtype=merged,
-                template=saved_template_of(recipe),
-            )
+            convert(name, folder, dtype=dtype if kind in ("adapter", "llava_lora") else "auto", **given)
         source = EMBEDDED if Path(name) == shipped_model() else name
         BaseRecord(source, checksum(lazy_tensors(str(folder)))).save(folder)
         return str(folder)

@@ -190,6 +190,7 @@ def _check_run(stage: str, flags: Sequence[str]) -> _Run:
         training.ddp_find_unused_parameters = components.tower
     _check_flags(recipe, training, components)
     from_parts = _is_language_model(recipe)
+    _check_vision_tower(recipe, from_parts)
     template = _chat_template(stage, recipe, from_parts)
     if recipe.template is not None and template != TEMPLATES["plain"]:
         recipe.template = template
@@ -466,6 +467,19 @@ def _is_language_model(recipe: RecipeArguments) -> bool:
     return True
 
 
+def _check_vision_tower(recipe: RecipeArguments, from_parts: bool) -> None:
+    """Raises InputError where a tower is named that would not be used."""
+    if recipe.replace_vision_tower and recipe.vision_tower is None:
+        raise InputError("--replace_vision_tower: name the tower to use by --vision_tower")
+    if from_parts or recipe.vision_tower is None or recipe.replace_vision_tower:
+        return
+    if identify(resolve_model(recipe.model_name_or_path)).kind == "hf":
+        raise InputError(
+            f"--vision_tower {recipe.vision_tower}: {recipe.model_name_or_path} holds a vision tower, which is the one "
+            "that is used; leave the flag out, or add --replace_vision_tower to train with the one named"
+        )
+
+
 def _load(run: _Run, goes_on: bool) -> tuple[LlavaForConditionalGeneration, LlavaProcessor, str | None]:
     """The model to start from, its frozen weights in the dtype that the run computes in.
 
@@ -521,6 +535,7 @@ def _load_whole(run: _Run, dtype: str) -> tuple[LlavaForConditionalGeneration, L
         recipe.model_name_or_path,
         recipe.base,
         vision_tower=recipe.vision_tower,
+        replace_vision_tower=recipe.replace_vision_tower,
         dtype=dtype,
         template=saved_template_of(recipe),
     )

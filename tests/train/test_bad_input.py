@@ -11,6 +11,7 @@ from PIL import Image
 
 from llava_s2.cli import main
 from llava_s2.data import training_records
+from llava_s2.formats.create import create_native
 from llava_s2.model import assemble
 from llava_s2.train import recipe
 
@@ -159,6 +160,17 @@ def test_scales_that_the_tower_cannot_split(folder, capsys, monkeypatch, scales,
     data.write_text(json.dumps([GOOD]))
     flags = ["--data_path", data, "--image_folder", folder, "--output_dir", folder / "out", "--s2_scales", scales]
     assert message in fails_early(capsys, monkeypatch, "finetune", *START, *flags)
+
+
+def test_a_tower_that_would_not_be_used(folder, capsys, monkeypatch, tmp_path):
+    (folder / "data.json").write_text(json.dumps([GOOD]))
+    tower = GOLDEN / "clip-tiny"
+    create_native(tmp_path / "llava", GOLDEN / "vicuna-tiny", tower, [56, 112])
+    flags = ["--model_name_or_path", tmp_path / "llava", "--data_path", folder / "data.json", "--image_folder", folder]
+    flags += ["--output_dir", folder / "out"]
+    line = fails_early(capsys, monkeypatch, "finetune", *flags, "--vision_tower", tower)
+    assert "holds a vision tower" in line and "--replace_vision_tower" in line
+    assert "--vision_tower" in fails_early(capsys, monkeypatch, "finetune", *flags, "--replace_vision_tower", "True")
 
 
 def test_a_projector_of_another_shape(folder, capsys, monkeypatch):
