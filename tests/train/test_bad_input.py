@@ -170,7 +170,7 @@ def test_a_tower_that_would_not_be_used(folder, capsys, monkeypatch, tmp_path):
     flags += ["--output_dir", folder / "out"]
     line = fails_early(capsys, monkeypatch, "finetune", *flags, "--vision_tower", tower)
     assert "holds a vision tower" in line and "--replace_vision_tower" in line
-    assert "--vision_tower" in fails_early(capsys, monkeypatch, "finetune", *flags, "--replace_vision_tower", "True")
+    assert "by --vision_tower" in fails(capsys, "finetune", *flags, "--replace_vision_tower", "True")
 
 
 def test_a_projector_of_another_shape(folder, capsys, monkeypatch):
