@@ -15,10 +15,12 @@ from transformers import (
 from llava_s2.errors import InputError
 from llava_s2.formats.base_record import BaseRecord, checksum
 from llava_s2.formats.contents import LlavaContents
+from llava_s2.formats.identify import identify
 from llava_s2.formats.lazy_tensors import LazyTensor, lazily, lazy_tensors
 from llava_s2.formats.load import load_pretrained
 from llava_s2.formats.native import write_native
-from llava_s2.model.assemble import contents_of_parts
+from llava_s2.model.assemble import contents_of_parts, split_gguf
+from llava_s2.model.embedded import resolve_language_model
 from llava_s2.model.language_model import embedding_name, fold_head, load_language_model
 from llava_s2.model.widen import widen
 from llava_s2.weight_files import first_line
@@ -58,6 +60,8 @@ def create_native(
         "resize_output_to_idx": resize_output_to_idx,
         "gguf_file": gguf_file,
     }
+    if split_gguf(resolve_language_model(llm), gguf_file)[1] is None and (kind := identify(llm).kind) != "llm":
+        raise InputError(f"--llm {llm}: not a language model but a LLaVA ({kind}); --widen_from makes it S²")
     contents = contents_of_parts(
         stored_language_model,
         llm,

@@ -12,7 +12,6 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrain
 
 from llava_s2.errors import InputError
 from llava_s2.formats.contents import LlavaContents
-from llava_s2.formats.identify import identify
 from llava_s2.formats.lazy_tensors import lazily
 from llava_s2.model.embedded import resolve_language_model, resolve_vision_tower
 from llava_s2.model.language_model import load_language_model
@@ -94,8 +93,6 @@ def contents_of_parts(
         InputError: see `assemble`.
     """
     llm, gguf_file = split_gguf(resolve_language_model(llm), gguf_file)
-    if gguf_file is None and (kind := identify(llm).kind) != "llm":
-        raise InputError(f"--llm {llm}: not a language model but a LLaVA ({kind}); --widen_from makes it S²")
     vision_tower = resolve_vision_tower(vision_tower)
     vision_config = tower_config(  # before any weight is loaded
         vision_tower, scales, feature_layer, image_aspect_ratio, resize_output_to_idx
