@@ -22,7 +22,7 @@ from llava_s2.eval.benchmark import Sample
 from llava_s2.eval.generation import answers
 from llava_s2.eval.vqav2 import VQAv2
 from llava_s2.formats.model_source import ModelSource
-from llava_s2.model.inference import Pictures, prepare_image
+from llava_s2.model.inference import ImageTensors, prepare_image
 from llava_s2.model.option_ranking import rank_options
 
 REPLIES = ("It is red.", "It is blue.", "It is on the left side.", "It is on the right side.")
@@ -69,7 +69,7 @@ def main() -> None:
         args.output.write_text(text + "\n", encoding="utf-8")
 
 
-def generate(loaded: Any, samples: Sequence[Sample], shown: Sequence[Pictures], size: int, new_tokens: int) -> Run:
+def generate(loaded: Any, samples: Sequence[Sample], shown: Sequence[ImageTensors], size: int, new_tokens: int) -> Run:
     found: Run = []
     for start in range(0, len(samples), size):
         part = slice(start, start + size)
@@ -78,7 +78,7 @@ def generate(loaded: Any, samples: Sequence[Sample], shown: Sequence[Pictures], 
     return found
 
 
-def rank(loaded: Any, samples: Sequence[Sample], shown: Sequence[Pictures], together: bool) -> Run:
+def rank(loaded: Any, samples: Sequence[Sample], shown: Sequence[ImageTensors], together: bool) -> Run:
     places: dict[int, list[int]] = {}
     for number, pictures in enumerate(shown):
         places.setdefault(id(pictures[0]) if together else number, []).append(number)

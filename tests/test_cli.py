@@ -72,3 +72,12 @@ def test_an_unknown_flag_is_refused_where_no_other_program_reads_it() -> None:
     )
     assert result.returncode == 2
     assert "--x" in result.stderr
+
+
+def test_renamed_flags_are_taken_by_their_old_names_too() -> None:
+    from llava_s2.cli import build_parser
+
+    serve = build_parser().parse_args(["serve", "--max-pictures", "3", "--picture-cache-mb", "5"])
+    assert (serve.max_images, serve.image_cache_mb) == (3, 5)
+    assert build_parser().parse_args(["bench", "sweep", "x", "--output", "y", "--pictures", "7"]).images == 7
+    assert "--max-pictures" not in run_python(HELP, "serve", "--help").stdout

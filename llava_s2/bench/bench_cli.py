@@ -32,15 +32,18 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         "sweep",
         help="score against FLOPs, over towers and scales",
         description="A probe on the frozen tower reads the colour of a named small object off its tokens, on generated "
-        "pictures. What is scored already in the output folder is not scored again.",
+        "images. What is scored already in the output folder is not scored again.",
     )
     sweep.add_argument("tower", nargs="+", help="a tower with weights: embedded, a folder, timm:ARCH, …")
     _add_scales(sweep)
     sweep.add_argument("--feature_layer", type=int, metavar="N", help="hidden state that is read")
     sweep.add_argument("--ablation", action="store_true", help="also with whole images, and with scales added")
     sweep.add_argument("--output", type=Path, required=True, metavar="DIR", help="for sweep.jsonl and sweep.png")
-    sweep.add_argument("--pictures", type=positive, default=600, help="to learn from (default: %(default)s)")
-    sweep.add_argument("--tests", type=positive, default=300, help="pictures to score on (default: %(default)s)")
+    sweep.add_argument("--images", type=positive, default=600, help="to learn from (default: %(default)s)")
+    sweep.add_argument(  # its name in 0.1
+        "--pictures", dest="images", type=positive, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
+    sweep.add_argument("--tests", type=positive, default=300, help="images to score on (default: %(default)s)")
     sweep.add_argument("--seed", type=int, default=0, help="of the probe (default: %(default)s)")
     sweep.set_defaults(run=_sweep)
 
@@ -109,4 +112,4 @@ def _sweep(args: argparse.Namespace) -> None:
             if args.ablation and len(scales) > 1:
                 settings.append(Setting(tower, tuple(scales), args.feature_layer, split=False))
                 settings.append(Setting(tower, tuple(scales), args.feature_layer, merge="add"))
-    print(sweep(settings, args.output, args.pictures, args.tests, args.seed))
+    print(sweep(settings, args.output, args.images, args.tests, args.seed))

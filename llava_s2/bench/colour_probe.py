@@ -1,4 +1,4 @@
-"""A probe on frozen features: the colour of a named small object, read off the visual tokens of generated pictures."""
+"""A probe on frozen features: the colour of a named small object, read off the visual tokens of generated images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ _WIDTH, _EPOCHS, _BATCH, _PICTURES_A_CALL = 96, 40, 64, 8
 
 @dataclass(frozen=True)
 class Features:
-    """Tokens of pictures (pictures, tokens, channels), and their objects: picture, kind and colour by number."""
+    """Tokens of images (images, tokens, channels), and their objects: image, kind and colour by number."""
 
     tokens: Tensor
-    picture: Tensor
+    image: Tensor
     kind: Tensor
     color: Tensor
 
@@ -29,14 +29,14 @@ class Features:
 def extract(
     tower: S2VisionModel, pixels_of: Callable[..., Tensor], split: Split, count: int, config: SceneConfig
 ) -> Features:
-    """A frozen tower's tokens of the first ``count`` pictures of a split.
+    """A frozen tower's tokens of the first ``count`` images of a split.
 
     Args:
-        pixels_of: normalised pixels (n, 3, S, S) of a list of pictures, S the tower's image size.
+        pixels_of: normalised pixels (n, 3, S, S) of a list of images, S the tower's image size.
     """
     parameter = next(tower.parameters())
     tokens, objects = [], []
-    with tqdm(total=count, desc=f"features of {split} pictures", unit="picture", leave=False) as bar:
+    with tqdm(total=count, desc=f"features of {split} images", unit="image", leave=False) as bar:
         for start in range(0, count, _PICTURES_A_CALL):
             scenes = [_scene(split, seed, config) for seed in range(start, min(start + _PICTURES_A_CALL, count))]
             pixels = pixels_of([scene.image for scene in scenes]).to(parameter)
@@ -44,11 +44,11 @@ def extract(
             for index, scene in enumerate(scenes, start):
                 objects += [(index, KINDS.index(o.kind), list(COLORS).index(o.color)) for o in scene.objects]
             bar.update(len(scenes))
-    picture, kind, color = torch.tensor(objects).unbind(1)
-    return Features(torch.cat(tokens), picture, kind, color)
+    image, kind, color = torch.tensor(objects).unbind(1)
+    return Features(torch.cat(tokens), image, kind, color)
 
 
-@lru_cache(maxsize=2048)  # 0.34 MB each; every setting sees the same pictures
+@lru_cache(maxsize=2048)  # 0.34 MB each; every setting sees the same images
 def _scene(split: Split, seed: int, config: SceneConfig) -> Scene:
     return make_scene(split, seed, config)
 
@@ -72,7 +72,7 @@ class AttentionProbe(nn.Module):
 
 
 def probe_score(train: Features, test: Features, seed: int = 0) -> tuple[int, int]:
-    """Trains a probe on one set of pictures; how many of the other's objects it gets right, and how many there are."""
+    """Trains a probe on one set of images; how many of the other's objects it gets right, and how many there are."""
     torch.manual_seed(seed)
     probe = AttentionProbe(train.tokens.shape[2])
     steps = _EPOCHS * -(-len(train.kind) // _BATCH)
@@ -81,7 +81,7 @@ def probe_score(train: Features, test: Features, seed: int = 0) -> tuple[int, in
     with tqdm(total=steps, desc="probe", unit="step", leave=False) as bar:
         for _ in range(_EPOCHS):
             for batch in torch.randperm(len(train.kind)).split(_BATCH):
-                logits = probe(train.tokens[train.picture[batch]].float(), train.kind[batch])
+                logits = probe(train.tokens[train.image[batch]].float(), train.kind[batch])
                 loss = F.cross_entropy(logits, train.color[batch])
                 optimizer.zero_grad()
                 loss.backward()
@@ -92,7 +92,7 @@ def probe_score(train: Features, test: Features, seed: int = 0) -> tuple[int, in
     with torch.inference_mode():
         guesses = torch.cat(
             [
-                probe(test.tokens[test.picture[batch]].float(), test.kind[batch]).argmax(1)
+                probe(test.tokens[test.image[batch]].float(), test.kind[batch]).argmax(1)
                 for batch in torch.arange(len(test.kind)).split(256)
             ]
         )

@@ -17,7 +17,7 @@ from llava_s2.s2.backbones import build_backbone, geometry, keep_blocks, last_fe
 
 @dataclass(frozen=True)
 class Cost:
-    """What one picture costs.
+    """What one image costs.
 
     Attributes:
         parameters: of the backbone, without a head.

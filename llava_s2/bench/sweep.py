@@ -60,12 +60,12 @@ class Setting:
         return pack_frozen(tower.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def sweep(settings: list[Setting], output: Path, pictures: int = 600, tests: int = 300, seed: int = 0) -> str:
+def sweep(settings: list[Setting], output: Path, images: int = 600, tests: int = 300, seed: int = 0) -> str:
     """Scores every setting and returns the table; what is in ``output`` already is not scored again.
 
     Args:
         output: folder for ``sweep.jsonl`` and, with matplotlib, ``sweep.png``.
-        pictures: to train the probe on. tests: pictures to score it on. seed: of the probe.
+        images: to train the probe on. tests: images to score it on. seed: of the probe.
 
     Raises:
         InputError: a tower that is not there or cannot be run so; told before any is scored.
@@ -75,13 +75,13 @@ def sweep(settings: list[Setting], output: Path, pictures: int = 600, tests: int
     results = Results(output / "sweep.jsonl")
     scored = []
     for setting in tqdm(settings, desc="settings", unit="setting", leave=False):
-        key = {**asdict(setting), "scales": list(setting.scales), "pictures": pictures, "tests": tests, "seed": seed}
-        scored.append(results.get(key) or results.add(key, _score(setting, pictures, tests, seed)))
+        key = {**asdict(setting), "scales": list(setting.scales), "pictures": images, "tests": tests, "seed": seed}
+        scored.append(results.get(key) or results.add(key, _score(setting, images, tests, seed)))
     _draw(output / "sweep.png", settings, scored)
     return _table(settings, scored)
 
 
-def _score(setting: Setting, pictures: int, tests: int, seed: int) -> dict[str, Any]:
+def _score(setting: Setting, images: int, tests: int, seed: int) -> dict[str, Any]:
     config = setting.config()
     counted = cost(
         config.backbone_config, list(setting.scales), config.feature_layer, split=setting.split, merge=setting.merge
@@ -93,7 +93,7 @@ def _score(setting: Setting, pictures: int, tests: int, seed: int) -> dict[str, 
         return process(images, return_tensors="pt")["pixel_values"]
 
     scenes = SceneConfig()
-    train, test = (extract(tower, pixels_of, split, n, scenes) for split, n in (("train", pictures), ("test", tests)))  # type: ignore[arg-type]
+    train, test = (extract(tower, pixels_of, split, n, scenes) for split, n in (("train", images), ("test", tests)))  # type: ignore[arg-type]
     correct, count = probe_score(train, test, seed)
     return {
         "correct": correct,

@@ -37,7 +37,7 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         InputError: a record has no target within ``max_length`` tokens; found here, not in the middle of training.
 
     Attributes:
-        features: by record number, what an item holds as ``pixel_values`` in place of its pictures.
+        features: by record number, what an item holds as ``pixel_values`` in place of its images.
     """
 
     def __init__(

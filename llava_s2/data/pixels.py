@@ -1,4 +1,4 @@
-"""Pictures as bytes from the loader to the device, and as what the tower takes only there."""
+"""Images as bytes from the loader to the device, and as what the tower takes only there."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def image_bytes(image_processor: Any, images: list[Image.Image]) -> Tensor:
-    """Everything that an image processor does to pictures but scaling and normalising: uint8 (images, 3, S, S)."""
+    """Everything that an image processor does to images but scaling and normalising: uint8 (images, 3, S, S)."""
     return image_processor(images, return_tensors="pt", do_rescale=False, do_normalize=False)["pixel_values"]
 
 

@@ -1,4 +1,4 @@
-"""Any number of runs side by side: ``report.md`` with tables that can be pasted, and a picture of them."""
+"""Any number of runs side by side: ``report.md`` with tables that can be pasted, and a plot of them."""
 
 import os
 import re
@@ -75,15 +75,15 @@ def write_document(runs: Sequence[Path], output: Path) -> list[Path]:
         with atomic_write(output / PICTURE) as partial:
             _draw(tasks, partial)
         written.append(output / PICTURE)
-    text = _document(tasks, picture=bool(written))
+    text = _document(tasks, plot=bool(written))
     with atomic_write(output / DOCUMENT) as partial:
         partial.write_text(text, encoding="utf-8")
     return [output / DOCUMENT, *written]
 
 
-def _document(tasks: dict[str, list[tuple[str, Path, dict[str, Any]]]], picture: bool) -> str:
+def _document(tasks: dict[str, list[tuple[str, Path, dict[str, Any]]]], plot: bool) -> str:
     blocks = ["# Evaluation", "Accuracy in percent with its 95 % interval."]
-    if picture:
+    if plot:
         blocks.append(f"![accuracy of each run and category]({PICTURE})")
     for task, listed in tasks.items():
         blocks.append(f"## {task}")

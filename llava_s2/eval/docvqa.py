@@ -45,7 +45,7 @@ class DocVQA(TableBenchmark):
         "test": ("test_v1.0.json", "DocVQA_TEST.tsv", "DocVQA/test-*.parquet", "test-*.parquet"),
     }
     field: ClassVar[str | None] = "data"
-    pictures: ClassVar[str] = ""
+    image_folder: ClassVar[str] = ""
     """Folder of the release's images, where a record's name does not hold it."""
 
     def sample(self, record: Record, data: Path, number: int) -> Sample:
@@ -56,7 +56,7 @@ class DocVQA(TableBenchmark):
         return Sample(
             id=record.identity("questionId", "index"),
             category=str(types[0]) if isinstance(types, list) and types else "all",
-            images=shown or (data / self.pictures / record.text("image_local_name", "image", "image_path"),),
+            images=shown or (data / self.image_folder / record.text("image_local_name", "image", "image_path"),),
             prompt=f"{record.prompt('question')}\n{SHORT_ANSWER}",
             options=(),
             reference=answers or None,
@@ -97,7 +97,7 @@ class InfoVQA(DocVQA):
             "test-*.parquet",
         ),
     }
-    pictures: ClassVar[str] = "infographicsvqa_images"
+    image_folder: ClassVar[str] = "infographicsvqa_images"
 
 
 def anls(answer: str, references: Sequence[str]) -> float:

@@ -1,7 +1,7 @@
 """Greedy answers to a batch of questions.
 
-Questions about one picture share its way through the tower and the language model: the prompt up to the picture's end
-is encoded once a picture, and its key-value cache serves all of them.
+Questions about one image share its way through the tower and the language model: the prompt up to the image's end
+is encoded once a image, and its key-value cache serves all of them.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from transformers import (
     LogitsProcessorList,
 )
 
-from llava_s2.model.inference import Pictures, prompt_ids, token_arguments, user_message
+from llava_s2.model.inference import ImageTensors, prompt_ids, token_arguments, user_message
 from llava_s2.model.rounding import near_tie
 
 
@@ -38,7 +38,7 @@ class Answer:
 def answers(
     model: LlavaForConditionalGeneration,
     processor: LlavaProcessor,
-    pictures: Sequence[Pictures],
+    images: Sequence[ImageTensors],
     prompts: Sequence[str | list[dict[str, Any]]],
     max_new_tokens: int,
 ) -> list[Answer]:
@@ -47,7 +47,7 @@ def answers(
     Args:
         model: in eval mode.
         processor: its processor, whose chat template is used.
-        pictures: of each prompt, shown before it; the same tensors where prompts are about the same pictures.
+        images: of each prompt, shown before it; the same tensors where prompts are about the same images.
         prompts: the user's words; or parts as chat templates take them, where the images stand between the words.
         max_new_tokens: bound on an answer.
 
@@ -56,15 +56,15 @@ def answers(
     """
     conversations = [
         [user_message(prompt, len(shown)) if isinstance(prompt, str) else {"role": "user", "content": prompt}]
-        for prompt, shown in zip(prompts, pictures, strict=True)
+        for prompt, shown in zip(prompts, images, strict=True)
     ]
     rows = prompt_ids(processor, conversations)
-    start = _shared_start(rows, pictures, processor.image_token_id)
+    start = _shared_start(rows, images, processor.image_token_id)
     inputs = _padded(rows, start, processor.tokenizer.pad_token_id, model.device)
     if start:
-        inputs["past_key_values"] = _encode_once(model, rows, pictures, start)
-    elif any(pictures):
-        inputs["pixel_values"] = _stacked(model, pictures)
+        inputs["past_key_values"] = _encode_once(model, rows, images, start)
+    elif any(images):
+        inputs["pixel_values"] = _stacked(model, images)
     watch = _Margins()
     output = model.generate(  # type: ignore[misc]
         **inputs,
@@ -101,26 +101,26 @@ class _Margins(LogitsProcessor):
         return torch.stack(margins, dim=1), torch.stack(sizes, dim=1)
 
 
-def _shared_start(rows: Sequence[Sequence[int]], pictures: Sequence[Pictures], image_token: int) -> int:
-    """How many tokens, up to the end of the pictures, are worth encoding once a picture: 0 if none repeats."""
-    distinct = {tuple(map(id, shown)) for shown in pictures}
-    if len(distinct) == len(rows) or len({len(shown) for shown in pictures}) > 1 or not pictures[0]:
+def _shared_start(rows: Sequence[Sequence[int]], images: Sequence[ImageTensors], image_token: int) -> int:
+    """How many tokens, up to the end of the images, are worth encoding once a image: 0 if none repeats."""
+    distinct = {tuple(map(id, shown)) for shown in images}
+    if len(distinct) == len(rows) or len({len(shown) for shown in images}) > 1 or not images[0]:
         return 0
     length = len(rows[0]) - rows[0][::-1].index(image_token)
     return length if all(row[:length] == rows[0][:length] for row in rows) else 0
 
 
 def _encode_once(
-    model: LlavaForConditionalGeneration, rows: Sequence[Sequence[int]], pictures: Sequence[Pictures], start: int
+    model: LlavaForConditionalGeneration, rows: Sequence[Sequence[int]], images: Sequence[ImageTensors], start: int
 ) -> DynamicCache:
-    """The cache of the first ``start`` tokens of every row, computed once for each set of pictures."""
+    """The cache of the first ``start`` tokens of every row, computed once for each set of images."""
     places: dict[tuple[int, ...], int] = {}
-    of_row = [places.setdefault(tuple(map(id, shown)), len(places)) for shown in pictures]
+    of_row = [places.setdefault(tuple(map(id, shown)), len(places)) for shown in images]
     firsts = [of_row.index(place) for place in range(len(places))]
     cache = DynamicCache(config=model.config.get_text_config())
     model(
         input_ids=torch.tensor([rows[first][:start] for first in firsts], device=model.device),
-        pixel_values=_stacked(model, [pictures[first] for first in firsts]),
+        pixel_values=_stacked(model, [images[first] for first in firsts]),
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
@@ -137,6 +137,6 @@ def _padded(rows: Sequence[Sequence[int]], start: int, pad: int, device: torch.d
     return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
 
 
-def _stacked(model: LlavaForConditionalGeneration, pictures: Sequence[Pictures]) -> torch.Tensor:
+def _stacked(model: LlavaForConditionalGeneration, images: Sequence[ImageTensors]) -> torch.Tensor:
     """(images, 3, S, S) in the order of their placeholders."""
-    return torch.stack([picture for shown in pictures for picture in shown]).to(model.device, model.dtype)
+    return torch.stack([image for shown in images for image in shown]).to(model.device, model.dtype)

@@ -1,4 +1,4 @@
-"""MathVista (Lu et al. 2024): mathematical reasoning about pictures.
+"""MathVista (Lu et al. 2024): mathematical reasoning about images.
 
 Layout of the official release (``AI4Math/MathVista`` on the hub)::
 

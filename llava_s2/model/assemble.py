@@ -137,7 +137,7 @@ def load_image_processor(
 
     Example:
         >>> process = load_image_processor("open_clip:ViT-L-14/laion2b_s32b_b82k", [224, 448])
-        >>> process(pictures, return_tensors="pt")["pixel_values"]  # (n, 3, 448, 448)
+        >>> process(images, return_tensors="pt")["pixel_values"]  # (n, 3, 448, 448)
     """
     mean, std = load_image_statistics(resolve_vision_tower(name))
     side = scales[-1]

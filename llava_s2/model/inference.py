@@ -1,4 +1,4 @@
-"""From messages and pictures to what the model takes: shared by evaluation and serving."""
+"""From messages and images to what the model takes: shared by evaluation and serving."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from llava_s2.model.templates import end_of_turn
 Message = dict[str, Any]
 """``{"role": "user" | "assistant" | "system", "content": str | list of parts}``, as chat templates take it."""
 
-Pictures = tuple[torch.Tensor, ...]
+ImageTensors = tuple[torch.Tensor, ...]
 """Images as the model takes them, (3, S, S) float32 each."""
 
 

@@ -1,6 +1,6 @@
 """How likely a model finds each of several replies to a prompt.
 
-What replies have in common goes through the model once: the pictures and the text before them once for all questions
+What replies have in common goes through the model once: the images and the text before them once for all questions
 about them, a question once for all its options, which then go through as one batch.
 """
 
@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, LlavaForConditionalGeneration, LlavaProcessor
 
-from llava_s2.model.inference import Pictures, assistant_message, user_message
+from llava_s2.model.inference import ImageTensors, assistant_message, user_message
 from llava_s2.model.labels import IGNORE_INDEX, encode_messages
 from llava_s2.model.rounding import near_tie
 
@@ -35,7 +35,7 @@ class Ranking:
 def rank_options(
     model: LlavaForConditionalGeneration,
     processor: LlavaProcessor,
-    pictures: Pictures,
+    images: ImageTensors,
     questions: Sequence[tuple[str, Sequence[str]]],
 ) -> list[Ranking]:
     """Mean cross-entropy of each option as the assistant's reply (V*'s way of choosing; Wu & Xie 2023).
@@ -46,7 +46,7 @@ def rank_options(
     Args:
         model: in eval mode.
         processor: its processor, whose chat template is used.
-        pictures: shown before the prompt, the same for all questions.
+        images: shown before the prompt, the same for all questions.
         questions: prompt and options of each, at least one option.
 
     Returns:
@@ -55,13 +55,13 @@ def rank_options(
     Raises:
         InputError: the chat template does not mark what a reply is.
     """
-    replies = [_Replies.encode(processor, len(pictures), prompt, options) for prompt, options in questions]
-    pixels = {"pixel_values": torch.stack(pictures).to(model.device, model.dtype)} if pictures else {}
+    replies = [_Replies.encode(processor, len(images), prompt, options) for prompt, options in questions]
+    pixels = {"pixel_values": torch.stack(images).to(model.device, model.dtype)} if images else {}
     cache, start = DynamicCache(config=model.config.get_text_config()), 0
     if len(questions) > 1:
         start = _common([row for asked in replies for row in asked.rows], min(asked.shared for asked in replies) - 1)
         if (replies[0].rows[0][start:] == processor.image_token_id).any():
-            start = 0  # half of a picture is nothing to share
+            start = 0  # half of a image is nothing to share
     if start:
         ids = replies[0].rows[0][None, :start].to(model.device)
         model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **pixels)

@@ -86,14 +86,14 @@ def build_image_processor(
 
     Args:
         side: the tower's ``image_size``. The smaller scales are made of these pixels, in the tower.
-        backend: "torchvision" runs where the pictures are, on a GPU too; its resize rounds otherwise: by two of 255
+        backend: "torchvision" runs where the images are, on a GPU too; its resize rounds otherwise: by two of 255
             levels at most, in noise.
 
     Raises:
         InputError: unknown aspect ratio.
 
     Example:
-        >>> build_image_processor(1008, mean, std)(pictures, return_tensors="pt")["pixel_values"]  # (n, 3, 1008, 1008)
+        >>> build_image_processor(1008, mean, std)(images, return_tensors="pt")["pixel_values"]  # (n, 3, 1008, 1008)
     """
     if image_aspect_ratio not in ASPECT_RATIOS:
         raise InputError(

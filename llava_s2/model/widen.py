@@ -19,8 +19,8 @@ def widen(
 
     The projector's first layer keeps its columns for scale 1, and those of the new scales start at zero: at step 0 the
     new model computes exactly what the old one does on scale 1 of the new tower. Scale 1 is the tower's own bicubic
-    reduction of the largest scale; the old model's processor reduces the file's picture directly, with PIL's
-    antialiasing, so on pictures rather than on tensors the two differ by that resampling.
+    reduction of the largest scale; the old model's processor reduces the file's image directly, with PIL's
+    antialiasing, so on images rather than on tensors the two differ by that resampling.
 
     Args:
         model: single-scale, from ``load_pretrained``; its weights, cut to the layers in use, become the new model's.

@@ -112,7 +112,7 @@ class S2VisionModel(PreTrainedModel):
 
     @can_return_tuple
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """Multi-scale features of square images, or of the pictures in padded squares (`config.keep_aspect`).
+        """Multi-scale features of square images, or of the images in padded squares (`config.keep_aspect`).
 
         Args:
             pixel_values: float (B, 3, S, S) with S = `config.image_size`, normalised for the backbone.

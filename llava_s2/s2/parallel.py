@@ -1,4 +1,4 @@
-"""The tiles of one picture over several processes or devices."""
+"""The tiles of one image over several processes or devices."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def share_tiles(tower: Any, *, group: Any = None, devices: Sequence[str | torch.device] | None = None) -> Any:
-    """Has several processes, or several devices, run the tiles of a picture together. In place, for inference.
+    """Has several processes, or several devices, run the tiles of a image together. In place, for inference.
 
     Features are those of one process, to float rounding.
 

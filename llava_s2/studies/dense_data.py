@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from llava_s2.errors import InputError
 from llava_s2.studies.dense_metrics import IGNORED
-from llava_s2.studies.feature_cache import Pictures
+from llava_s2.studies.feature_cache import ImageSource
 
 _IMAGES = (".jpg", ".jpeg", ".png")
 _NYU_MAT = "nyu_depth_v2_labeled.mat"
@@ -31,7 +31,7 @@ class DenseItem:
 DenseSets = dict[str, list[DenseItem]]
 
 
-def squares(items: list[DenseItem]) -> Pictures:
+def squares(items: list[DenseItem]) -> ImageSource:
     """The images, stretched to squares. They are known by a sample of their pixels."""
     digest = hashlib.blake2b(digest_size=16)
     for item in items:
@@ -41,7 +41,7 @@ def squares(items: list[DenseItem]) -> Pictures:
     def load(index: int, side: int) -> Image.Image:
         return items[index].image().resize((side, side), Image.Resampling.BICUBIC)
 
-    return Pictures(len(items), load, f"{digest.hexdigest()} square")
+    return ImageSource(len(items), load, f"{digest.hexdigest()} square")
 
 
 def load_masks(data: Path, limit: int | None = None) -> tuple[DenseSets, int]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from llava_s2.studies.dense_backbone import S2Backbone
 from llava_s2.studies.dense_data import DenseItem, DenseSets, squares
-from llava_s2.studies.feature_cache import Extractor, Features, Pictures, ScaleSetting
+from llava_s2.studies.feature_cache import Extractor, Features, ImageSource, ScaleSetting
 from llava_s2.studies.study_report import StudyReport
 from llava_s2.studies.study_towers import StudyTower, check_tower, load_tower
 from llava_s2.studies.training_loop import train
@@ -59,7 +59,7 @@ def run_dense(args: argparse.Namespace, task: DenseTask, sets: DenseSets, settin
     """Trains a head for every tower and setting of the command, and reports its score on the ``val`` split."""
     for tower in args.tower:
         check_tower(tower, args.scales, args.split)
-    pictures = {split: squares(items) for split, items in sets.items()}
+    image_source = {split: squares(items) for split, items in sets.items()}
     report = StudyReport(
         args.output,
         task.name,
@@ -70,14 +70,14 @@ def run_dense(args: argparse.Namespace, task: DenseTask, sets: DenseSets, settin
             "head": args.head,
             "training": f"{args.epochs} epochs, AdamW {args.rate}, batches of {args.batch_size}",
             **setting_of_report,
-            "content": " ".join(found.key for found in pictures.values()),
+            "content": " ".join(found.key for found in image_source.values()),
         },
     )
     for tower in args.tower:
         for setting in args.settings:
             for seed in range(args.seed, args.seed + args.seeds):
                 key = {"tower": tower, "scales": str(setting), "seed": seed}
-                compute = partial(_score, args, task, sets, pictures, tower, setting, seed)
+                compute = partial(_score, args, task, sets, image_source, tower, setting, seed)
                 report.row(key, compute)
     report.write()
     report.plot(task.score, "tower")
@@ -88,16 +88,16 @@ def _score(
     args: argparse.Namespace,
     task: DenseTask,
     sets: DenseSets,
-    pictures: dict[str, Pictures],
+    image_source: dict[str, ImageSource],
     tower: str,
     setting: ScaleSetting,
     seed: int,
 ) -> dict[str, Any]:
     torch.manual_seed(seed)
-    name = f"{tower} {setting} {setting.output} {seed} {args.head} {pictures['train'].key}"
+    name = f"{tower} {setting} {setting.output} {seed} {args.head} {image_source['train'].key}"
     file = args.cache / f"training-{hashlib.blake2b(name.encode(), digest_size=12).hexdigest()}.pt"
     if task.stock is None:
-        metric = _score_on_features(args, task, sets, pictures, tower, setting, seed, file)
+        metric = _score_on_features(args, task, sets, image_source, tower, setting, seed, file)
     else:
         metric = _score_stock(args, task, sets, tower, setting, seed, file)
     file.unlink(missing_ok=True)
@@ -108,14 +108,14 @@ def _score_on_features(
     args: argparse.Namespace,
     task: DenseTask,
     sets: DenseSets,
-    pictures: dict[str, Pictures],
+    image_source: dict[str, ImageSource],
     tower: str,
     setting: ScaleSetting,
     seed: int,
     file: Any,
 ) -> dict[str, float]:
     extractor = Extractor(args.cache)
-    features = {split: extractor.features(tower, setting, found) for split, found in pictures.items()}
+    features = {split: extractor.features(tower, setting, found) for split, found in image_source.items()}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     head = task.head(features["train"].channels).to(device)
 

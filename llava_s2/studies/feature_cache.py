@@ -60,7 +60,7 @@ class ScaleSetting:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageSource:
     """Images to extract features of.
 
     Attributes:
@@ -72,7 +72,7 @@ class Pictures:
     key: str
 
 
-def cropped(images: ImageSet, crop: float = 0.875) -> Pictures:
+def cropped(images: ImageSet, crop: float = 0.875) -> ImageSource:
     """Images of a set, the shorter side resized to 1 / `crop` of the square that is then cut out of the middle."""
 
     def load(index: int, side: int) -> Image.Image:
@@ -83,7 +83,7 @@ def cropped(images: ImageSet, crop: float = 0.875) -> Pictures:
         left, top = (image.width - side) // 2, (image.height - side) // 2
         return image.crop((left, top, left + side, top + side))
 
-    return Pictures(len(images), load, f"{images.digest()} crop {crop}")
+    return ImageSource(len(images), load, f"{images.digest()} crop {crop}")
 
 
 class Extractor:
@@ -98,12 +98,12 @@ class Extractor:
         self.cache, self.pool = cache, pool
         self._fingerprints: dict[tuple[str, int], str] = {}
 
-    def features(self, tower: str, setting: ScaleSetting, pictures: Pictures) -> "Features":
+    def features(self, tower: str, setting: ScaleSetting, image_source: ImageSource) -> "Features":
         """The features of a setting, scale by scale from the cache."""
-        maps = [self._scale(tower, setting, side, pictures) for side in setting.scales]
+        maps = [self._scale(tower, setting, side, image_source) for side in setting.scales]
         return Features(maps, setting.merge)
 
-    def _scale(self, name: str, setting: ScaleSetting, side: int, pictures: Pictures) -> np.memmap:
+    def _scale(self, name: str, setting: ScaleSetting, side: int, image_source: ImageSource) -> np.memmap:
         base = min(setting.scales) if setting.split else side
         if (name, base) not in self._fingerprints:
             self._fingerprints[name, base] = load_tower(name, base).fingerprint
@@ -113,14 +113,14 @@ class Extractor:
             "source": setting.source,
             "output": setting.output,
             "pool": self.pool,
-            "images": pictures.key,
-            "count": pictures.count,
+            "images": image_source.key,
+            "count": image_source.count,
         }
         key = hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=12).hexdigest()
         folder = self.cache / key
         if not (folder / "done.json").exists():
             tower = load_tower(name, base)
-            _extract(folder, what, tower, side, _grid(tower, setting), self.pool, pictures)
+            _extract(folder, what, tower, side, _grid(tower, setting), self.pool, image_source)
         shape = json.loads((folder / "done.json").read_text())["shape"]
         return np.memmap(folder / "features.f16", np.float16, "r", shape=tuple(shape))
 
@@ -173,10 +173,10 @@ def scale_features(tower: StudyTower, images: Tensor, side: int, grid: int) -> T
 
 
 def _extract(
-    folder: Path, what: dict[str, Any], tower: StudyTower, side: int, grid: int, pool: bool, pictures: Pictures
+    folder: Path, what: dict[str, Any], tower: StudyTower, side: int, grid: int, pool: bool, image_source: ImageSource
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    shape = (pictures.count, 1 if pool else grid * grid, tower.channels)
+    shape = (image_source.count, 1 if pool else grid * grid, tower.channels)
     progress = folder / "progress.json"
     with (folder / "lock").open("w") as lock:
         try:
@@ -198,10 +198,10 @@ def _extract(
         batch = max(1, (8 if tower.s2.device.type == "cpu" else 512) // max(side // tower.base, 1) ** 2)
         flushed = monotonic()
         with (
-            tqdm(total=pictures.count, initial=done, desc=f"features at {side}²", unit="image") as bar,
+            tqdm(total=image_source.count, initial=done, desc=f"features at {side}²", unit="image") as bar,
             torch.inference_mode(),
         ):
-            for start, images in read_batches(pictures, [what["source"]], done, batch):
+            for start, images in read_batches(image_source, [what["source"]], done, batch):
                 pixels = tower.normalise(images[what["source"]])
                 maps = scale_features(tower, pixels, side, grid).flatten(2).transpose(1, 2)
                 maps = maps.mean(1, keepdim=True) if pool else maps
@@ -218,7 +218,7 @@ def _extract(
 
 
 def read_batches(
-    pictures: Pictures, sides: list[int], first: int, size: int
+    image_source: ImageSource, sides: list[int], first: int, size: int
 ) -> Iterator[tuple[int, dict[int, Tensor]]]:
     """Images from number `first` on, decoded ahead by threads.
 
@@ -227,11 +227,11 @@ def read_batches(
     """
 
     def read(start: int) -> tuple[int, dict[int, Tensor]]:
-        numbers = range(start, min(start + size, pictures.count))
-        images = {side: np.stack([np.asarray(pictures.load(i, side)) for i in numbers]) for side in sides}
+        numbers = range(start, min(start + size, image_source.count))
+        images = {side: np.stack([np.asarray(image_source.load(i, side)) for i in numbers]) for side in sides}
         return start, {side: torch.from_numpy(stack) for side, stack in images.items()}
 
-    starts = iter(range(first, pictures.count, size))
+    starts = iter(range(first, image_source.count, size))
     pool = ThreadPoolExecutor()
     try:
         ahead = [pool.submit(read, start) for start in islice(starts, 4)]

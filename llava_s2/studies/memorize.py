@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     if not 1 < len(images) <= _MOST_IMAGES:
         raise InputError(f"{args.data}: {len(images)} images; from 2 to {_MOST_IMAGES} can be told apart, see --limit")
     check_images(images)
-    pictures = cropped(images, args.crop)
+    image_source = cropped(images, args.crop)
     report = StudyReport(
         args.output,
         "memorize",
@@ -57,10 +57,10 @@ def run(args: argparse.Namespace) -> None:
             "base ViT": f"width {args.width}, depth {args.depth}, patch {args.patch}",
             "training": f"{args.epochs} epochs, AdamW {args.rate}, batches of {args.batch_size}, crops and flips",
             "paper": "Base 1.223, Large 1.206, Base-S2 1.206 on ImageNet (another number of images: not comparable)",
-            "content": pictures.key,
+            "content": image_source.key,
         },
     )
-    pixels = in_memory(pictures, base)
+    pixels = in_memory(image_source, base)
     rows = [(base_size, scales) for scales in args.scales] + [(base_size.large, (base,))]
 
     def compute(size: VitSize, scales: tuple[int, ...], seed: int) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     """Runs the study; see ``llava-s2 study pretrain --help``."""
     base_size, base = check_vit(args)
     sets = image_splits(args)
-    pictures = {name: cropped(images, args.crop) for name, images in sets.items()}
+    image_source = {name: cropped(images, args.crop) for name, images in sets.items()}
     classes = len(sets["train"].classes)
     report = StudyReport(
         args.output,
@@ -59,10 +59,10 @@ def run(args: argparse.Namespace) -> None:
             "base ViT": f"width {args.width}, depth {args.depth}, patch {args.patch}",
             "training": f"{args.epochs} epochs, AdamW {args.rate}, batches of {args.batch_size}, crops and flips",
             "paper": "ViT: Base 80.3, Large 81.6, Base-S2 after 81.1, Base-S2 before 82.4 (ImageNet-21k to -1k)",
-            "content": " ".join(found.key for found in pictures.values()),
+            "content": " ".join(found.key for found in image_source.values()),
         },
     )
-    pixels = {name: in_memory(found, base) for name, found in pictures.items()}
+    pixels = {name: in_memory(found, base) for name, found in image_source.items()}
     labels = {name: torch.tensor([item.label for item in images.items]) for name, images in sets.items()}
     most: tuple[int, ...] = max(args.scales, key=lambda scales: len(scales))
     single, multi = [base], list(most)

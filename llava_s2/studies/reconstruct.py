@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from llava_s2.errors import InputError
 from llava_s2.files import atomic_write
-from llava_s2.studies.feature_cache import Pictures, ScaleSetting, read_batches, scale_features
+from llava_s2.studies.feature_cache import ImageSource, ScaleSetting, read_batches, scale_features
 from llava_s2.studies.paper_tables import paper_information
 from llava_s2.studies.study_data import cropped_splits
 from llava_s2.studies.study_report import StudyReport
@@ -129,8 +129,8 @@ def reconstruction(parts: dict[str, Moments]) -> dict[str, Any]:
 
 
 def accumulate(
-    source: StudyTower, setting: ScaleSetting, target: StudyTower, target_side: int, pictures: Pictures, file: Path,
-    parts_of: list[str],
+    source: StudyTower, setting: ScaleSetting, target: StudyTower, target_side: int, image_source: ImageSource,
+    file: Path, parts_of: list[str],
 ) -> dict[str, Moments]:  # fmt: skip
     """One pass over images; what it has summed up is saved every half minute, and gone on with after a stop.
 
@@ -155,8 +155,8 @@ def accumulate(
             setattr(moments, name, getattr(moments, name).to(device))
     saved_at = monotonic()
     sides = sorted({setting.source, target_side})
-    with tqdm(total=pictures.count, initial=done, desc="reconstruct", unit="image") as bar, torch.inference_mode():
-        for start, images in read_batches(pictures, sides, done, 8 if device.type == "cpu" else 64):
+    with tqdm(total=image_source.count, initial=done, desc="reconstruct", unit="image") as bar, torch.inference_mode():
+        for start, images in read_batches(image_source, sides, done, 8 if device.type == "cpu" else 64):
             y = target(target.normalise(images[target_side]), [target_side])
             pixels = source.normalise(images[setting.source])
             x = torch.cat([scale_features(source, pixels, side, y.shape[2]) for side in setting.scales], dim=1)
@@ -165,7 +165,7 @@ def accumulate(
                 parts[parts_of[start + offset]].add(*vectors)
             bar.update(len(x))
             finished = start + len(x)
-            if monotonic() - saved_at > _SAVE_SECONDS or finished == pictures.count:
+            if monotonic() - saved_at > _SAVE_SECONDS or finished == image_source.count:
                 with atomic_write(file) as partial, partial.open("wb") as stream:
                     arrays = {f"{name}.{key}": v for name, m in parts.items() for key, v in m.arrays().items()}
                     np.savez(stream, done=np.asarray(finished), **arrays)  # type: ignore[arg-type]
@@ -218,14 +218,14 @@ def run(args: argparse.Namespace) -> None:
             source = load_tower(tower, min(setting.scales))
             name = json.dumps([*keys, source.fingerprint, setting.scales, setting.source])
             parts: dict[str, Moments] = {}
-            for split, pictures, labels in (("train", train, parts_of), ("test", test, [])):
-                if pictures is not None:
+            for split, image_source, labels in (("train", train, parts_of), ("test", test, [])):
+                if image_source is not None:
                     file = (
                         args.cache
                         / f"moments-{hashlib.blake2b((name + split).encode(), digest_size=12).hexdigest()}.npz"
                     )
-                    names = labels or ["test"] * pictures.count
-                    parts |= accumulate(source, setting, target, target_side, pictures, file, names)
+                    names = labels or ["test"] * image_source.count
+                    parts |= accumulate(source, setting, target, target_side, image_source, file, names)
             paper = paper_information(args.target, tower, setting.scales)
             as_in_paper = train.count > 1_000_000 and not args.full_resolution  # on ImageNet
             told = f"{paper[0]} / {paper[1]}" if paper and as_in_paper else None

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
         with Simulator(side) as simulator:
             record(simulator, args.demonstrations, 0, file)
     demos = read(file)
-    pictures = demos.pictures()
+    image_source = demos.image_source()
     report = StudyReport(
         args.output,
         "robot",
@@ -44,13 +44,13 @@ def run(args: argparse.Namespace) -> None:
             "scales from": "the image" if args.full_resolution else "the base image (section 3.1)",
             "test": "actions of every tenth demonstration" if args.demos else f"{args.positions} cube positions a seed",
             "training": f"{args.epochs} epochs, AdamW {args.rate}, batches of {args.batch_size}",
-            "content": pictures.key,
+            "content": image_source.key,
         },
     )
     extractor = Extractor(args.cache)
 
     def compute(tower: str, setting: ScaleSetting, seed: int) -> dict[str, Any]:
-        features = extractor.features(tower, setting, pictures)
+        features = extractor.features(tower, setting, image_source)
         name = f"{tower} {setting} {seed} {report.setting}"
         checkpoint = args.cache / f"robot-{hashlib.blake2b(name.encode(), digest_size=12).hexdigest()}.pt"
         options = {"epochs": args.epochs, "rate": args.rate, "batch": args.batch_size, "seed": seed, "file": checkpoint}

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from llava_s2.errors import InputError
 from llava_s2.files import atomic_write
-from llava_s2.studies.feature_cache import Pictures
+from llava_s2.studies.feature_cache import ImageSource
 from llava_s2.studies.simulator import Simulator
 
 _MOST_STEPS = 60
@@ -30,7 +30,7 @@ class Demos:
     actions: np.ndarray
     starts: list[int]
 
-    def pictures(self) -> Pictures:
+    def image_source(self) -> ImageSource:
         import hashlib
 
         key = hashlib.blake2b(self.images[:, ::8, ::8].tobytes() + str(self.images.shape).encode(), digest_size=16)
@@ -38,7 +38,7 @@ class Demos:
         def load(index: int, side: int) -> Image.Image:
             return Image.fromarray(self.images[index]).resize((side, side), Image.Resampling.BICUBIC)
 
-        return Pictures(len(self.images), load, key.hexdigest())
+        return ImageSource(len(self.images), load, key.hexdigest())
 
 
 def record(simulator: Simulator, count: int, first: int, file: Path) -> None:

@@ -4,7 +4,7 @@ import argparse
 
 import numpy as np
 
-from llava_s2.studies.feature_cache import Pictures, cropped
+from llava_s2.studies.feature_cache import ImageSource, cropped
 from llava_s2.studies.image_sets import ImageSet, check_images, load_image_sets, one_split
 
 
@@ -30,6 +30,6 @@ def image_splits(args: argparse.Namespace, labelled: bool = True) -> dict[str, I
     return sets
 
 
-def cropped_splits(args: argparse.Namespace, labelled: bool = True) -> dict[str, Pictures]:
+def cropped_splits(args: argparse.Namespace, labelled: bool = True) -> dict[str, ImageSource]:
     """The splits as images to extract features of."""
     return {name: cropped(images, args.crop) for name, images in image_splits(args, labelled).items() if len(images)}

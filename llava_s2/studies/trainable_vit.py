@@ -13,7 +13,7 @@ from transformers import ViTConfig, ViTModel
 
 from llava_s2.errors import InputError
 from llava_s2.s2 import multiscale_forward
-from llava_s2.studies.feature_cache import Pictures, read_batches
+from llava_s2.studies.feature_cache import ImageSource, read_batches
 
 _MEAN, _STD = 0.45, 0.25
 
@@ -88,9 +88,9 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def in_memory(pictures: Pictures, side: int) -> Tensor:
+def in_memory(image_source: ImageSource, side: int) -> Tensor:
     """All images as bytes (n, 3, side, side)."""
-    stacks = [images[side] for _, images in read_batches(pictures, [side], 0, 64)]
+    stacks = [images[side] for _, images in read_batches(image_source, [side], 0, 64)]
     return torch.cat(stacks).permute(0, 3, 1, 2).contiguous()
 
 

@@ -1,4 +1,4 @@
-"""What happens beside the steps: a save on SIGTERM, scores of checkpoints, a picture of the loss."""
+"""What happens beside the steps: a save on SIGTERM, scores of checkpoints, a plot of the loss."""
 
 import json
 import os

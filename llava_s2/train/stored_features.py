@@ -22,7 +22,7 @@ from llava_s2.s2 import S2VisionModel
 
 
 class StoredTower(S2VisionModel):
-    """An S² tower that hands on features which it is given in place of pictures, (images, tokens, channels)."""
+    """An S² tower that hands on features which it is given in place of images, (images, tokens, channels)."""
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> Any:
         if pixel_values.dim() == 3:
@@ -63,7 +63,7 @@ def store_features(
 ) -> StoredFeatures:
     """Runs the tower on every image of a data set whose features are not in ``folder``, and puts a `StoredTower` in.
 
-    A file is named by what its features depend on: the picture as the tower gets it, the tower's weights and config,
+    A file is named by what its features depend on: the image as the tower gets it, the tower's weights and config,
     and the precision. Every process takes its share of the records. A file appears whole or not at all; a run that was
     cut off goes on. Records whose images cannot be read are left out: training tells of them.
 
@@ -80,8 +80,8 @@ def store_features(
     half = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else None
     salt = _fingerprint(tower, normalize, half)
     mine = range(training.process_index, len(dataset), training.world_size)
-    pictures: Any = DataLoader(
-        _Pictures(dataset, mine),
+    batches: Any = DataLoader(
+        _Images(dataset, mine),
         batch_size=None,
         num_workers=training.dataloader_num_workers,
         generator=torch.Generator(),  # the run's own numbers stay as they are without a cache
@@ -91,14 +91,14 @@ def store_features(
     was_on = tower.device
     tower.to(training.device)
     autocast = torch.autocast(training.device.type, dtype=half, enabled=half is not None)
-    with torch.no_grad(), autocast, tqdm(pictures, desc="tower features", disable=training.process_index > 0) as bar:
+    with torch.no_grad(), autocast, tqdm(batches, desc="tower features", disable=training.process_index > 0) as bar:
         for index, pixels in bar:
             if pixels is None:
                 continue
-            keys[index] = [hashlib.sha256(salt + picture.numpy().tobytes()).hexdigest() for picture in pixels]
-            for key, picture in zip(keys[index], pixels, strict=True):
+            keys[index] = [hashlib.sha256(salt + image.numpy().tobytes()).hexdigest() for image in pixels]
+            for key, image in zip(keys[index], pixels, strict=True):
                 if not _file(folder, key).exists():
-                    features = tower.eval()(normalize(picture[None].to(training.device))).last_hidden_state
+                    features = tower.eval()(normalize(image[None].to(training.device))).last_hidden_state
                     used += features.nbytes
                     if used > limit:
                         raise InputError(_too_much(folder, limit, features.nbytes, dataset))
@@ -112,8 +112,8 @@ def store_features(
     return StoredFeatures(folder, keys)
 
 
-class _Pictures(Dataset[tuple[int, Tensor | None]]):
-    """The pictures of the records that have some, and None where they cannot be read."""
+class _Images(Dataset[tuple[int, Tensor | None]]):
+    """The images of the records that have some, and None where they cannot be read."""
 
     def __init__(self, dataset: ConversationDataset, indices: range) -> None:
         self._dataset, self._indices = dataset, indices

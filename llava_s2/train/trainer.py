@@ -44,7 +44,7 @@ class LlavaTrainer(Trainer):
         lengths: of the examples, below zero for those without an image, to batch like with like; None for any order.
         kwargs: ``Trainer``'s.
 
-    A loss that is not a number stops the run with the records of the batch that gave it. Pictures come from the loader
+    A loss that is not a number stops the run with the records of the batch that gave it. Images come from the loader
     as bytes and are normalised on the device. Logits are computed only where some example of the batch takes loss.
     """
 

@@ -138,14 +138,14 @@ def planted(seed: int, signal: float) -> Features:
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randn(200, 9, 24, generator=generator)
     objects = []
-    for picture in range(200):
+    for image in range(200):
         for place, kind in enumerate(torch.randperm(12, generator=generator)[:3].tolist()):
             color = int(torch.randint(8, (1,), generator=generator))
-            tokens[picture, 3 * place, kind] += 6
-            tokens[picture, 3 * place, 12 + color] += 6 * signal
-            objects.append((picture, kind, color))
-    picture, kind, color = torch.tensor(objects).unbind(1)
-    return Features(tokens.half(), picture, kind, color)
+            tokens[image, 3 * place, kind] += 6
+            tokens[image, 3 * place, 12 + color] += 6 * signal
+            objects.append((image, kind, color))
+    image, kind, color = torch.tensor(objects).unbind(1)
+    return Features(tokens.half(), image, kind, color)
 
 
 def test_the_probe_finds_what_is_there_and_nothing_else() -> None:
@@ -157,7 +157,7 @@ def test_the_probe_finds_what_is_there_and_nothing_else() -> None:
 
 
 def test_sweep_command_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["bench", "sweep", "embedded", "--pictures", "12", "--tests", "6", "--output", str(tmp_path)]
+    flags = ["bench", "sweep", "embedded", "--images", "12", "--tests", "6", "--output", str(tmp_path)]
     assert main([*flags, "--scales", "112"]) == 0
     first = (tmp_path / "sweep.jsonl").read_text()
     capsys.readouterr()

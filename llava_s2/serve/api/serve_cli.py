@@ -36,6 +36,10 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
             flag, type=positive, default=value, metavar=unit, help=f"{what} (default: %(default)s)", **more
         )
 
+    def renamed(old: str, flag: str) -> None:  # takes the flag's name of the last release, unseen in --help
+        name = flag.removeprefix("--").replace("-", "_")
+        limits.add_argument(old, dest=name, type=positive, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
     limit("--max-batch", 32, "answers that run together")
     limit("--max-batch-tokens", 16384, "bound on rows x longest row of the batch's cache")
     limit("--max-queue", 64, "requests that wait; more get 429")
@@ -44,6 +48,8 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     limit("--timeout", 300, "seconds a request may take", "S")
     limit("--drain-timeout", 30, "seconds for answers to end after SIGTERM or Ctrl-C", "S")
     limit("--image-cache-mb", 256, "memory of the features of images that were asked about", "MB")
+    renamed("--max-pictures", "--max-images")
+    renamed("--picture-cache-mb", "--image-cache-mb")
     limits.add_argument(
         "--threads", type=positive, metavar="N", help="processor threads of the model (default: one a core)"
     )
