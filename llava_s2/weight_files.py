@@ -5,7 +5,7 @@ torch is imported only where tensors are, so that `llava-s2 inspect` answers at 
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -99,6 +99,14 @@ def model_tensors(name: str) -> "dict[str, Tensor]":
         InputError: no weights, a shard that the index names is missing, or a file is damaged or not plain tensors.
     """
     return {key: value for file in weight_files(name) for key, value in read_tensors(file).items()}
+
+
+def check_numbers(name: str, tensors: "Mapping[str, Tensor]") -> None:
+    """Raises InputError where trained tensors of a checkpoint are no floating-point numbers, or hold NaN."""
+    for key, tensor in tensors.items():
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            what = "NaN or infinity" if tensor.is_floating_point() else str(tensor.dtype)
+            raise InputError(f"{name}: {key} holds {what}: its training or its copying went wrong")
 
 
 def read_tensors(path: str | Path) -> "dict[str, Tensor]":

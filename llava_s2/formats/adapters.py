@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from llava_s2.errors import InputError
-from llava_s2.weight_files import find_file, list_names, read_tensors
+from llava_s2.weight_files import check_numbers, find_file, list_names, read_tensors
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -17,7 +17,9 @@ def adapter_tensors(name: str) -> dict[str, Tensor]:
     """The tensors of an adapter's folder or hub id. Raises InputError where it has none, or a damaged file."""
     for file in ADAPTER_FILES:
         if path := find_file(name, file):
-            return read_tensors(path)
+            tensors = read_tensors(path)
+            check_numbers(name, tensors)
+            return tensors
     raise InputError(f"{name}: adapter_model.safetensors is missing beside adapter_config.json")
 
 

@@ -52,10 +52,18 @@ def apply_llava_lora(
             )
     known = {key: settings[key] for key in LoraConfig.__dataclass_fields__ if key in settings}
     known.pop("base_model_name_or_path", None)  # names a folder, not the model object that PEFT compares it with
-    adapted: Any = get_peft_model(model, LoraConfig(**{**known, "target_modules": targets, "inference_mode": True}))
-    report: Any = set_peft_model_state_dict(adapted, tensors)
+    try:
+        adapted: Any = get_peft_model(model, LoraConfig(**{**known, "target_modules": targets, "inference_mode": True}))
+        report: Any = set_peft_model_state_dict(adapted, tensors)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        what = " ".join(str(error).split())[:300]
+        raise InputError(f"{name}: the adapter does not fit its adapter_config.json or its base ({what})") from error
     if report.unexpected_keys:
         raise InputError(
             f"{name}: the adapter holds what the model does not have: {list_names(report.unexpected_keys)}"
+        )
+    if missing := [key for key in report.missing_keys if ".lora_" in key or ".modules_to_save." in key]:
+        raise InputError(
+            f"{name}: the adapter lacks tensors that its adapter_config.json tells of: {list_names(missing)}"
         )
     return (adapted.merge_and_unload() if merge else adapted.get_base_model()).eval()

@@ -23,7 +23,7 @@ from llava_s2.model.assemble import split_gguf, torch_dtype
 from llava_s2.model.language_model import load_language_model
 from llava_s2.s2 import S2VisionModel
 from llava_s2.towers.load_tower import load_vision_backbone
-from llava_s2.weight_files import find_file, read_tensors
+from llava_s2.weight_files import check_numbers, find_file, read_tensors
 
 logger = logging.get_logger(__name__)
 
@@ -57,6 +57,7 @@ def read_llava(
     processor = llava_processor(checkpoint, base, vision_tower, template)
 
     tensors = _components(checkpoint, base, text_config)
+    check_numbers(name, {key: tensor.read() for key, tensor in tensors.projector.items()})
     act = projector_layers(tensors.projector, settings.projector_type, source)
     if act == "linear":  # the stock projector with no activation and an identity second layer
         tensors.projector = _with_identity(tensors.projector)

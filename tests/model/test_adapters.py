@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from llava_reference import TOWER, VICUNA, all_logits
+from llava_reference import LORA, TOWER, VICUNA, all_logits
 from peft import AutoPeftModel, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -136,6 +136,33 @@ def test_a_broken_adapter_is_refused_with_what_it_lacks_or_has_too_much(trained,
     assert "no place for" in line and "layers.7.mlp.down_proj.lora_A" in line
     wide = {name: torch.cat([t, t]) if "lora_A" in name else t for name, t in tensors.items()}
     assert "does not fit" in refused(changed(trained[0], tmp_path / "wide", wide))
+
+
+@pytest.mark.parametrize(
+    ("of_lora", "of_projector", "settings", "told"),
+    [
+        (lambda name, tensor: tensor * float("nan"), None, {}, "holds NaN or infinity"),
+        (lambda name, tensor: tensor.to(torch.int8), None, {}, r"holds torch\.int8"),
+        (lambda name, tensor: tensor[:2] if "q_proj.lora_A" in name else tensor, None, {}, "does not fit"),
+        (lambda name, tensor: tensor, None, {"r": 2}, "does not fit its adapter_config.json"),
+        (lambda name, tensor: tensor, None, {"use_dora": True}, "lacks tensors.*lora_magnitude_vector"),
+        (lambda name, tensor: tensor, None, {"modules_to_save": ["lm_head"]}, "does not fit"),
+        (None, lambda name, tensor: tensor * float("inf"), {}, r"linear_1\.weight holds NaN or infinity"),
+        (None, lambda name, tensor: tensor[:16] if name.endswith("2.weight") else tensor, {}, "gives 16 values"),
+    ],
+)
+def test_a_half_broken_lora_of_llava_is_refused_in_a_line(of_lora, of_projector, settings, told, tmp_path):
+    folder = shutil.copytree(LORA, tmp_path / "x")
+    for file, change in (("adapter_model.bin", of_lora), ("non_lora_trainables.bin", of_projector)):
+        tensors = torch.load(folder / file, weights_only=True)
+        torch.save(
+            {name: change(name, tensor) if change else tensor for name, tensor in tensors.items()}, folder / file
+        )
+    config = json.loads((folder / "adapter_config.json").read_text()) | settings
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=told) as error:
+        load_pretrained(folder, VICUNA, vision_tower=TOWER)
+    assert "\n" not in str(error.value)
 
 
 def test_a_base_is_the_same_in_whatever_dtype_it_is_stored():
