@@ -36,6 +36,7 @@ def create_native(
     template: str = "vicuna_v1",
     image_aspect_ratio: str = "pad",
     resize_output_to_idx: int = 0,
+    projector_type: str = "mlp2x_gelu",
     gguf_file: str | None = None,
 ) -> None:
     """Writes a LLaVA-S² whose projector is yet to be trained, from a language model and a tower.
@@ -58,6 +59,7 @@ def create_native(
         "template": template,
         "image_aspect_ratio": image_aspect_ratio,
         "resize_output_to_idx": resize_output_to_idx,
+        "projector_type": projector_type,
         "gguf_file": gguf_file,
     }
     if split_gguf(resolve_language_model(llm), gguf_file)[1] is None and (kind := identify(llm).kind) != "llm":
@@ -71,6 +73,7 @@ def create_native(
         template=template,
         image_aspect_ratio=image_aspect_ratio,
         resize_output_to_idx=resize_output_to_idx,
+        projector_type=projector_type,
         gguf_file=gguf_file,
     )
     contents.check(str(llm))

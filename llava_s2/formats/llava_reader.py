@@ -21,6 +21,7 @@ from llava_s2.formats.llava_config import LlavaSettings, projector_fault, projec
 from llava_s2.formats.names import Components, split
 from llava_s2.model.assemble import split_gguf, torch_dtype
 from llava_s2.model.language_model import load_language_model
+from llava_s2.model.projector import with_identity
 from llava_s2.s2 import S2VisionModel
 from llava_s2.towers.load_tower import load_vision_backbone
 from llava_s2.weight_files import check_numbers, find_file, read_tensors
@@ -60,7 +61,8 @@ def read_llava(
     check_numbers(name, {key: tensor.read() for key, tensor in tensors.projector.items()})
     act = projector_layers(tensors.projector, settings.projector_type, source)
     if act == "linear":  # the stock projector with no activation and an identity second layer
-        tensors.projector = _with_identity(tensors.projector)
+        layer = {key.removeprefix("linear_1."): tensor.read() for key, tensor in tensors.projector.items()}
+        tensors.projector = lazily(with_identity(layer))
     shapes = {key: tensor.shape for key, tensor in tensors.projector.items()}
     if fault := projector_fault(shapes, vision_config.hidden_size, text_config.hidden_size):
         raise InputError(f"{name}: {fault}")
@@ -138,10 +140,3 @@ def _components(checkpoint: Checkpoint, base: str | Path | None, text_config: Pr
     if rows and known_rows and rows.shape[0] < known_rows.shape[0]:  # of the new tokens alone, as stage 1 leaves them
         trained.language_model["embed_tokens.weight"] = known_rows.with_rows(rows)
     return replace(trained, language_model=language_model | trained.language_model)
-
-
-def _with_identity(layer: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-    first = {name.removeprefix("linear_1."): tensor for name, tensor in layer.items()}
-    size = first["weight"].shape[0]
-    second = lazily({"weight": torch.eye(size), "bias": torch.zeros(size)})
-    return {f"linear_{n}.{key}": tensor for n, each in ((1, first), (2, second)) for key, tensor in each.items()}

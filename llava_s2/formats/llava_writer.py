@@ -18,6 +18,7 @@ from llava_s2.formats.llava_config import DEFAULTS, LlavaSettings, parse_scales
 from llava_s2.formats.llava_source import SourceMetadata, write_json
 from llava_s2.formats.names import Components, split, tower_place
 from llava_s2.model.processor import aspect_ratio, prefix_tokens
+from llava_s2.model.projector import single_layer
 from llava_s2.model.templates import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN, template_name
 from llava_s2.s2 import S2VisionConfig
 
@@ -57,6 +58,7 @@ def write_llava(
 def write_projector(adapter: Path) -> None:
     """Writes the projector of an adapter's folder as LLaVA's stage 1 leaves it: ``mm_projector.bin`` beside it."""
     projector = split(load_file(adapter / "adapter_model.safetensors")).projector
+    projector = single_layer(projector) or projector
     with atomic_write(adapter / "mm_projector.bin") as path:
         torch.save(Components({}, projector, {}).named("llava"), path)
 

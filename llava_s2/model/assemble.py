@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedConfig
 
 from llava_s2.errors import InputError
@@ -16,6 +15,7 @@ from llava_s2.formats.lazy_tensors import lazily
 from llava_s2.model.embedded import resolve_language_model, resolve_vision_tower
 from llava_s2.model.language_model import load_language_model
 from llava_s2.model.processor import build_image_processor, build_processor
+from llava_s2.model.projector import HIDDEN_ACT, new_projector
 from llava_s2.model.tokenizer import load_tokenizer
 from llava_s2.s2 import S2VisionModel
 from llava_s2.towers.load_tower import load_image_statistics, load_vision_backbone, tower_config
@@ -30,6 +30,7 @@ def assemble(
     template: str = "vicuna_v1",
     image_aspect_ratio: str = "pad",
     resize_output_to_idx: int = 0,
+    projector_type: str = "mlp2x_gelu",
     dtype: str | torch.dtype = "float32",
     gguf_file: str | None = None,
     **load_options: Any,
@@ -45,6 +46,7 @@ def assemble(
             a net in stages.
         template, image_aspect_ratio: see ``build_processor``.
         resize_output_to_idx: the scale whose feature grid the visual tokens have; -1 is the largest.
+        projector_type: ``mlp2x_gelu`` or ``linear``, LLaVA's names.
         dtype: of all weights, a torch dtype or its name.
         gguf_file: the GGUF file's name in the folder ``llm``.
         load_options: for ``from_pretrained``: ``device_map``, ``quantization_config``.
@@ -66,6 +68,7 @@ def assemble(
         template=template,
         image_aspect_ratio=image_aspect_ratio,
         resize_output_to_idx=resize_output_to_idx,
+        projector_type=projector_type,
         gguf_file=gguf_file,
     )
     return contents.build(str(llm), dtype, **load_options), contents.processor
@@ -81,6 +84,7 @@ def contents_of_parts(
     template: str = "vicuna_v1",
     image_aspect_ratio: str = "pad",
     resize_output_to_idx: int = 0,
+    projector_type: str = "mlp2x_gelu",
     gguf_file: str | None = None,
 ) -> LlavaContents:
     """A LLaVA-S² with a new projector, yet to be loaded or written.
@@ -107,20 +111,16 @@ def contents_of_parts(
     language_model, text_config = read_language_model(llm, gguf_file=gguf_file)
     backbone = load_vision_backbone(vision_tower, vision_config.backbone_config, torch.float32)
     tower = S2VisionModel.wrap(backbone, scales, **vision_config.options)
-    projector = new_projector(tower.config.hidden_size, text_config.hidden_size)
+    projector = new_projector(tower.config.hidden_size, text_config.hidden_size, projector_type)
     return LlavaContents.put_together(
-        lazily(language_model), text_config, lazily(projector), lazily(tower.state_dict()), tower.config, processor
+        lazily(language_model),
+        text_config,
+        lazily(projector),
+        lazily(tower.state_dict()),
+        tower.config,
+        processor,
+        projector_hidden_act=HIDDEN_ACT[projector_type],
     )
-
-
-def new_projector(vision_size: int, text_size: int) -> dict[str, Tensor]:
-    """A fresh two-layer projector, float32, initialised as LLaVA's (``nn.Linear``'s default)."""
-    first, second = nn.Linear(vision_size, text_size), nn.Linear(text_size, text_size)
-    return {
-        f"linear_{number}.{name}": value.detach()
-        for number, layer in ((1, first), (2, second))
-        for name, value in layer.named_parameters()
-    }
 
 
 def load_image_processor(

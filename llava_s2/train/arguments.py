@@ -84,6 +84,7 @@ class RecipeArguments:
     mm_vision_select_layer: int | None = _flag(
         "hidden state of the tower that is read (default: -2 of a plain ViT, else the last stage)"
     )
+    mm_projector_type: str | None = _flag("of a new projector: mlp2x_gelu (default) or linear")
     s2_resize_output_to_idx: int = _flag("number of the scale whose feature grid the tokens have (-1: the largest)", 0)
     gguf_file: str | None = _flag("the language model's GGUF file in its folder")
     base: str | None = _flag("what lies under the adapter to go on from, if not what it names")
@@ -142,6 +143,8 @@ class RecipeArguments:
             raise InputError(f"--on_bad_sample {self.on_bad_sample}: must be error or skip")
         if not 0 <= self.max_bad_share <= 1:
             raise InputError(f"--max_bad_share {self.max_bad_share}: must be from 0 to 1")
+        if self.mm_projector_type not in (None, "mlp2x_gelu", "linear"):
+            raise InputError(f"--mm_projector_type {self.mm_projector_type}: must be mlp2x_gelu or linear")
         if self.bits not in (4, 8, 16):
             raise InputError(f"--bits {self.bits}: must be 4, 8 or 16")
         if (self.eval_task is None) != (self.eval_data is None):
@@ -270,7 +273,7 @@ def left_out(
     if recipe.vision_tower is not None:
         ours["image_aspect_ratio"] = recipe.image_aspect_ratio or "pad"
         ours["mm_vision_select_layer"] = recipe.mm_vision_select_layer or -2
-        ours["mm_projector_type"] = "mlp2x_gelu"
+        ours["mm_projector_type"] = recipe.mm_projector_type or "mlp2x_gelu"
     return differences(stage, flag_names(expand_yaml(flags)), ours, lora)
 
 

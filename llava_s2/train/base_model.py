@@ -62,6 +62,7 @@ def prepare_base(
                 template=saved_template_of(recipe) or "vicuna_v1",
                 image_aspect_ratio=recipe.image_aspect_ratio or "pad",
                 resize_output_to_idx=recipe.s2_resize_output_to_idx,
+                projector_type=recipe.mm_projector_type or "mlp2x_gelu",
                 gguf_file=recipe.gguf_file,
             )
             return str(folder)

@@ -13,6 +13,7 @@ from llava_s2.formats.configs import checkpoint_config
 from llava_s2.formats.identify import identify
 from llava_s2.model.assemble import split_gguf
 from llava_s2.model.embedded import resolve_language_model, resolve_vision_tower
+from llava_s2.model.projector import HIDDEN_ACT
 from llava_s2.s2 import S2VisionConfig
 from llava_s2.towers.load_tower import tower_config
 from llava_s2.train.arguments import RecipeArguments
@@ -146,6 +147,7 @@ def _config(recipe: RecipeArguments, is_llm: bool) -> Any:
             vision_config=vision_config,
             text_config=text_config,
             vision_feature_layer=-1,
+            projector_hidden_act=HIDDEN_ACT[recipe.mm_projector_type or "mlp2x_gelu"],
             vision_feature_select_strategy="full",
             tie_word_embeddings=text_config.tie_word_embeddings,
         )

@@ -18,7 +18,6 @@ RENAMED = {
 
 # Flags with which nothing is chosen here, and the values that ask for what is done anyway (None: any).
 ACCEPTED: dict[str, tuple[str, ...] | None] = {
-    "mm_projector_type": ("mlp2x_gelu",),
     "mm_use_im_start_end": ("false",),
     "mm_use_im_patch_token": ("false",),
     "mm_vision_select_feature": ("patch",),
@@ -48,6 +47,7 @@ DEFAULTS = {
     "lora_alpha": "16",
     "model_max_length": "512",
     "image_aspect_ratio": "square",
+    "mm_projector_type": "linear",
     "mm_vision_select_layer": "-1",
     "tune_mm_mlp_adapter": "False",
 }
@@ -106,7 +106,7 @@ def differences(stage: str, given: set[str], ours: dict[str, object], lora: bool
         ours: what the run takes, by name.
         lora: whether LoRA is trained, so that its rank and scale matter.
     """
-    theirs = DEFAULTS | TRAINER_DEFAULTS | {"mm_projector_type": "linear"}
+    theirs = DEFAULTS | TRAINER_DEFAULTS
     theirs = {name: value for name, value in theirs.items() if name not in given}
     if not lora:
         theirs = {name: value for name, value in theirs.items() if name not in ("lora_r", "lora_alpha")}

@@ -77,12 +77,21 @@ def choose_parts(
     if not parts.tower:
         keep_frozen(model.model.vision_tower)
     if parts.is_adapter:
-        return _adapter(model, parts, recipe)
+        return _with_frozen_identity(_adapter(model, parts, recipe))
     learning = [model.model.language_model, model.lm_head]
     learning += [model.model.multi_modal_projector] if parts.projector else []
     learning += [model.model.vision_tower] if parts.tower else []
     for module in learning:
         module.requires_grad_(True)
+    return _with_frozen_identity(model)
+
+
+def _with_frozen_identity(model: Any) -> Any:
+    """Keeps the second layer of a projector that is a single one, see `llava_s2.model.projector`."""
+    if model.config.projector_hidden_act == "linear":
+        for name, parameter in model.named_parameters():
+            if f"{PROJECTOR}." in name and ".linear_2." in name:
+                parameter.requires_grad_(False)
     return model
 
 

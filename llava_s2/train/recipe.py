@@ -38,6 +38,7 @@ from llava_s2.formats.names import split
 from llava_s2.model.assemble import assemble, split_gguf
 from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
 from llava_s2.model.processor import aspect_ratio, set_template
+from llava_s2.model.projector import HIDDEN_ACT, single_layer, with_identity
 from llava_s2.model.templates import (
     IMAGE_START_TOKEN,
     OWN,
@@ -73,7 +74,7 @@ from llava_s2.train.speed import count_parameters
 from llava_s2.train.stored_features import store_features
 from llava_s2.train.trainer import LlavaTrainer
 from llava_s2.train.universal import reshard
-from llava_s2.weight_files import read_tensors
+from llava_s2.weight_files import check_numbers, read_tensors
 
 logger = logging.get_logger(__name__)
 
@@ -329,7 +330,8 @@ def _load_model(run: _Run, goes_on: bool) -> tuple[LlavaForConditionalGeneration
     model.model.multi_modal_projector.float()  # it is trained in float32, whatever the frozen weights are in
     if run.projector is not None:
         first = model.model.multi_modal_projector.linear_1
-        _check_projector(recipe, run.projector, first.in_features, first.out_features)
+        act = model.config.projector_hidden_act
+        _check_projector(recipe, run.projector, first.in_features, first.out_features, act)
         model.model.multi_modal_projector.load_state_dict(run.projector)
     return model, processor, base
 
@@ -528,6 +530,7 @@ def _load_whole(run: _Run, dtype: str) -> tuple[LlavaForConditionalGeneration, L
             feature_layer=recipe.mm_vision_select_layer,
             image_aspect_ratio=recipe.image_aspect_ratio or "pad",
             resize_output_to_idx=recipe.s2_resize_output_to_idx,
+            projector_type=recipe.mm_projector_type or "mlp2x_gelu",
             dtype=dtype,
             gguf_file=recipe.gguf_file,
         )
@@ -591,7 +594,8 @@ def _check_parts(recipe: RecipeArguments, projector: dict[str, Tensor] | None) -
     llm, gguf_file = split_gguf(resolve_language_model(recipe.model_name_or_path), recipe.gguf_file)
     if projector is not None:
         text_size = None if gguf_file else identify(llm).config.get("hidden_size")
-        _check_projector(recipe, projector, vision_config.hidden_size, text_size)
+        act = HIDDEN_ACT[recipe.mm_projector_type or "mlp2x_gelu"]
+        _check_projector(recipe, projector, vision_config.hidden_size, text_size, act)
     return vision_config
 
 
@@ -612,13 +616,18 @@ def _read_projector(source: str) -> dict[str, Tensor]:
         )
     if not parts.projector:
         raise InputError(f"--pretrain_mm_mlp_adapter {path}: holds no projector")
-    return parts.projector
+    check_numbers(f"--pretrain_mm_mlp_adapter {path}", parts.projector)
+    return with_identity(parts.projector) if parts.projector.keys() == {"weight", "bias"} else parts.projector
 
 
 def _check_projector(
-    recipe: RecipeArguments, projector: dict[str, Tensor], vision_size: int, text_size: int | None
+    recipe: RecipeArguments, projector: dict[str, Tensor], vision_size: int, text_size: int | None, act: str
 ) -> None:
-    """Compares a projector's shapes with those of the model's parts; ``text_size`` None is not known yet."""
+    """Compares a projector with the model's: its kind, and its shapes; ``text_size`` None is not known yet.
+
+    Args:
+        act: the model's ``projector_hidden_act``.
+    """
     found = {name: tuple(tensor.shape) for name, tensor in projector.items()}
     size = text_size or found.get("linear_1.weight", (0,))[0]
     wanted = {
@@ -632,4 +641,10 @@ def _check_projector(
         raise InputError(
             f"--pretrain_mm_mlp_adapter {recipe.pretrain_mm_mlp_adapter}: holds {shapes}, but the model needs "
             f"linear_1.weight {wanted['linear_1.weight']}; was it trained with other scales, tower or language model?"
+        )
+    kind = "mlp2x_gelu" if single_layer(projector) is None else "linear"
+    if HIDDEN_ACT[kind] != act:
+        raise InputError(
+            f"--pretrain_mm_mlp_adapter {recipe.pretrain_mm_mlp_adapter}: is a projector of the type {kind}, and the "
+            f"model has another; name it with --mm_projector_type {kind}"
         )

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 sys.path.append(str(Path(__file__).parents[1] / "model"))
 from llava_reference import FULL, copy_checkpoint
 
+from llava_s2 import load_pretrained
+from llava_s2.cli import main
 from llava_s2.train.trainer import LlavaTrainer
 
 FLAGS = ["--max_steps", 1, "--save_strategy", "no", "--lora_enable", "True", "--per_device_train_batch_size", 1]
@@ -71,3 +73,42 @@ def test_examples_past_the_positions_are_told_before_weights(in_llavas_format, i
     told = capsys.readouterr().out
     assert "more than the language model's max_position_embeddings" in told
     assert "lower --model_max_length from 4096 to 100" in told
+
+
+def test_a_linear_projector_is_trained_through_both_stages(image, capsys):
+    """LLaVA's first scripts name no --mm_projector_type, which there means a single layer."""
+    parts = ["--model_name_or_path", GOLDEN / "vicuna-tiny", "--vision_tower", GOLDEN / "clip-tiny"]
+    record = {"image": "red.png", "conversations": talk("<image>", "Red.")}
+    flags = [*with_records(image, record), "--use_cpu", "True", "--report_to", "none", "--max_steps", 2]
+    flags += ["--mm_use_im_start_end", "False", "--mm_vision_select_layer", -2]
+
+    def train(*more):
+        return main(["train", *map(str, [*parts, *flags, *more])])
+
+    assert train("--version", "plain", "--tune_mm_mlp_adapter", "True", "--learning_rate", "1e-2") == 0
+    found = torch.load(image / "out" / "mm_projector.bin", weights_only=True)
+    assert {name: list(tensor.shape) for name, tensor in found.items()} == {
+        "model.mm_projector.weight": [32, 32],
+        "model.mm_projector.bias": [32],
+    }
+    second = ["--pretrain_mm_mlp_adapter", image / "out" / "mm_projector.bin", "--version", "v1"]
+    second += ["--lora_enable", "True", "--learning_rate", "1e-3", "--output_dir", image / "lora"]
+    assert train(*second) == 0
+    model, processor = load_pretrained(image / "lora", dtype="float32")
+    adapter = load_file(image / "lora" / "adapter_model.safetensors")
+    weight, bias = (
+        next(tensor for name, tensor in adapter.items() if name.endswith(f"linear_1.{kind}"))
+        for kind in ("weight", "bias")
+    )
+    assert not torch.equal(weight, found["model.mm_projector.weight"])  # it learnt in stage 2 too
+    pixels = processor(images=Image.open(image / "red.png"), text="<image>", return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        features = model.model.vision_tower(pixels).last_hidden_state[0]
+        tokens = model.get_image_features(pixels, return_dict=True).pooler_output[0]
+    torch.testing.assert_close(tokens, features @ weight.T + bias, rtol=1e-5, atol=1e-5)
+    names = ["--base", parts[1], "--vision_tower", parts[3]]
+    assert main(["convert", *map(str, [image / "lora", image / "llava", "--to", "llava", *names])]) == 0
+    written = load_file(image / "llava" / "model.safetensors")
+    assert torch.equal(written["model.mm_projector.weight"].float(), weight)
+    assert train(*second, "--mm_projector_type", "mlp2x_gelu", "--output_dir", image / "other") == 2
+    assert "name it with --mm_projector_type linear" in capsys.readouterr().err
