@@ -14,9 +14,9 @@ from transformers import BitsAndBytesConfig
 from llava_s2 import load_pretrained
 from llava_s2.cli import main
 from llava_s2.data.collator import Collator
-from llava_s2.model import loading
+from llava_s2.formats import load
 from llava_s2.model.assemble import assemble
-from llava_s2.model.quantizations import _UNQUANTIZED
+from llava_s2.model.quantizations import UNQUANTIZED
 from llava_s2.train import recipe
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llava_tiny"
@@ -334,8 +334,8 @@ def test_what_to_start_from_must_be_one_thing(flags, told, data, tmp_path, capsy
 
 def test_lora_over_four_bits(data, tmp_path, monkeypatch):
     """QLoRA: the language model's layers in 4 bits, tower and projector not; the adapter loads over the whole base."""
-    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=_UNQUANTIZED)
-    monkeypatch.setattr(loading, "quantization_config", lambda *_: four_bits)  # the own one asks for a GPU
+    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=UNQUANTIZED)
+    monkeypatch.setattr(load, "quantization_config", lambda *_: four_bits)  # the own one asks for a GPU
     flags = ["--data_path", data / "mix.jsonl", "--image_folder", data, "--output_dir", tmp_path, "--bits", 4]
     flags += ["--max_steps", 6, "--learning_rate", "1e-2", "--lora_r", 4, "--per_device_train_batch_size", 5]
     trainer = run([], "finetune", *START, *flags, "--lora_dropout", 0)
@@ -431,10 +431,10 @@ def test_a_language_model_that_mixes_packed_examples_is_refused(data, tmp_path, 
     def forget(module, args, kwargs):
         return args, {**kwargs, "position_ids": None}
 
-    load = recipe.load_pretrained
+    whole = recipe.load_pretrained
 
     def loaded(*args, **kwargs):
-        model, processor = load(*args, **kwargs)
+        model, processor = whole(*args, **kwargs)
         model.model.language_model.register_forward_pre_hook(forget, with_kwargs=True)
         return model, processor
 
