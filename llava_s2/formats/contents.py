@@ -62,7 +62,7 @@ class LlavaContents:
         for name in (embedding, "lm_head.weight"):
             if name in language_model and rows < text_config.vocab_size:
                 language_model[name] = language_model[name].with_mean_rows(text_config.vocab_size)
-        s2_settings = {
+        s2_settings: dict[str, Any] = {
             "vision_feature_layer": -1,
             "vision_feature_select_strategy": "full",
             "projector_hidden_act": "gelu",

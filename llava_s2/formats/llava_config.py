@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from llava_s2.errors import InputError
@@ -171,7 +172,7 @@ def llava_template(
         InputError: none of these tells.
     """
     said = config.get("version") or config.get("conv_version")
-    called = " ".join([*names, str(config.get("_name_or_path", ""))]).lower()
+    called = " ".join(Path(name).name for name in [*names, str(config.get("_name_or_path", ""))]).lower()
     known = next((template for name, template in _KNOWN_NAMES.items() if name in called), None)
     is_llama = config["model_type"] == "llava_llama" and config.get("vocab_size", 32000) in _LLAMA_VOCABULARY
     found = asked or (said if said in TEMPLATES or said in LLAVA_NAMES else None)
@@ -179,8 +180,9 @@ def llava_template(
         known = None
     found = found or known or (OWN if tokenizer_template else None) or ("vicuna_v1" if is_llama else None)
     if found is None:
+        source = names[0] if names else "config.json"
         raise InputError(
-            f"{names[0]}: LLaVA's format does not say which chat template it was trained with, and neither does the "
+            f"{source}: LLaVA's format does not say which chat template it was trained with, and neither does the "
             f"tokenizer of its {config['model_type'].removeprefix('llava_')}; name it with --template: "
             f"{', '.join(TEMPLATES)}, own or a Jinja file"
         )

@@ -14,7 +14,7 @@ from llava_s2.errors import InputError
 from llava_s2.files import atomic_write, new_folder
 from llava_s2.formats.contents import LlavaContents
 from llava_s2.formats.lazy_tensors import LazyTensor, weight_bytes, write_weights
-from llava_s2.formats.llava_config import DEFAULTS, LlavaSettings, parse_scales
+from llava_s2.formats.llava_config import DEFAULTS, LlavaSettings, llava_template, parse_scales
 from llava_s2.formats.llava_source import SourceMetadata, write_json
 from llava_s2.formats.names import Components, split, tower_place
 from llava_s2.model.processor import aspect_ratio, prefix_tokens
@@ -149,9 +149,16 @@ def _flat_config(
         if said != value:
             written[key] = value
     template = template_name(str(processor.chat_template))
-    if template not in (None, "vicuna_v1"):  # which the original's loader is told apart from its config
-        written["version"] = template
+    if template is not None and template != _template_read_from(written):
+        written["version"] = template  # as `llava_template` reads it; the original's loader is told on its command line
     return written
+
+
+def _template_read_from(config: dict[str, Any]) -> str | None:
+    try:
+        return llava_template(config, [], None)
+    except InputError:
+        return None
 
 
 def _select_feature(source: SourceMetadata, strategy: str, prefix_tokens: int) -> str:

@@ -42,6 +42,7 @@ def llava_of(kind, folder):
     config = {key: value for key, value in llm.config.to_dict().items() if key != "rope_parameters"}
     config |= {"rope_theta": llm.config.rope_parameters["rope_theta"], "torch_dtype": "float32"}
     config |= {"model_type": f"llava_{llm.config.model_type}", "mm_vision_tower": str(TOWER), "mm_hidden_size": 32}
+    config |= {"version": "v1"}  # its chat template, which nothing else tells
     config |= {"mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": -2, "image_aspect_ratio": "pad"}
     (folder / "config.json").write_text(json.dumps(config))
     tensors = dict(llm.state_dict())
