@@ -30,7 +30,7 @@ def attach(model: LlavaForConditionalGeneration, name: str) -> PeftModel:
         model: the base. name: the adapter's folder or hub id.
 
     Raises:
-        InputError: the adapter lacks tensors that its adapter_config.json tells of, holds others, or does not fit.
+        InputError: the adapter lacks tensors that its adapter_config.json lists, holds others, or does not fit.
     """
     stored = adapter_tensors(name)
     try:
@@ -42,9 +42,7 @@ def attach(model: LlavaForConditionalGeneration, name: str) -> PeftModel:
         adapted.peft_config["default"].base_model_name_or_path = trained_over
         whole = {key for key in get_peft_model_state_dict(adapted, save_embedding_layers=False) if ".lora_" not in key}
         if missing := whole - stored.keys():
-            raise InputError(
-                f"{name}: the adapter lacks tensors that its adapter_config.json tells of: {_list(missing)}"
-            )
+            raise InputError(f"{name}: the adapter lacks tensors that its adapter_config.json lists: {_list(missing)}")
         report: Any = adapted.load_adapter(name, "default")
     except InputError:
         raise
@@ -54,7 +52,7 @@ def attach(model: LlavaForConditionalGeneration, name: str) -> PeftModel:
     if unknown := report.unexpected_keys:
         raise InputError(f"{name}: the adapter holds tensors that the model has no place for: {_list(unknown)}")
     if missing := report.missing_keys:
-        raise InputError(f"{name}: the adapter lacks tensors that its adapter_config.json tells of: {_list(missing)}")
+        raise InputError(f"{name}: the adapter lacks tensors that its adapter_config.json lists: {_list(missing)}")
     if not hasattr(adapted, "merge_and_unload"):
         raise InputError(f"{name}: a {config.peft_type} adapter cannot be merged; use one of layers, such as LoRA")
     return adapted.eval()

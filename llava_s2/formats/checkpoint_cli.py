@@ -39,7 +39,7 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
         default="auto",
         help="of the new weights; auto is float32, which loses nothing of what was trained (default: %(default)s)",
     )
-    merge.add_argument("--template", metavar="NAME", help=f"{TEMPLATE_HELP}, where ADAPTER does not tell it")
+    merge.add_argument("--template", metavar="NAME", help=f"{TEMPLATE_HELP}, where ADAPTER does not say")
     merge.set_defaults(run=_merge)
 
     convert = subparsers.add_parser("convert", help="write a checkpoint in another format")
@@ -61,7 +61,7 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     convert.add_argument(
         "--replace_vision_tower", action="store_true", help="use --vision_tower although SRC holds one"
     )
-    convert.add_argument("--template", metavar="NAME", help=f"{TEMPLATE_HELP}, where SRC does not tell it")
+    convert.add_argument("--template", metavar="NAME", help=f"{TEMPLATE_HELP}, where SRC does not say")
     convert.set_defaults(run=_convert)
 
     inspect = subparsers.add_parser("inspect", help="say what a checkpoint is and what it lacks, without its weights")

@@ -71,12 +71,12 @@ def checkpoint_config(checkpoint: Checkpoint) -> Any:
     place = find_base(checkpoint.name, BaseRecord.load(checkpoint.name))
     if isinstance(place, dict):
         raise InputError(f"{checkpoint.name}: its base is not there as a folder; make it again with llava-s2 init")
-    return checkpoint_config(identify(resolve_model(place)))
+    return checkpoint_config(identify(place))
 
 
 def own_scales(name: str, vision_tower: str | None = None) -> list[int]:
     """The image sides, in pixels, that a LLaVA of any kind sees."""
-    checkpoint = identify(resolve_model(name))
+    checkpoint = identify(name)
     if checkpoint.kind not in ("hf", "adapter"):
         settings = LlavaSettings.read(checkpoint.config, f"{checkpoint.name}/config.json")
         tower: Any = None if settings.scales else load_vision_config(vision_tower or settings.vision_tower)
@@ -146,7 +146,7 @@ def saved_template(checkpoint: Checkpoint, base: str | Path | None = None) -> st
     """The chat template (Jinja text) that ``load_pretrained`` gives a LLaVA's processor, if none is asked for.
 
     Raises:
-        InputError: no processor can be read there, or a LLaVA-format checkpoint does not tell its template.
+        InputError: no processor can be read there, or a LLaVA-format checkpoint does not say which template it has.
     """
     if checkpoint.kind in ("hf", "adapter"):
         return str(checkpoint_processor(checkpoint).chat_template)
@@ -169,7 +169,7 @@ def saved_processor(name: str, template: str | None = None) -> LlavaProcessor:
         template: asked for in place of its own, see ``find_template``.
 
     Raises:
-        InputError: there is none, or neither it nor its tokenizer has a chat template and none is told otherwise.
+        InputError: there is none; or it has no chat template, and neither its tokenizer nor its model says which.
     """
     try:
         processor = load_processor(name)
@@ -205,7 +205,7 @@ def checkpoint_processor(
     place = find_base(checkpoint.name, BaseRecord.load(checkpoint.name)) if base is None else str(base)
     if isinstance(place, dict):
         raise InputError(f"{checkpoint.name}: no processor could be read there, and its base is not a folder")
-    return checkpoint_processor(identify(resolve_model(place)))
+    return checkpoint_processor(identify(place))
 
 
 def processor_for_lengths(

@@ -113,7 +113,7 @@ class LlavaContents:
             if missing := want.keys() - found.keys():
                 raise InputError(f"{name}: the weights lack {list_names(missing)}")
             if more := found.keys() - want.keys():
-                raise InputError(f"{name}: the weights hold what the config does not tell of: {list_names(more)}")
+                raise InputError(f"{name}: the weights hold what the config does not describe: {list_names(more)}")
             for key, tensor in found.items():
                 if tensor.shape != tuple(want[key].shape):
                     raise InputError(

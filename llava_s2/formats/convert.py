@@ -20,7 +20,7 @@ from llava_s2.formats.load import load_pretrained
 from llava_s2.formats.names import full_name, tower_place
 from llava_s2.formats.native import read_native, with_tower, write_native
 from llava_s2.model.assemble import torch_dtype
-from llava_s2.model.embedded import resolve_model, resolve_vision_tower
+from llava_s2.model.embedded import resolve_vision_tower
 from llava_s2.model.processor import prefix_tokens
 from llava_s2.s2 import S2VisionConfig
 from llava_s2.towers.load_tower import load_vision_backbone, load_vision_config
@@ -56,11 +56,11 @@ def convert(
         template: as ``load_pretrained`` takes it.
 
     Raises:
-        InputError: ``src`` cannot be read or cannot be had in that form, ``dst`` holds something, or the disk is full.
+        InputError: ``src`` cannot be read or has no such form, ``dst`` holds something, or the disk is full.
     """
     if to not in ("native", "llava", "hf"):
         raise InputError(f"--to {to}: not known; use native, llava or hf")
-    checkpoint = identify(resolve_model(src))
+    checkpoint = identify(src)
     name = checkpoint.name
     tower = None if vision_tower is None else resolve_vision_tower(vision_tower)
     if checkpoint.kind == "llm":

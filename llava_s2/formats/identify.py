@@ -1,4 +1,4 @@
-"""What a checkpoint folder or hub id holds, told by its contents alone, and its tensors.
+"""What kind of checkpoint a folder or hub id holds, recognised by its contents alone.
 
 Nothing here allocates weights: tensors are memory-mapped views of the files. torch is imported only where tensors are,
 so that `llava-s2 inspect` answers at once.
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llava_s2.errors import InputError
+from llava_s2.model.embedded import resolve_model
 from llava_s2.weight_files import WEIGHT_FILES, ask_hub, find_file, read_json
 
 # What LLaVA's LoRA leaves beside the adapter: the projector, and what else was trained whole.
@@ -36,12 +37,12 @@ class Checkpoint:
 
 
 def identify(name: str | Path) -> Checkpoint:
-    """Tells what kind of checkpoint a folder or hub id is. No weights are loaded.
+    """Recognises what kind of checkpoint a folder or hub id, or ``embedded``, is. No weights are loaded.
 
     Raises:
         InputError: the folder does not exist, or has no config, no weights, or not enough to be of any kind.
     """
-    name = str(name)
+    name = resolve_model(name)
     if name.endswith(("mm_projector.bin", *TRAINED_FILES)) and Path(name).is_file():
         name = str(Path(name).parent)
     if not Path(name).exists():

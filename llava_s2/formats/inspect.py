@@ -40,7 +40,7 @@ _TRAINED_FILES = ("adapter_model.safetensors", "adapter_model.bin", *TRAINED_FIL
 
 @dataclass
 class Report:
-    """What ``inspect`` tells. None means: not known from the files at hand, and ``problems`` says which is missing.
+    """What ``inspect`` reports. None means: not known from the files at hand, and ``problems`` says which is missing.
 
     Attributes:
         kind: see `Checkpoint`. format: the same in words.

@@ -169,14 +169,14 @@ def llava_template(
         A name for ``find_template``, or Jinja text.
 
     Raises:
-        InputError: none of these tells.
+        InputError: none of these says.
     """
     said = config.get("version") or config.get("conv_version")
     called = " ".join(Path(name).name for name in [*names, str(config.get("_name_or_path", ""))]).lower()
     known = next((template for name, template in _KNOWN_NAMES.items() if name in called), None)
     is_llama = config["model_type"] == "llava_llama" and config.get("vocab_size", 32000) in _LLAMA_VOCABULARY
     found = asked or (said if said in TEMPLATES or said in LLAVA_NAMES else None)
-    if found is None and not is_llama:  # a name such as "llava-v1.5" tells of Vicuna on Llama 2 alone
+    if found is None and not is_llama:  # a name such as "llava-v1.5" means Vicuna on Llama 2 alone
         known = None
     found = found or known or (OWN if tokenizer_template else None) or ("vicuna_v1" if is_llama else None)
     if found is None:

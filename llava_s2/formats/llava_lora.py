@@ -41,14 +41,14 @@ def apply_llava_lora(
         tensors[_PEFT + full_name(component, inner, "transformers")] = tensor
     # Named one by one, because LLaVA's short names (q_proj …) would match the vision tower's layers too.
     targets = sorted({key.split(".lora_")[0].removeprefix(_PEFT) for key in tensors if ".lora_" in key})
-    told = settings.get("target_modules")
-    if isinstance(told, list) and settings.get("layers_to_transform") is None:
+    listed = settings.get("target_modules")
+    if isinstance(listed, list) and settings.get("layers_to_transform") is None:
         inside = {place for place in modules if place.startswith("model.language_model.")}
-        wanted = {place for place in inside if place.rpartition(".")[2] in told} | set(targets)
+        wanted = {place for place in inside if place.rpartition(".")[2] in listed} | set(targets)
         halves = {f"{place}.lora_{half}.weight" for place in wanted for half in "AB"}
         if missing := {half for half in halves if _PEFT + half not in tensors}:
             raise InputError(
-                f"{name}: the adapter lacks tensors that its adapter_config.json tells of: {list_names(missing)}"
+                f"{name}: the adapter lacks tensors that its adapter_config.json lists: {list_names(missing)}"
             )
     known = {key: settings[key] for key in LoraConfig.__dataclass_fields__ if key in settings}
     known.pop("base_model_name_or_path", None)  # names a folder, not the model object that PEFT compares it with
@@ -63,7 +63,5 @@ def apply_llava_lora(
             f"{name}: the adapter holds what the model does not have: {list_names(report.unexpected_keys)}"
         )
     if missing := [key for key in report.missing_keys if ".lora_" in key or ".modules_to_save." in key]:
-        raise InputError(
-            f"{name}: the adapter lacks tensors that its adapter_config.json tells of: {list_names(missing)}"
-        )
+        raise InputError(f"{name}: the adapter lacks tensors that its adapter_config.json lists: {list_names(missing)}")
     return (adapted.merge_and_unload() if merge else adapted.get_base_model()).eval()

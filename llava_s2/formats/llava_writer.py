@@ -150,7 +150,7 @@ def _flat_config(
             written[key] = value
     template = template_name(str(processor.chat_template))
     if template is not None and template != _template_read_from(written):
-        written["version"] = template  # as `llava_template` reads it; the original's loader is told on its command line
+        written["version"] = template  # as `llava_template` reads it; the original takes it on its command line
     return written
 
 
@@ -174,7 +174,7 @@ def _select_feature(source: SourceMetadata, strategy: str, prefix_tokens: int) -
 
 
 def _fresh(text: Any) -> dict[str, Any]:
-    """The keys of a LLaVA config that a language model's config tells, and LLaVA-1.5's for the others."""
+    """The keys of a LLaVA config that a language model's config has, and LLaVA-1.5's for the others."""
     settings = {key: value for key, value in text.to_dict().items() if not key.startswith("_")}
     rope = settings.pop("rope_parameters", None) or {}
     scaling = {("type" if key == "rope_type" else key): value for key, value in rope.items() if key != "rope_theta"}

@@ -17,7 +17,7 @@ from llava_s2.formats.native import load_native
 from llava_s2.formats.old_adapters import load_old_adapter
 from llava_s2.model.assemble import assemble, split_gguf
 from llava_s2.model.embedded import NAME as EMBEDDED
-from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
+from llava_s2.model.embedded import resolve_language_model, resolve_vision_tower
 from llava_s2.model.processor import set_template
 from llava_s2.model.quantizations import INT8, check_int8_is_possible, quantization_config
 from llava_s2.model.templates import OWN, find_template
@@ -60,7 +60,7 @@ def load_pretrained(
     Example:
         >>> model, processor = load_pretrained("bfshi/llava-v1.5-7b-s2-lora", "lmsys/vicuna-7b-v1.5", dtype="bfloat16")
     """
-    checkpoint = identify(resolve_model(path))
+    checkpoint = identify(path)
     if replace_vision_tower and vision_tower is None:
         raise InputError("--replace_vision_tower: name the tower to use by --vision_tower")
     if template not in (None, OWN):  # before any weight is loaded
@@ -134,7 +134,7 @@ def _load_adapter(
         model, processor = assemble(**parts, dtype="float32" if is_gguf and dtype == "auto" else dtype, **options)
         check_base(name, record, place, model)
     else:
-        stored = identify(resolve_model(place))
+        stored = identify(place)
         reads_files = "quantization_config" in options and stored.kind == "hf"
         if reads_files:  # quantized weights have another checksum
             check_base(name, record, place, None)

@@ -71,7 +71,7 @@ class ModelSource:
         return pack_frozen(model.requires_grad_(False)), processor
 
     def fingerprint(self) -> dict[str, Any]:
-        """What tells this source from another, as JSON values: the fields, and a checksum of each folder's content."""
+        """What identifies this source, as JSON values: the fields, and a checksum of each folder's content."""
         from llava_s2.model.embedded import resolve_model
 
         parts = {"model": self.model, "base": self.base, "vision_tower": self.vision_tower}

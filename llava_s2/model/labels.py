@@ -25,14 +25,15 @@ def encode_messages(
     """Encodes a conversation for training, or for what a model makes of its replies.
 
     Args:
-        messages: ``{"role": …, "content": …}`` as chat templates take them; a reply with ``"weight": 0`` takes no loss.
+        messages: ``{"role": …, "content": …}`` as chat templates take them;
+            a reply with ``"weight": 0`` is outside the loss mask.
         processor: the model's.
         chat_template: Jinja text.
 
     Returns:
         ``{"input_ids": ..., "labels": ...}``, equally long lists. Each image is a run of the image token as long as the
         model's features of one image. ``labels`` are the ids of the replies and of the tokens that end them, -100
-        elsewhere; an empty reply is not learnt, nor is that it ends.
+        elsewhere; an empty reply is left out of the loss, and so is the token that ends it.
 
     Raises:
         InputError: the chat template refuses the messages, or it ends no reply with a token.
@@ -56,10 +57,10 @@ def encode_messages(
     input_ids: list[int] = [bos] if adds_bos else []
     labels: list[int] = [IGNORE_INDEX] if adds_bos else []
     for token, (start, end) in zip(tokens["input_ids"], tokens["offset_mapping"], strict=True):
-        learnt = any(start < reply_end and end > reply_start for reply_start, reply_end in replies)
+        is_target = any(start < reply_end and end > reply_start for reply_start, reply_end in replies)
         repeats = run if token == processor.image_token_id else 1
         input_ids += [token] * repeats
-        labels += [token if learnt else IGNORE_INDEX] * repeats
+        labels += [token if is_target else IGNORE_INDEX] * repeats
     return {"input_ids": input_ids, "labels": labels}
 
 

@@ -136,7 +136,7 @@ def _measure_factor(config: PreTrainedConfig, llm: str | Path) -> float:
 
 
 def _shallow(config: PreTrainedConfig) -> PreTrainedConfig:
-    """A config of the same kind and width with two layers and a small vocabulary, where it can be had."""
+    """A config of the same kind and width with two layers and a small vocabulary, where there is one."""
     small = copy.deepcopy(config)
     if hasattr(small, "quantization_config"):
         del small.quantization_config

@@ -40,7 +40,7 @@ def rank_options(
 ) -> list[Ranking]:
     """Mean cross-entropy of each option as the assistant's reply (V*'s way of choosing; Wu & Xie 2023).
 
-    What counts are the tokens that training would take loss on: the option up to and with the end-of-turn token, as the
+    The loss counts the tokens that training would: the option up to and with the end-of-turn token, as the
     checkpoint's conversation template writes it. Equal to running each whole conversation on its own.
 
     Args:
@@ -76,8 +76,8 @@ class _Replies:
 
     Attributes:
         rows: ids of each.
-        labels: of each, -100 where no loss is taken.
-        shared: length of the longest prefix that all rows share and that takes no loss in any.
+        labels: of each, -100 outside the loss mask.
+        shared: length of the longest prefix that all rows share and that the loss counts in none.
     """
 
     rows: list[torch.Tensor]

@@ -14,7 +14,7 @@ UNQUANTIZED = ["lm_head", "model.vision_tower", "model.multi_modal_projector"]  
 
 
 def check_int8_is_possible(quantization: str, device_map: str | dict[str, Any] | None = None) -> None:
-    """Raises InputError where int8 weights cannot be had: on a GPU, or on a processor without fast int8 products."""
+    """Raises InputError where int8 weights do not work: on a GPU, or on a processor without fast int8 products."""
     from llava_s2.s2.int8 import check_int8
 
     if device_map not in (None, "cpu", {"": "cpu"}):

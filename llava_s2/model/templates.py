@@ -2,7 +2,7 @@
 
 The wording is the format that the checkpoints were trained on: ``vicuna_v1`` is LLaVA-1.5's ``v1``, ``llama_2`` its
 ``llava_llama_2``, ``plain`` its stage 1 (image, caption, newline); ``chatml`` is the format of SmolLM2, Qwen and
-others. ``{% generation %}`` encloses what a reply is, its text and the token that ends it: what training takes loss on.
+others. ``{% generation %}`` encloses a reply, its text and the token that ends it: the loss mask.
 
 A message's content is either a string in which ``<image>`` marks an image (LLaVA's records) or a list of parts
 ``{"type": "image"}`` and ``{"type": "text", "text": …}``. As in LLaVA, a single image goes in front of its message.

@@ -25,7 +25,7 @@ class S2VisionConfig(PreTrainedConfig):
         feature_layer: which of the backbone's hidden states, counted as transformers does: 0 is the
             embeddings, k the output of block (ConvNeXt: stage) k, -1 the last block's. No norm that follows
             the blocks is applied.
-        max_split_size: largest tile side in pixels, if not the one told under `scales`.
+        max_split_size: largest tile side in pixels, if not the one described under `scales`.
         resize_output_to_idx: the scale whose feature grid the output has.
         merge: "concat" the scales along channels, or "add" them.
         split: False runs each scale as one whole image, with interpolated position embeddings.

@@ -22,7 +22,7 @@ def tower_config(
     image_aspect_ratio: str = "pad",
     resize_output_to_idx: int = 0,
 ) -> S2VisionConfig:
-    """The config of an S2 tower on a named backbone, told without its weights; arguments as of ``assemble``.
+    """The config of an S2 tower on a named backbone, from configs alone; arguments as of ``assemble``.
 
     Raises:
         InputError: no such tower, or scales or a layer that it does not have.
@@ -94,11 +94,11 @@ def load_image_statistics(name: str | Path) -> tuple[list[float], list[float]]:
         return [float(value) for value in timm["mean"]], [float(value) for value in timm["std"]]
     for file in ("preprocessor_config.json", "processor_config.json"):  # whatever the class that reads it is
         found = find_file(name, file)
-        told = read_json(found) if found else {}
-        told = told.get("image_processor", told)
-        if isinstance(told, dict) and "image_mean" in told and "image_std" in told:
+        settings = read_json(found) if found else {}
+        settings = settings.get("image_processor", settings)
+        if isinstance(settings, dict) and "image_mean" in settings and "image_std" in settings:
             try:
-                statistics = [float(v) for v in told["image_mean"]], [float(v) for v in told["image_std"]]
+                statistics = [float(v) for v in settings["image_mean"]], [float(v) for v in settings["image_std"]]
                 return _checked(name, *statistics)
             except (TypeError, ValueError) as error:
                 raise InputError(f"vision tower {name}: {file} cannot be used ({first_line(error)})") from error

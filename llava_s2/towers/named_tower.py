@@ -28,7 +28,7 @@ class NamedTower:
     """A tower by the name that another library gives it.
 
     Attributes:
-        library: ``open_clip``, ``timm`` or ``mae``, whose checkpoints (MVP's are such) tell their architecture.
+        library: ``open_clip``, ``timm`` or ``mae``, whose checkpoints (MVP's are such) describe their architecture.
         architecture: the library's name for it; of open_clip also ``hf-hub:ID`` or ``local-dir:FOLDER``.
         tag: open_clip's name of pretrained weights, which says how images are normalised.
         file: a checkpoint on this machine, in place of the library's own weights.
@@ -91,7 +91,7 @@ class NamedTower:
         """The tower with its weights.
 
         Raises:
-            InputError: they cannot be had, or are another architecture's.
+            InputError: they are not available, or are another architecture's.
         """
         if not self.has_weights:
             import open_clip
@@ -164,7 +164,7 @@ class NamedTower:
             return timm.create_model(self.architecture, pretrained=True, num_classes=0, **self._timm_arguments())
         except Exception as error:
             raise InputError(
-                f"vision tower {self}: its weights cannot be had ({first_line(error)}); "
+                f"vision tower {self}: its weights are not available ({first_line(error)}); "
                 f"a file of them is named timm:{self.architecture}/FILE"
             ) from error
 

@@ -16,7 +16,7 @@ def as_pretrained(model: nn.Module) -> PreTrainedModel | None:
         None for a model of neither library.
 
     Raises:
-        ValueError: a model that its library would not build again from what it tells of itself.
+        ValueError: a model that its library would not build again from its own configuration.
     """
     if isinstance(model, PreTrainedModel):
         return None

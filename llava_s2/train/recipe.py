@@ -475,7 +475,7 @@ def _check_vision_tower(recipe: RecipeArguments, from_parts: bool) -> None:
         raise InputError("--replace_vision_tower: name the tower to use by --vision_tower")
     if from_parts or recipe.vision_tower is None or recipe.replace_vision_tower:
         return
-    if identify(resolve_model(recipe.model_name_or_path)).kind == "hf":
+    if identify(recipe.model_name_or_path).kind == "hf":
         raise InputError(
             f"--vision_tower {recipe.vision_tower}: {recipe.model_name_or_path} holds a vision tower, which is the one "
             "that is used; leave the flag out, or add --replace_vision_tower to train with the one named"
