@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature, LlavaForConditionalGeneration, LlavaProcessor
 
-from llava_s2.model.processor import num_image_tokens
+from llava_s2.model.processor import image_repeats
 from llava_s2.model.templates import end_of_turn
 
 Message = dict[str, Any]
@@ -63,9 +63,12 @@ def prompt_ids(processor: LlavaProcessor, conversations: Sequence[Sequence[Messa
     Raises:
         InputError: see ``num_image_tokens``.
     """
-    run = processor.image_token * num_image_tokens(processor)
-    texts = [text.replace(processor.image_token, run) for text in _render(processor, conversations)]
-    return processor.tokenizer(texts, add_special_tokens=_lacks_bos(processor, texts))["input_ids"]
+    texts = _render(processor, conversations)
+    rows = processor.tokenizer(texts, add_special_tokens=_lacks_bos(processor, texts))["input_ids"]
+    return [
+        [token for token, count in zip(row, image_repeats(row, processor), strict=True) for _ in range(count)]
+        for row in rows
+    ]
 
 
 def _render(processor: LlavaProcessor, conversations: Sequence[Sequence[Message]]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
 from llava_s2.errors import InputError
-from llava_s2.model.processor import num_image_tokens
+from llava_s2.model.processor import image_repeats
 from llava_s2.model.templates import end_of_turn, marks_replies, render, render_with_marks
 
 IGNORE_INDEX = -100
@@ -51,16 +51,15 @@ def encode_messages(
     empty = re.compile("|".join(map(re.escape, sorted(ends - {""}, key=len, reverse=True))))
     replies = [(start, end) for start, end in replies if empty.sub("", text[start:end]).strip()]
     tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    run = num_image_tokens(processor)
     bos = tokenizer.bos_token_id
     adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos] and not text.startswith(tokenizer.bos_token)
     input_ids: list[int] = [bos] if adds_bos else []
     labels: list[int] = [IGNORE_INDEX] if adds_bos else []
-    for token, (start, end) in zip(tokens["input_ids"], tokens["offset_mapping"], strict=True):
+    ids = tokens["input_ids"]
+    for token, count, (start, end) in zip(ids, image_repeats(ids, processor), tokens["offset_mapping"], strict=True):
         is_target = any(start < reply_end and end > reply_start for reply_start, reply_end in replies)
-        repeats = run if token == processor.image_token_id else 1
-        input_ids += [token] * repeats
-        labels += [token if is_target else IGNORE_INDEX] * repeats
+        input_ids += [token] * count
+        labels += [token if is_target else IGNORE_INDEX] * count
     return {"input_ids": input_ids, "labels": labels}
 
 

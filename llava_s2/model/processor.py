@@ -162,6 +162,16 @@ def num_image_tokens(processor: LlavaProcessor) -> int:
     return patches + processor.num_additional_image_tokens - dropped
 
 
+def image_repeats(ids: Sequence[int], processor: LlavaProcessor) -> list[int]:
+    """How often each token stands in the model's input: the image placeholder as often as an image has tokens.
+
+    Raises:
+        InputError: see `num_image_tokens`.
+    """
+    run = num_image_tokens(processor)
+    return [run if token == processor.image_token_id else 1 for token in ids]
+
+
 def load_processor(name: str | Path) -> LlavaProcessor:
     """Loads a saved processor, whose images are resized by PIL from now on, saved again or not.
 
