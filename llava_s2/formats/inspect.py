@@ -1,10 +1,11 @@
 """``llava-s2 inspect``: what a checkpoint is, from configs and file headers, without weights and without torch."""
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llava_s2.errors import InputError
+from llava_s2.formats.checkpoint_report import KINDS, Report
 from llava_s2.formats.identify import TRAINED_FILES, Checkpoint, identify
 from llava_s2.formats.llava_config import LlavaSettings, llava_template, projector_fault
 from llava_s2.formats.names import split
@@ -14,14 +15,6 @@ from llava_s2.weight_files import TensorHeader, ask_hub, find_file, list_names, 
 
 # Of an adapter's base, see base_record.py, which imports torch.
 RECORD = "llava_s2_base.json"
-KINDS = {
-    "llm": "a language model, no LLaVA",
-    "hf": "LLaVA in transformers' format",
-    "adapter": "adapter (PEFT) of a LLaVA",
-    "llava_full": "the original LLaVA's format, full",
-    "llava_lora": "the original LLaVA's format, LoRA",
-    "llava_projector": "the original LLaVA's format, projector only",
-}
 _SMALL_FILES = (
     "config.json",
     "adapter_config.json",
@@ -36,62 +29,6 @@ _SMALL_FILES = (
     "pytorch_model.bin.index.json",
 )
 _TRAINED_FILES = ("adapter_model.safetensors", "adapter_model.bin", *TRAINED_FILES, "mm_projector.bin")
-
-
-@dataclass
-class Report:
-    """What ``inspect`` reports. None means: not known from the files at hand, and ``problems`` says which is missing.
-
-    Attributes:
-        kind: see `Checkpoint`. format: the same in words.
-        scales: image sides in pixels, one for a single-scale model.
-        tokens_per_image: visual tokens an image takes.
-        vision_tower: its type or name, and whether its weights are inside.
-        projector: the shapes of its weight matrices, (outputs, inputs), first layer first.
-        language_model: its type and sizes. base: what an adapter or projector stands on.
-        template: name of the conversation template, or "own".
-        dtypes: bytes of the weights by dtype. quantization: the method of weights that are stored quantized.
-        problems: what is missing or does not fit, each with the way out.
-    """
-
-    path: str
-    kind: str
-    format: str
-    scales: list[int] | None = None
-    tokens_per_image: int | None = None
-    vision_tower: str | None = None
-    vision_tower_inside: bool | None = None
-    projector: list[tuple[int, ...]] = field(default_factory=list)
-    language_model: dict[str, Any] = field(default_factory=dict)
-    base: str | None = None
-    template: str | None = None
-    dtypes: dict[str, int] = field(default_factory=dict)
-    quantization: str | None = None
-    problems: list[str] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as JSON values."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        sides = None if self.scales is None else ", ".join(f"{side}²" for side in self.scales)
-        inside = {True: " (weights inside)", False: " (weights elsewhere)", None: ""}[self.vision_tower_inside]
-        llm = ", ".join(f"{key} {value}" for key, value in self.language_model.items())
-        rows = {
-            "kind": f"{self.kind}: {self.format}",
-            "base": self.base,
-            "scales": sides,
-            "tokens an image": self.tokens_per_image,
-            "vision tower": self.vision_tower and self.vision_tower + inside,
-            "projector": " then ".join(f"{columns} -> {rows}" for rows, columns in self.projector),
-            "language model": llm,
-            "template": self.template,
-            "weights": ", ".join(f"{dtype} {_size(count)}" for dtype, count in self.dtypes.items()),
-            "quantization": self.quantization,
-        }
-        lines = [self.path] + [f"  {name:<16} {value}" for name, value in rows.items() if value]
-        lines += [f"  {'problem':<16} {problem}" for problem in self.problems]
-        return "\n".join(lines if self.problems else [*lines, f"  {'missing':<16} nothing"])
 
 
 def inspect(path: str | Path, base: str | Path | None = None, *, vision_tower: str | Path | None = None) -> Report:
@@ -376,10 +313,3 @@ def _saved_template(name: str) -> str | None:
             if text:
                 return str(text)
     return None
-
-
-def _size(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count} bytes"
