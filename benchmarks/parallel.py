@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava_s2.s2 import S2VisionModel
-from llava_s2.s2.parallel import share_tiles
+from llava_s2.s2.parallel import parallelize_tiles
 
 _SCALES = [336, 672, 1008]
 
@@ -62,7 +62,7 @@ def _tower(layers: int) -> Any:
 def _process(rank: int, folder: str, layers: int, rounds: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    alone, shared = _tower(layers), share_tiles(_tower(layers))
+    alone, shared = _tower(layers), parallelize_tiles(_tower(layers))
     image = torch.randn(1, 3, _SCALES[-1], _SCALES[-1], generator=torch.manual_seed(1))
     times: dict[str, list[float]] = {"one_process_seconds": [], "two_processes_seconds": []}
     difference = 0.0

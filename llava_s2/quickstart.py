@@ -29,7 +29,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     """Adds ``quickstart`` to the command line."""
     parser = subparsers.add_parser(
         "quickstart",
-        help="fine-tune, score and ask a small LLaVA-S2 beside its single-scale twin, in minutes on a CPU",
+        help="fine-tune, score and ask a small LLaVA-S2 beside its single-scale baseline, in minutes on a CPU",
     )
     parser.add_argument("--output", type=Path, default=QUICKSTART_FOLDER, metavar="DIR", help="default: %(default)s")
     parser.add_argument("--pictures", type=int, default=220, help="to fine-tune on (default: %(default)s)")

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
-def share_tiles(tower: Any, *, group: Any = None, devices: Sequence[str | torch.device] | None = None) -> Any:
+def parallelize_tiles(tower: Any, *, group: Any = None, devices: Sequence[str | torch.device] | None = None) -> Any:
     """Has several processes, or several devices, run the tiles of a image together. In place, for inference.
 
     Features are those of one process, to float rounding.
@@ -28,22 +28,22 @@ def share_tiles(tower: Any, *, group: Any = None, devices: Sequence[str | torch.
         ValueError: the tower is in training mode, or there is neither a process group nor a device.
 
     Example:
-        >>> share_tiles(model.model.vision_tower, devices=["cuda:0", "cuda:1"])
+        >>> parallelize_tiles(model.model.vision_tower, devices=["cuda:0", "cuda:1"])
     """
     if tower.training:
         raise ValueError("tiles are shared for inference only: call eval() first")
     if devices is not None:
         if not devices:
             raise ValueError("devices is empty: name those that run tiles, such as ['cuda:0', 'cuda:1']")
-        tower._tile_parallel = OverDevices(tower.backbone, [torch.device(device) for device in devices])
+        tower._tile_parallel = DeviceTileParallel(tower.backbone, [torch.device(device) for device in devices])
     elif dist.is_available() and dist.is_initialized():
-        tower._tile_parallel = OverProcesses(group)
+        tower._tile_parallel = ProcessTileParallel(group)
     else:
         raise ValueError("no process group: call torch.distributed.init_process_group, or name devices")
     return tower
 
 
-class OverProcesses:
+class ProcessTileParallel:
     """Each process of a group runs a slice of the tiles; all of them get all features."""
 
     def __init__(self, group: Any) -> None:
@@ -61,7 +61,7 @@ class OverProcesses:
         return torch.cat(everyone)[: len(tiles)]
 
 
-class OverDevices:
+class DeviceTileParallel:
     """A copy of the backbone on each device, driven by a thread of its own."""
 
     def __init__(self, backbone: nn.Module, devices: list[torch.device]) -> None:
@@ -79,5 +79,5 @@ class OverDevices:
 
         return torch.cat(list(self.threads.map(part, range(len(shares)))))
 
-    def __deepcopy__(self, memo: dict) -> "OverDevices":
+    def __deepcopy__(self, memo: dict) -> "DeviceTileParallel":
         raise ValueError("a tower whose tiles are shared over devices cannot be copied")

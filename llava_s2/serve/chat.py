@@ -106,8 +106,8 @@ class Chat:
     def recall(self, text: str, pictures: Sequence[Picture], answer: str) -> None:
         """Adds to the history what was asked and answered elsewhere."""
         self.messages += [
-            user_message(neutralize(text, self._processor), len(pictures)),
-            assistant_message(neutralize(answer, self._processor)),
+            user_message(escape_special_tokens(text, self._processor), len(pictures)),
+            assistant_message(escape_special_tokens(answer, self._processor)),
         ]
         self.pictures += pictures
 
@@ -125,7 +125,7 @@ class Chat:
             InputError: the conversation leaves no room for an answer, or see ``num_image_tokens``.
         """
         new = [*self._unasked, *pictures]
-        message = user_message(neutralize(text, self._processor), len(new))
+        message = user_message(escape_special_tokens(text, self._processor), len(new))
         messages, shown = [*self.messages, message], [*self.pictures, *new]
         (ids,) = prompt_ids(self._processor, [messages])
         length = len(ids)
@@ -155,7 +155,7 @@ class Chat:
                 finish = "length"
             self.reply = Reply(answer, length, len(made), time.perf_counter() - start, finish, known)
             if answer:
-                answered = assistant_message(neutralize(answer, self._processor))
+                answered = assistant_message(escape_special_tokens(answer, self._processor))
                 self.messages, self.pictures, self._unasked = [*messages, answered], shown, []
 
     @torch.inference_mode()
@@ -240,7 +240,7 @@ def repeats(ids: Sequence[int]) -> bool:
     return len(tail) == _LOOP and any(tail[period:] == tail[:-period] for period in range(1, _LOOP // 4 + 1))
 
 
-def neutralize(text: str, processor: LlavaProcessor) -> str:
+def escape_special_tokens(text: str, processor: LlavaProcessor) -> str:
     """The text with a space put inside whatever the tokenizer would read as a token of its own.
 
     So ``<image>`` becomes ``< image>`` and ``<|im_end|>`` ``< |im_end|>``: still readable, to people and to the model,

@@ -17,7 +17,7 @@ from llava_s2.model.projector import HIDDEN_ACT
 from llava_s2.s2 import S2VisionConfig
 from llava_s2.towers.load_tower import tower_config
 from llava_s2.train.arguments import RecipeArguments
-from llava_s2.train.parts import TrainedParts, choose_parts
+from llava_s2.train.parts import TrainableModules, choose_parts
 from llava_s2.train.speed import Parameters, count_parameters, step_flops
 
 _MFU = 0.4  # what large runs reach of a GPU's peak
@@ -26,7 +26,11 @@ _TOKENS_A_WORD = 1.5  # English text in a Llama tokenizer, with the template's o
 
 
 def describe_run(
-    recipe: RecipeArguments, training: TrainingArguments, parts: TrainedParts, checked: TrainingRecords, is_llm: bool
+    recipe: RecipeArguments,
+    training: TrainingArguments,
+    parts: TrainableModules,
+    checked: TrainingRecords,
+    is_llm: bool,
 ) -> str:
     """The text that ``--dry_run`` prints. No weight is read: the model is built without memory.
 
@@ -67,7 +71,7 @@ def describe_run(
     return "\n".join(lines)
 
 
-def describe_parameters(counts: dict[str, Parameters], parts: TrainedParts) -> list[str]:
+def describe_parameters(counts: dict[str, Parameters], parts: TrainableModules) -> list[str]:
     """Lines that say what is trained, and of how many parameters."""
     lines = [f"trains: {parts.describe()}"]
     for name, count in counts.items():

@@ -17,7 +17,7 @@ from llava_s2.data.validation_error import ValidationError
 from llava_s2.formats.model_source import folder_checksum
 from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
 from llava_s2.train.arguments import RecipeArguments
-from llava_s2.train.parts import TrainedParts
+from llava_s2.train.parts import TrainableModules
 
 # Flags that change no number of a run: what it computes with, what it tells, and what happens to unusable records.
 _NO_EFFECT = {
@@ -64,7 +64,7 @@ def fingerprint(
     stage: str,
     recipe: RecipeArguments,
     training: TrainingArguments,
-    components: TrainedParts,
+    components: TrainableModules,
     template: str,
     checked: TrainingRecords,
     projector: dict[str, Tensor] | None,

@@ -18,7 +18,7 @@ PROJECTOR, TOWER = "multi_modal_projector", "vision_tower"
 
 
 @dataclass(frozen=True)
-class TrainedParts:
+class TrainableModules:
     """The parts that learn; ``lora`` and ``language_model`` exclude each other."""
 
     projector: bool
@@ -32,7 +32,7 @@ class TrainedParts:
         return not self.language_model
 
     @classmethod
-    def of(cls, stage: str, recipe: RecipeArguments) -> "TrainedParts":
+    def of(cls, stage: str, recipe: RecipeArguments) -> "TrainableModules":
         """The parts that LLaVA's flags name; ``pretrain`` is the projector, ``finetune`` LoRA and the projector.
 
         Raises:
@@ -66,7 +66,7 @@ class TrainedParts:
 
 
 def choose_parts(
-    model: LlavaForConditionalGeneration, parts: TrainedParts, recipe: RecipeArguments
+    model: LlavaForConditionalGeneration, parts: TrainableModules, recipe: RecipeArguments
 ) -> LlavaForConditionalGeneration | PeftModel:
     """Freezes the model, and has the given parts learn: over a frozen language model as an adapter, else in place.
 
@@ -95,7 +95,7 @@ def _with_frozen_identity(model: Any) -> Any:
     return model
 
 
-def _adapter(model: LlavaForConditionalGeneration, parts: TrainedParts, recipe: RecipeArguments) -> PeftModel:
+def _adapter(model: LlavaForConditionalGeneration, parts: TrainableModules, recipe: RecipeArguments) -> PeftModel:
     whole = [PROJECTOR, TOWER] if parts.tower else [PROJECTOR]  # the projector is saved with what is trained, always
     if parts.tower:
         model.model.vision_tower.float()
@@ -121,7 +121,7 @@ def _adapter(model: LlavaForConditionalGeneration, parts: TrainedParts, recipe: 
     return _with_frozen_projector(adapted, parts)
 
 
-def _with_frozen_projector(adapted: Any, parts: TrainedParts) -> PeftModel:
+def _with_frozen_projector(adapted: Any, parts: TrainableModules) -> PeftModel:
     """Freezes the adapter's copy of the projector where it is not to be trained."""
     if not parts.projector:
         adapted.get_base_model().model.multi_modal_projector.requires_grad_(False)

@@ -69,7 +69,7 @@ from llava_s2.train.examples import Examples, hold_out
 from llava_s2.train.fingerprint import fingerprint
 from llava_s2.train.output_folder import Start, check_inputs, claim, finish, locked
 from llava_s2.train.packing import packing_collator
-from llava_s2.train.parts import TrainedParts, choose_parts
+from llava_s2.train.parts import TrainableModules, choose_parts
 from llava_s2.train.speed import count_parameters
 from llava_s2.train.stored_features import store_features
 from llava_s2.train.trainer import LlavaTrainer
@@ -96,7 +96,7 @@ class _Run:
     stage: str
     recipe: RecipeArguments
     training: TrainingArguments
-    components: TrainedParts
+    components: TrainableModules
     template: str
     from_parts: bool
     vision_config: S2VisionConfig | None
@@ -183,7 +183,7 @@ def _check_run(stage: str, flags: Sequence[str]) -> _Run:
     recipe, training = parse_flags(stage, flags)
     if recipe.vision_tower is None:
         recipe.model_name_or_path = resolve_model(recipe.model_name_or_path)
-    components = TrainedParts.of(stage, recipe)
+    components = TrainableModules.of(stage, recipe)
     if training.process_index == 0 and (told := left_out(stage, flags, recipe, training, components.lora)):
         print(told, flush=True)
     training.dataloader_pin_memory &= torch.cuda.is_available()
@@ -222,7 +222,7 @@ def _check_run(stage: str, flags: Sequence[str]) -> _Run:
     return _Run(stage, recipe, training, components, template, from_parts, vision_config, projector, checked, held_out)
 
 
-def _check_flags(recipe: RecipeArguments, training: TrainingArguments, components: TrainedParts) -> None:
+def _check_flags(recipe: RecipeArguments, training: TrainingArguments, components: TrainableModules) -> None:
     """Raises InputError for flags that contradict each other or ask for what is not there."""
     if recipe.bits != 16 and (training.fsdp or _is_zero3(training)):
         raise InputError(f"--bits {recipe.bits}: quantized weights cannot be sharded; use ZeRO-2 or plain torchrun")

@@ -213,7 +213,7 @@ class LlavaTrainer(Trainer):
         tokens, places, images = self.accelerator.reduce(counts, "sum").tolist()
         self._tokens = self._places = self._images = 0
         speed = {"tokens_per_second": tokens / seconds, "images_per_second": images / seconds}
-        speed["real_token_share"] = tokens / max(1, places)
+        speed["padding_efficiency"] = tokens / max(1, places)
         if self._peak is not None:
             flops = tokens * self._flops_a_token + images * self._flops_an_image
             speed["mfu"] = flops / seconds / self._peak / self.args.world_size

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava_s2.s2 import S2VisionModel
-from llava_s2.s2.parallel import share_tiles
+from llava_s2.s2.parallel import parallelize_tiles
 
 SIDE = 28
 
@@ -32,7 +32,7 @@ def pictures() -> Tensor:
 def _process(rank: int, folder: str, processes: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=processes)
-    model, tiles = share_tiles(tower()), []
+    model, tiles = parallelize_tiles(tower()), []
     model.backbone.register_forward_pre_hook(lambda module, args: tiles.append(len(args[0])))
     features = []
     with torch.no_grad():
@@ -58,15 +58,15 @@ def test_processes_share_the_tiles_of_a_picture(processes: int, tmp_path: Path) 
 def test_devices_share_the_tiles_of_a_picture(devices: list[str]) -> None:
     with torch.no_grad():
         expected = tower()(pictures()).last_hidden_state
-        model = share_tiles(tower(), devices=devices)
+        model = parallelize_tiles(tower(), devices=devices)
         model.config.max_tiles_per_call = 2
         torch.testing.assert_close(model(pictures()).last_hidden_state, expected, rtol=0, atol=1e-5)
 
 
 def test_what_cannot_be_shared() -> None:
     with pytest.raises(ValueError, match="process group"):
-        share_tiles(tower())
+        parallelize_tiles(tower())
     with pytest.raises(ValueError, match="eval"):
-        share_tiles(tower().train(), devices=["cpu"])
+        parallelize_tiles(tower().train(), devices=["cpu"])
     with pytest.raises(ValueError, match="empty"):
-        share_tiles(tower(), devices=[])
+        parallelize_tiles(tower(), devices=[])

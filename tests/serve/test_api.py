@@ -26,7 +26,7 @@ from llava_s2.model.inference import assistant_message, encode_prompts, user_mes
 from llava_s2.serve.api.logprobs import TokenTexts
 from llava_s2.serve.api.sampling import SampledToken
 from llava_s2.serve.api.service import Limits, Service
-from llava_s2.serve.chat import neutralize
+from llava_s2.serve.chat import escape_special_tokens
 from llava_s2.serve.urls import fetch
 
 CASES = json.loads((GOLDEN / "cases.json").read_text())["cases"]
@@ -514,7 +514,9 @@ def test_urls_other_than_pictures_in_base64_are_a_400(http_client, url):
 def test_marks_that_a_user_types_are_text(ai, loaded, text):
     processor = loaded[1]
     answer = ai.chat.completions.create(model=NAME, messages=[user(text)], max_tokens=2)
-    ids = encode_prompts(processor, [[user_message(neutralize(text, processor))]], [])["input_ids"][0].tolist()
+    ids = encode_prompts(processor, [[user_message(escape_special_tokens(text, processor))]], [])["input_ids"][
+        0
+    ].tolist()
     assert answer.usage.prompt_tokens == len(ids) and answer.usage.prompt_tokens_details.image_tokens == 0
     special = processor.tokenizer.all_special_ids
     assert sum(token in special for token in ids) == 1  # the beginning of the sequence

@@ -6,7 +6,7 @@ import pytest
 
 from llava_s2.errors import InputError
 from llava_s2.train.arguments import parse_flags
-from llava_s2.train.parts import TrainedParts
+from llava_s2.train.parts import TrainableModules
 
 NEEDED = ["--model_name_or_path", "m", "--data_path", "d", "--output_dir", "o", "--use_cpu", "True"]
 
@@ -77,7 +77,7 @@ def test_a_misspelt_flag():
 )
 def test_which_parts_the_flags_train(stage, flags, trained):
     own, _ = parse_flags(stage, NEEDED + shlex.split(flags))
-    assert TrainedParts.of(stage, own).describe() == trained
+    assert TrainableModules.of(stage, own).describe() == trained
 
 
 @pytest.mark.parametrize(
@@ -93,4 +93,4 @@ def test_which_parts_the_flags_train(stage, flags, trained):
 )
 def test_flags_that_contradict_each_other(flags, told):
     with pytest.raises(InputError, match=told):
-        TrainedParts.of("finetune", parse_flags("finetune", NEEDED + shlex.split(flags))[0])
+        TrainableModules.of("finetune", parse_flags("finetune", NEEDED + shlex.split(flags))[0])

@@ -19,7 +19,7 @@ from llava_s2.errors import InputError
 from llava_s2.model.templates import TEMPLATES
 from llava_s2.train.arguments import left_out, parse_flags
 from llava_s2.train.llava_flags import with_stage
-from llava_s2.train.parts import TrainedParts
+from llava_s2.train.parts import TrainableModules
 
 # The flags of scripts/v1_5/*.sh but for what a CPU has not (--bf16 True, --tf32 True), wandb, and --deepspeed, which
 # has a test of its own.
@@ -80,10 +80,10 @@ def test_a_script_trains_what_it_trains_in_llava(name):
     stage, *rest = with_stage(words(name))
     assert stage == ("pretrain" if name == "pretrain" else "finetune")
     recipe, training = parse_flags(stage, rest)
-    assert TrainedParts.of(stage, recipe).describe() == SCRIPTS[name][2]
+    assert TrainableModules.of(stage, recipe).describe() == SCRIPTS[name][2]
     assert (recipe.image_aspect_ratio, recipe.s2_scales) == ("square" if name == "pretrain" else "pad", None)
     assert (training.warmup_steps, training.eval_strategy) == (0.03, "no")
-    lora = TrainedParts.of(stage, recipe).lora
+    lora = TrainableModules.of(stage, recipe).lora
     assert left_out(stage, rest, recipe, training, lora) is None
 
 

@@ -394,7 +394,7 @@ def test_what_is_logged(finetuned):
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert all(entry["tokens_per_second"] > 0 and entry["memory_gb"] > 0 for entry in steps)
     assert {name for name in steps[0] if name.startswith("lr/")} == {"lr/multi_modal_projector", "lr/language_model"}
-    assert all(0 < entry["real_token_share"] <= 1 for entry in steps)
+    assert all(0 < entry["padding_efficiency"] <= 1 for entry in steps)
     assert Image.open(out / "loss.png").width > 400
 
 
@@ -406,7 +406,10 @@ def test_packed_batches_train_as_padded_ones(data, pretrained, tmp_path):
         more = [*more, "--group_by_modality_length", "False", "--lora_dropout", 0, "--save_strategy", "no"]
         runs[name] = run([], *flags, *more)
     (padded, shares), (packed, packed_shares) = (
-        [[entry[key] for entry in trainer.state.log_history if "loss" in entry] for key in ("loss", "real_token_share")]
+        [
+            [entry[key] for entry in trainer.state.log_history if "loss" in entry]
+            for key in ("loss", "padding_efficiency")
+        ]
         for trainer in runs.values()
     )
     assert len(padded) == 9
@@ -421,7 +424,7 @@ def test_the_share_of_real_tokens(data, tmp_path):
     flags = ["--data_path", data / "mix.jsonl", "--image_folder", data, "--output_dir", tmp_path, "--max_steps", 1]
     trainer = run([], "finetune", *START, *flags, "--per_device_train_batch_size", 15)
     lengths = [len(trainer.train_dataset[index]["input_ids"]) for index in range(15)]
-    (share,) = [entry["real_token_share"] for entry in trainer.state.log_history if "loss" in entry]
+    (share,) = [entry["padding_efficiency"] for entry in trainer.state.log_history if "loss" in entry]
     assert share == pytest.approx(sum(lengths) / (15 * max(lengths)))
 
 

@@ -18,7 +18,7 @@ from llava_s2.serve.api import schema
 from llava_s2.serve.api.engine import PromptImage
 from llava_s2.serve.api.errors import invalid
 from llava_s2.serve.api.sampling import Sampling
-from llava_s2.serve.chat import neutralize
+from llava_s2.serve.chat import escape_special_tokens
 from llava_s2.serve.decoder_processes import LANES, DecoderProcesses, TooSlowError
 from llava_s2.serve.tower_cache import FeatureCache
 
@@ -154,7 +154,9 @@ class Preparer:
         text = request.prompt or ""
         self._check_length(len(text))
         special = request.add_special_tokens is not False
-        return self._processor.tokenizer(neutralize(text, self._processor), add_special_tokens=special)["input_ids"]
+        return self._processor.tokenizer(escape_special_tokens(text, self._processor), add_special_tokens=special)[
+            "input_ids"
+        ]
 
     def _sampling(self, request: schema.ChatRequest, room: int, choice: int) -> Sampling:
         most = request.max_completion_tokens or request.max_tokens or self._max_new_tokens
@@ -189,7 +191,7 @@ class Preparer:
             parts: list[dict[str, Any]] = []
             for number, part in enumerate(message.content):
                 if isinstance(part, schema.TextPart):
-                    parts.append({"type": "text", "text": neutralize(part.text, self._processor)})
+                    parts.append({"type": "text", "text": escape_special_tokens(part.text, self._processor)})
                     continue
                 where = f"messages[{at}].content[{number}]"
                 if message.role != "user":

@@ -24,8 +24,8 @@ def add_demo(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--baseline",
         metavar="M",
-        help="checkpoint to compare with (default: the quickstart's single-scale twin, if it is here and no --model is "
-        "named; else the model itself, shown the picture shrunk to its first scale)",
+        help="checkpoint to compare with (default: the quickstart's single-scale baseline, if it is here and no --model "
+        "is named; else the model itself, shown the picture shrunk to its first scale)",
     )
     add_sampling_arguments(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
@@ -109,9 +109,9 @@ def _sources(args: argparse.Namespace) -> tuple[ModelSource, ModelSource | None]
     baseline = args.baseline
     if source.model is None:
         source = replace(source, model=str(default_model()))
-        twin = QUICKSTART_FOLDER / "models" / "single"
-        if baseline is None and Path(str(source.model)).is_relative_to(QUICKSTART_FOLDER) and is_finished(twin):
-            baseline = str(twin)
+        single = QUICKSTART_FOLDER / "models" / "single"
+        if baseline is None and Path(str(source.model)).is_relative_to(QUICKSTART_FOLDER) and is_finished(single):
+            baseline = str(single)
     # The baseline has a tower of its own; a language model or a way to round is asked for once, for both.
     return source, replace(source, model=baseline, vision_tower=None) if baseline else None
 

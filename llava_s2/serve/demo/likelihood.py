@@ -10,7 +10,7 @@ from llava_s2.errors import InputError
 from llava_s2.model.inference import assistant_message, prepare_image, user_message
 from llava_s2.model.labels import IGNORE_INDEX, encode_messages
 from llava_s2.model.option_ranking import rank_options
-from llava_s2.serve.chat import neutralize
+from llava_s2.serve.chat import escape_special_tokens
 from llava_s2.serve.demo.session import Model
 
 MOST_OPTIONS = 16
@@ -47,8 +47,8 @@ def weigh(model: Model, images: Sequence[Image.Image], question: str, options: S
     if not question.strip():
         raise InputError("type a question first")
     processor = model.processor
-    asked = user_message(neutralize(question, processor), len(images))
-    safe = [neutralize(option, processor) for option in options]
+    asked = user_message(escape_special_tokens(question, processor), len(images))
+    safe = [escape_special_tokens(option, processor) for option in options]
     encoded = [
         encode_messages([asked, assistant_message(option)], processor, str(processor.chat_template)) for option in safe
     ]
@@ -57,7 +57,7 @@ def weigh(model: Model, images: Sequence[Image.Image], question: str, options: S
     if longest > limit:
         raise InputError(f"question and option have {longest} tokens and the model takes {limit}; shorten them")
     pictures = tuple(prepare_image(processor, image) for image in images)
-    (ranking,) = rank_options(model.model, processor, pictures, [(neutralize(question, processor), safe)])
+    (ranking,) = rank_options(model.model, processor, pictures, [(escape_special_tokens(question, processor), safe)])
     totals = [
         loss * sum(label != IGNORE_INDEX for label in row["labels"])
         for loss, row in zip(ranking.losses, encoded, strict=True)
