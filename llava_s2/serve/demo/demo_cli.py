@@ -24,7 +24,7 @@ def add_demo(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--baseline",
         metavar="M",
-        help="checkpoint to compare with (default: the quickstart's single-scale baseline, if it is here and no --model "
+        help="checkpoint to compare with (default: the single-scale baseline of a quickstart here, if no --model "
         "is named; else the model itself, shown the picture shrunk to its first scale)",
     )
     add_sampling_arguments(parser)
