@@ -5,8 +5,7 @@ the projector and LoRA on the language model's linear layers. So both write, res
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import AutoConfig, LlavaForConditionalGeneration, LlavaProcessor, TrainingArguments, set_seed
-from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from transformers.training_args import ParallelMode
 from transformers.utils import logging
 
@@ -26,34 +24,20 @@ from llava_s2.data.training_records import TrainingRecords, check_records
 from llava_s2.errors import InputError
 from llava_s2.formats.configs import (
     checkpoint_text_config,
-    has_image_markers,
-    own_scales,
     processor_for_lengths,
-    saved_template,
 )
-from llava_s2.formats.identify import TRAINED_FILES, identify
+from llava_s2.formats.identify import identify
 from llava_s2.formats.llava_writer import write_projector
-from llava_s2.formats.load import load_pretrained
-from llava_s2.formats.names import split
-from llava_s2.model.assemble import assemble, split_gguf
-from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
-from llava_s2.model.processor import aspect_ratio, set_template
-from llava_s2.model.projector import HIDDEN_ACT, single_layer, with_identity
+from llava_s2.model.assemble import split_gguf
+from llava_s2.model.embedded import resolve_language_model, resolve_model
 from llava_s2.model.templates import (
-    IMAGE_START_TOKEN,
-    OWN,
     TEMPLATES,
-    find_template,
     template_name,
-    with_image_start_end,
 )
-from llava_s2.model.tokenizer import load_tokenizer
-from llava_s2.model.widen import widen
 from llava_s2.s2 import S2VisionConfig
 from llava_s2.s2.packed_linear import pack_frozen
-from llava_s2.towers.load_tower import load_vision_config, tower_config
 from llava_s2.train.arguments import RecipeArguments, left_out, parse_flags
-from llava_s2.train.base_model import prepare_base, record_of, saved_template_of
+from llava_s2.train.base_model import record_of
 from llava_s2.train.callbacks import (
     KeepIntervals,
     ScoreCheckpoints,
@@ -71,10 +55,18 @@ from llava_s2.train.output_folder import Start, check_inputs, claim, finish, loc
 from llava_s2.train.packing import packing_collator
 from llava_s2.train.parts import TrainableModules, choose_parts
 from llava_s2.train.speed import count_parameters
+from llava_s2.train.starting_model import (
+    chat_template,
+    check_parts,
+    check_vision_tower,
+    is_language_model,
+    load_starting_model,
+    no_sharding_at_load,
+    read_projector,
+)
 from llava_s2.train.stored_features import store_features
 from llava_s2.train.trainer import LlavaTrainer
 from llava_s2.train.universal import reshard
-from llava_s2.weight_files import check_numbers, read_tensors
 
 logger = logging.get_logger(__name__)
 
@@ -143,7 +135,7 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
     run = _check_run(stage, flags)
     training = run.training
     if run.recipe.dry_run:
-        with _no_sharding_at_load(training):
+        with no_sharding_at_load(training):
             run.say(describe_run(run.recipe, training, run.components, run.checked, run.from_parts))
         return None
     with locked(training):
@@ -156,7 +148,14 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
         set_seed(training.seed)
         bad_samples = _bad_samples(run, goes_on=start.checkpoint is not None)
         dataset = _dataset_before_weights(run, bad_samples)
-        model, processor, base = _load_model(run, goes_on=start.checkpoint is not None)
+        model, processor, base = load_starting_model(
+            run.recipe,
+            training,
+            run.components,
+            run.projector,
+            from_parts=run.from_parts,
+            goes_on=start.checkpoint is not None,
+        )
         examples, held_out = _examples(run, dataset, model, processor)
         collate = _collator(run, model, processor)
         trainable = choose_parts(model, run.components, run.recipe)
@@ -190,14 +189,14 @@ def _check_run(stage: str, flags: Sequence[str]) -> _Run:
     if training.ddp_find_unused_parameters is None:  # of a tower that learns, the blocks above the layer that is read
         training.ddp_find_unused_parameters = components.tower
     _check_flags(recipe, training, components)
-    from_parts = _is_language_model(recipe)
-    _check_vision_tower(recipe, from_parts)
-    template = _chat_template(stage, recipe, from_parts)
+    from_parts = is_language_model(recipe)
+    check_vision_tower(recipe, from_parts)
+    template = chat_template(stage, recipe, from_parts)
     if recipe.template is not None and template != TEMPLATES["plain"]:
         recipe.template = template
-    projector = None if recipe.pretrain_mm_mlp_adapter is None else _read_projector(recipe.pretrain_mm_mlp_adapter)
-    with _no_sharding_at_load(training):
-        vision_config = _check_parts(recipe, projector) if from_parts else None
+    projector = None if recipe.pretrain_mm_mlp_adapter is None else read_projector(recipe.pretrain_mm_mlp_adapter)
+    with no_sharding_at_load(training):
+        vision_config = check_parts(recipe, projector) if from_parts else None
     check_inputs(
         training, [recipe.model_name_or_path, recipe.vision_tower, recipe.base, recipe.pretrain_mm_mlp_adapter]
     )
@@ -317,25 +316,6 @@ def _check_positions(run: _Run, dataset: ConversationDataset) -> None:
     run.say(f"warning: {told}, or expect it to be worse there")
 
 
-def _load_model(run: _Run, goes_on: bool) -> tuple[LlavaForConditionalGeneration, LlavaProcessor, str | None]:
-    """The model that training starts from, whole, its processor, and where it is (see `_load`)."""
-    recipe, training = run.recipe, run.training
-    with _no_sharding_at_load(training):
-        model, processor, base = _load(run, goes_on)
-    if recipe.attn_implementation is not None:
-        try:
-            model.set_attn_implementation(recipe.attn_implementation)
-        except (ValueError, ImportError) as error:
-            raise InputError(f"--attn_implementation: {' '.join(str(error).split())}") from None
-    model.model.multi_modal_projector.float()  # it is trained in float32, whatever the frozen weights are in
-    if run.projector is not None:
-        first = model.model.multi_modal_projector.linear_1
-        act = model.config.projector_hidden_act
-        _check_projector(recipe, run.projector, first.in_features, first.out_features, act)
-        model.model.multi_modal_projector.load_state_dict(run.projector)
-    return model, processor, base
-
-
 def _examples(
     run: _Run, dataset: ConversationDataset, model: LlavaForConditionalGeneration, processor: LlavaProcessor
 ) -> tuple[Examples, Examples | None]:
@@ -344,7 +324,7 @@ def _examples(
     dataset.processor = processor
     if recipe.cache_tower_features is not None:
         folder, limit = Path(recipe.cache_tower_features), recipe.cache_tower_features_gb * 1e9
-        with _no_sharding_at_load(training):
+        with no_sharding_at_load(training):
             dataset.features = store_features(model, dataset, folder, limit, training)
     if run.held_out is not None:
         held_out = ConversationDataset(run.held_out, processor, run.template, recipe.model_max_length)
@@ -436,215 +416,3 @@ def _save_result(run: _Run, trainer: LlavaTrainer) -> None:
 
 def _is_zero3(training: TrainingArguments) -> bool:
     return bool(training.deepspeed) and training.hf_deepspeed_config.is_zero3()
-
-
-@contextmanager
-def _no_sharding_at_load(training: TrainingArguments) -> Iterator[None]:
-    """Hides a ZeRO-3 config from transformers, which would load every part of the model as shards.
-
-    Parts are read and put together whole; DeepSpeed shards the model when training starts.
-    """
-    config = getattr(training, "hf_deepspeed_config", None)  # only with --deepspeed
-    if config is None:
-        yield
-        return
-    unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        set_hf_deepspeed_config(config)
-
-
-def _is_language_model(recipe: RecipeArguments) -> bool:
-    """Whether the run starts from a language model and a tower, rather than from a LLaVA that there is."""
-    name = resolve_language_model(recipe.model_name_or_path)
-    if not (recipe.gguf_file or name.endswith(".gguf")) and identify(name).kind != "llm":
-        return False
-    if recipe.widen_from is not None:
-        raise InputError(f"--widen_from {name}: a language model, not a LLaVA; give it as --model_name_or_path")
-    if recipe.vision_tower is None:
-        raise InputError(f"{name} is a language model: say with --vision_tower (and --s2_scales) what it sees with")
-    if recipe.s2_scales is None:  # as in LLaVA, the tower's own
-        recipe.s2_scales = str(load_vision_config(resolve_vision_tower(recipe.vision_tower)).image_size)
-    return True
-
-
-def _check_vision_tower(recipe: RecipeArguments, from_parts: bool) -> None:
-    """Raises InputError where a tower is named that would not be used."""
-    if recipe.replace_vision_tower and recipe.vision_tower is None:
-        raise InputError("--replace_vision_tower: name the tower to use by --vision_tower")
-    if from_parts or recipe.vision_tower is None or recipe.replace_vision_tower:
-        return
-    if identify(recipe.model_name_or_path).kind == "hf":
-        raise InputError(
-            f"--vision_tower {recipe.vision_tower}: {recipe.model_name_or_path} holds a vision tower, which is the one "
-            "that is used; leave the flag out, or add --replace_vision_tower to train with the one named"
-        )
-
-
-def _load(run: _Run, goes_on: bool) -> tuple[LlavaForConditionalGeneration, LlavaProcessor, str | None]:
-    """The model to start from, its frozen weights in the dtype that the run computes in.
-
-    Returns:
-        The model; its processor with the chat template to be saved, which never is ``plain``, for that drops the
-        user's words; and where the model is, if an adapter is trained over it.
-    """
-    recipe, training = run.recipe, run.training
-    template = saved_template_of(recipe)
-    dtype = "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
-    if not run.components.is_adapter:
-        # The weights that learn are float32; DeepSpeed keeps such a copy itself.
-        model, processor = _load_whole(run, dtype if training.deepspeed else "float32")
-        base = None
-    else:
-        widens = not run.from_parts and _widens(recipe)
-        base = prepare_base(recipe, training, from_parts=run.from_parts, widens=widens, dtype=dtype, goes_on=goes_on)
-        set_seed(training.seed)  # making it drew numbers on one process alone
-        model, processor = load_pretrained(
-            base,
-            dtype=dtype,
-            device_map={"": training.device} if recipe.bits != 16 else None,
-            quantization=f"{recipe.bits}bit" if recipe.bits != 16 else None,
-        )
-    vision_config: Any = model.config.vision_config
-    own_aspect_ratio = aspect_ratio(processor, vision_config)
-    if recipe.image_aspect_ratio not in (None, own_aspect_ratio):
-        name = recipe.model_name_or_path
-        raise InputError(
-            f"--image_aspect_ratio {recipe.image_aspect_ratio}: {name} was trained with {own_aspect_ratio}"
-        )
-    if template is not None:
-        set_template(processor, template)
-    return model, processor, base
-
-
-def _load_whole(run: _Run, dtype: str) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """The model that all of the language model is trained of, in memory as it is."""
-    recipe = run.recipe
-    if run.from_parts:
-        assert recipe.vision_tower is not None
-        return assemble(
-            recipe.model_name_or_path,
-            recipe.vision_tower,
-            recipe.scales,
-            feature_layer=recipe.mm_vision_select_layer,
-            image_aspect_ratio=recipe.image_aspect_ratio or "pad",
-            resize_output_to_idx=recipe.s2_resize_output_to_idx,
-            projector_type=recipe.mm_projector_type or "mlp2x_gelu",
-            dtype=dtype,
-            gguf_file=recipe.gguf_file,
-        )
-    model, processor = load_pretrained(
-        recipe.model_name_or_path,
-        recipe.base,
-        vision_tower=recipe.vision_tower,
-        replace_vision_tower=recipe.replace_vision_tower,
-        dtype=dtype,
-        template=saved_template_of(recipe),
-    )
-    return widen(model, processor, recipe.scales) if _widens(recipe) else (model, processor)
-
-
-def _widens(recipe: RecipeArguments) -> bool:
-    """Whether the LLaVA to start from has other scales than the run is to have."""
-    if recipe.widen_from is not None:
-        return True
-    return recipe.s2_scales is not None and recipe.scales != own_scales(recipe.model_name_or_path, recipe.vision_tower)
-
-
-def _chat_template(stage: str, recipe: RecipeArguments, from_parts: bool) -> str:
-    """The chat template (Jinja text) to train with: the one named, or what the stage or the LLaVA comes with."""
-    if recipe.template not in (None, OWN):
-        named = find_template(recipe.template)
-        if named == TEMPLATES["plain"] or from_parts:
-            return named
-        # A LLaVA that puts its images between two markers goes on doing so.
-        if not has_image_markers(identify(recipe.model_name_or_path), recipe.base):
-            return named
-        named = with_image_start_end(named)
-        if IMAGE_START_TOKEN not in named:
-            raise InputError(
-                f"--template {recipe.template}: {recipe.model_name_or_path} has every image between <im_start> and "
-                "<im_end>, which this template does not write; write them around <image> in it"
-            )
-        return named
-    if recipe.template is None and (stage == "pretrain" or from_parts):
-        return TEMPLATES["plain" if stage == "pretrain" else "vicuna_v1"]
-    if not from_parts:
-        return find_template(OWN, saved_template(identify(recipe.model_name_or_path), recipe.base))
-    llm, gguf_file = split_gguf(resolve_language_model(recipe.model_name_or_path), recipe.gguf_file)
-    return find_template(OWN, load_tokenizer(llm, gguf_file=gguf_file).chat_template)
-
-
-def _check_parts(recipe: RecipeArguments, projector: dict[str, Tensor] | None) -> S2VisionConfig:
-    """What the configs of a language model and a tower tell of their fit, before their weights are loaded.
-
-    Returns:
-        The S2 tower's config.
-    """
-    assert recipe.vision_tower is not None
-    vision_tower = resolve_vision_tower(recipe.vision_tower)
-    vision_config = tower_config(
-        vision_tower,
-        recipe.scales,
-        recipe.mm_vision_select_layer,
-        recipe.image_aspect_ratio or "pad",
-        recipe.s2_resize_output_to_idx,
-    )
-    llm, gguf_file = split_gguf(resolve_language_model(recipe.model_name_or_path), recipe.gguf_file)
-    if projector is not None:
-        text_size = None if gguf_file else identify(llm).config.get("hidden_size")
-        act = HIDDEN_ACT[recipe.mm_projector_type or "mlp2x_gelu"]
-        _check_projector(recipe, projector, vision_config.hidden_size, text_size, act)
-    return vision_config
-
-
-def _read_projector(source: str) -> dict[str, Tensor]:
-    """Reads a projector from what ``pretrain`` wrote, folder or safetensors, or from LLaVA's ``mm_projector.bin``."""
-    path = Path(source)
-    if path.is_dir():
-        names = ("adapter_model.safetensors", "mm_projector.bin", *TRAINED_FILES)
-        path = next((path / name for name in names if (path / name).is_file()), path)
-    if not path.is_file():
-        raise InputError(f"--pretrain_mm_mlp_adapter {source}: no adapter_model.safetensors or mm_projector.bin there")
-    parts = split(read_tensors(path))
-    if any("lora_" not in name for name in parts.language_model):
-        raise InputError(
-            f"--pretrain_mm_mlp_adapter {path}: holds trained rows of the language model too "
-            f"({', '.join(sorted(parts.language_model)[:2])}), which this flag would drop; put its config.json beside "
-            "it and start from that folder with --model_name_or_path"
-        )
-    if not parts.projector:
-        raise InputError(f"--pretrain_mm_mlp_adapter {path}: holds no projector")
-    check_numbers(f"--pretrain_mm_mlp_adapter {path}", parts.projector)
-    return with_identity(parts.projector) if parts.projector.keys() == {"weight", "bias"} else parts.projector
-
-
-def _check_projector(
-    recipe: RecipeArguments, projector: dict[str, Tensor], vision_size: int, text_size: int | None, act: str
-) -> None:
-    """Compares a projector with the model's: its kind, and its shapes; ``text_size`` None is not known yet.
-
-    Args:
-        act: the model's ``projector_hidden_act``.
-    """
-    found = {name: tuple(tensor.shape) for name, tensor in projector.items()}
-    size = text_size or found.get("linear_1.weight", (0,))[0]
-    wanted = {
-        "linear_1.weight": (size, vision_size),
-        "linear_1.bias": (size,),
-        "linear_2.weight": (size, size),
-        "linear_2.bias": (size,),
-    }
-    if found != wanted:
-        shapes = ", ".join(f"{name} {shape}" for name, shape in sorted(found.items()))
-        raise InputError(
-            f"--pretrain_mm_mlp_adapter {recipe.pretrain_mm_mlp_adapter}: holds {shapes}, but the model needs "
-            f"linear_1.weight {wanted['linear_1.weight']}; was it trained with other scales, tower or language model?"
-        )
-    kind = "mlp2x_gelu" if single_layer(projector) is None else "linear"
-    if HIDDEN_ACT[kind] != act:
-        raise InputError(
-            f"--pretrain_mm_mlp_adapter {recipe.pretrain_mm_mlp_adapter}: is a projector of the type {kind}, and the "
-            f"model has another; name it with --mm_projector_type {kind}"
-        )

@@ -13,7 +13,7 @@ from llava_s2.cli import main
 from llava_s2.data import training_records
 from llava_s2.formats.create import create_native
 from llava_s2.model import assemble
-from llava_s2.train import recipe
+from llava_s2.train import starting_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llava_tiny"
 START = ["--model_name_or_path", GOLDEN / "vicuna-tiny", "--vision_tower", GOLDEN / "clip-tiny"]
@@ -47,7 +47,7 @@ def fails(capsys, *flags):
 
 def fails_early(capsys, monkeypatch, *flags):
     for loader in ("assemble", "load_pretrained"):
-        monkeypatch.delattr(recipe, loader)  # to load weights would be a NameError
+        monkeypatch.delattr(starting_model, loader)  # to load weights would be a NameError
     return fails(capsys, *flags)
 
 
@@ -100,7 +100,7 @@ def test_a_bad_data_file(folder, capsys, monkeypatch, content, message):
     [
         (["--no_such_flag", "1"], "no such flag: --no_such_flag"),
         (["--learning_rate", "fast"], "invalid float value: 'fast'"),
-        (["--mm_projector_type", "linear"], "--mm_projector_type linear: only mlp2x_gelu"),
+        (["--mm_projector_type", "mlp3x_gelu"], "--mm_projector_type mlp3x_gelu: must be mlp2x_gelu or linear"),
         (["--version", "v9"], "--template v9: not known"),
         (["--resume_from_checkpoint", "nowhere"], "nowhere: no whole checkpoint"),
         (["--resume_from_checkpoint", "True"], "no whole checkpoint in"),
@@ -177,7 +177,7 @@ def test_a_projector_of_another_shape(folder, capsys, monkeypatch):
     data = folder / "data.json"
     data.write_text(json.dumps([GOOD]))
     flags = ["--data_path", data, "--image_folder", folder, "--output_dir", folder / "out", "--s2_scales", "56,112"]
-    monkeypatch.delattr(recipe, "assemble")  # to load weights would be a NameError
+    monkeypatch.delattr(starting_model, "assemble")  # to load weights would be a NameError
     for source, message in ((GOLDEN / "mm_projector.bin", "linear_1.weight (32, 64)"), (folder, "no adapter_model")):
         assert message in fails(capsys, "finetune", *START, *flags, "--pretrain_mm_mlp_adapter", source)
 

@@ -78,7 +78,7 @@ def test_a_finished_run_says_so(again):
     ],
 )
 def test_another_run_is_refused(again, monkeypatch, stage, flags, told):
-    monkeypatch.delattr("llava_s2.train.recipe._load")  # to load weights would be a NameError
+    monkeypatch.delattr("llava_s2.train.starting_model._load")  # to load weights would be a NameError
     before = checksum(again.out)
     for state in ("finished", "cut off"):
         if state == "cut off":

@@ -17,7 +17,7 @@ from llava_s2.data.collator import Collator
 from llava_s2.formats import load
 from llava_s2.model.assemble import assemble
 from llava_s2.model.quantizations import UNQUANTIZED
-from llava_s2.train import recipe
+from llava_s2.train import recipe, starting_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llava_tiny"
 LLM, TOWER = GOLDEN / "vicuna-tiny", GOLDEN / "clip-tiny"
@@ -240,7 +240,7 @@ def test_finetune_from_the_folder_of_stage_1(data, pretrained, tmp_path):
 def test_a_saved_template_that_ends_no_reply_is_refused_before_weights(data, pretrained, tmp_path, capsys, monkeypatch):
     shutil.copytree(pretrained[0], tmp_path / "stage1")
     (tmp_path / "stage1" / "chat_template.jinja").write_text("{% for message in messages %}…{% endfor %}")
-    monkeypatch.delattr(recipe, "load_pretrained")  # to load weights would be a NameError
+    monkeypatch.delattr(starting_model, "load_pretrained")  # to load weights would be a NameError
     flags = ["--data_path", data / "mix.jsonl", "--image_folder", data, "--output_dir", tmp_path / "out"]
     assert main(["train", "finetune", "--model_name_or_path", str(tmp_path / "stage1"), *map(str, flags)]) == 2
     told = capsys.readouterr().err
@@ -434,14 +434,14 @@ def test_a_language_model_that_mixes_packed_examples_is_refused(data, tmp_path, 
     def forget(module, args, kwargs):
         return args, {**kwargs, "position_ids": None}
 
-    whole = recipe.load_pretrained
+    whole = starting_model.load_pretrained
 
     def loaded(*args, **kwargs):
         model, processor = whole(*args, **kwargs)
         model.model.language_model.register_forward_pre_hook(forget, with_kwargs=True)
         return model, processor
 
-    monkeypatch.setattr(recipe, "load_pretrained", loaded)
+    monkeypatch.setattr(starting_model, "load_pretrained", loaded)
     flags = ["--data_path", data / "mix.jsonl", "--image_folder", data, "--output_dir", tmp_path, "--packing", "True"]
     assert main(["train", "finetune", *map(str, [*START, *flags])]) == 2
     assert "does not keep packed examples apart" in capsys.readouterr().err
