@@ -100,7 +100,7 @@ def to_messages(turns: list[Turn], chat_template: str) -> list[dict[str, Any]]:
             speaker = "human" if turn.role == "user" else "gpt"
             raise ValidationError("roles", f"turn {number}: human and gpt must take turns, here {speaker} speaks twice")
         text = text.replace(LITERAL_IMAGE, _ESCAPED_IMAGE)
-        unlearnt = {} if turn.learnt or turn.role != "assistant" else {"weight": 0}
+        unlearnt: dict[str, Any] = {} if turn.learnt or turn.role != "assistant" else {"weight": 0}
         messages.append({"role": turn.role, "content": _place_image(text) if turn.role == "user" else text, **unlearnt})
         spoken += turn.role != "tool"
     answers = [message["content"] for message in messages if message["role"] == "assistant"]

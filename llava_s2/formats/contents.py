@@ -86,7 +86,7 @@ class LlavaContents:
         config, generation = model.config, model.generation_config
         if config.text_config.tie_word_embeddings:  # type: ignore[union-attr]
             tensors.language_model.pop("lm_head.weight", None)
-        return cls(config, processor, generation, tensors)  # type: ignore[arg-type]
+        return cls(config, processor, generation, tensors)
 
     @property
     def dtype(self) -> torch.dtype:

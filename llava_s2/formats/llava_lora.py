@@ -62,6 +62,6 @@ def apply_llava_lora(
         raise InputError(
             f"{name}: the adapter holds what the model does not have: {list_names(report.unexpected_keys)}"
         )
-    if missing := [key for key in report.missing_keys if ".lora_" in key or ".modules_to_save." in key]:
-        raise InputError(f"{name}: the adapter lacks tensors that its adapter_config.json lists: {list_names(missing)}")
+    if lacking := [key for key in report.missing_keys if ".lora_" in key or ".modules_to_save." in key]:
+        raise InputError(f"{name}: the adapter lacks tensors that its adapter_config.json lists: {list_names(lacking)}")
     return (adapted.merge_and_unload() if merge else adapted.get_base_model()).eval()

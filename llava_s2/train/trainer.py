@@ -128,7 +128,7 @@ class LlavaTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None or not self.is_deepspeed_enabled:
             return
-        assert self.optimizer is not None
+        assert self.optimizer is not None and self.lr_scheduler is not None
         rates = self.lr_scheduler.get_last_lr()
         for group, own, rate in zip(self.optimizer.param_groups, self._group_options, rates, strict=True):
             group.update(own | {"lr": rate, "initial_lr": own["lr"]})
