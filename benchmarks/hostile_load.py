@@ -1,9 +1,9 @@
-"""A thousand hostile images and bodies against a running server, while another client measures how long it waits.
+"""Hostile images, bodies and connections against ``llava-s2 serve``, while another client measures how long it waits.
 
-    llava-s2 serve --port 8000 &
-    python benchmarks/hostile_load.py http://127.0.0.1:8000 [--requests 1000] [--clients 8]
+    python benchmarks/hostile_load.py [--requests 1000] [--clients 8] [-- serve's flags]
 
-The last line of stdout is one JSON object: statuses, the other client's slowest answers, memory before and after.
+Starts the server itself, on a free port of the loopback, and stops it. The other client asks two questions in turn, one
+of text and one about a new small photograph. The last line of stdout is one JSON object.
 """
 
 import argparse
@@ -12,108 +12,163 @@ import base64
 import collections
 import json
 import random
-import struct
 import sys
 import time
-import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
+from PIL import Image
+from running_server import megabytes, running_server
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "serve"))
-from hostile import HOSTILE, bomb, chunk, encoded, png
+from hostile import COSTLY, HOSTILE, encoded
 
-
-def exif_bomb(tags: int, size: int) -> bytes:
-    entries = b"".join(struct.pack("<HHII", 0x8000 + tag, 7, size, 8) for tag in range(tags))
-    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, tags) + entries + bytes(size)
-    data = encoded(kind="JPEG")
-    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:]
-
-
-def images() -> list[bytes]:
-    progressive = encoded(kind="JPEG", progressive=True)
-    made = [make() for make, _ in HOSTILE.values()]
-    made += [bomb(9000), exif_bomb(2000, 30_000), progressive[:-2] + b"\xff\xda\0\x08\x01\x01\0\x01\x3f\x10\0\0" * 2000]
-    made += [png(8, 8, b"", extra=chunk(b"tEXt", b"a\0b") * 110_000)]
-    made += [encoded(kind="GIF")[:-1] + b"\x21\xfe" + b"\1a" * 110_000 + b"\0;"]
-    made += [png(8, 8, zlib.compress(bytes(200)), extra=chunk(b"eXIf", exif_bomb(3000, 1 << 20)[30:]))]
-    return made
-
-
-def bodies() -> list[bytes]:
-    text = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
-    plain = json.dumps(text).encode()[:-1]
-    return [
-        plain + b"".join(b',"k%d":1' % n for n in range(500_000)) + b"}",
-        plain + b',"x":' + b"[" * 1_000_000 + b"}",
-        plain + b',"x":[' + b"{}," * 1_000_000 + b"1]}",
-        plain + b',"x":' + b"9" * 1_000_000 + b"}",
-        b"\xff" * 1_000_000,
-    ]
+CHAT = "/v1/chat/completions"
+JSON = {"Content-Type": "application/json"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("url")
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--side", type=int, default=7000, help="of the images that cost more than their size says")
+    parser.add_argument("serve", nargs="*", help="flags of llava-s2 serve")
     args = parser.parse_args()
-    print(json.dumps(asyncio.run(_load(args.url, args.requests, args.clients))))
+    attacks = list(_attacks(args.side))
+    print(f"{len(attacks)} kinds", file=sys.stderr)
+    with running_server(["--max-new-tokens", "1", *args.serve]) as (url, process):
+        result = asyncio.run(_run(url, process, attacks, args.requests, args.clients))
+    print(json.dumps({"requests": args.requests, "clients": args.clients, "kinds": len(attacks), **result}))
 
 
-async def _load(url: str, requests: int, clients: int) -> dict:
-    rng, statuses, waits = random.Random(0), collections.Counter[int](), []
-    shown = [
-        json.dumps(
-            {
-                "messages": [
-                    {
-                        "role": "user",
-                        "content": [
-                            {
-                                "type": "image_url",
-                                "image_url": f"data:image/png;base64,{base64.b64encode(data).decode()}",
-                            }
-                        ],
-                    }
-                ],
-                "max_tokens": 1,
-            }
-        ).encode()
-        for data in images()
-    ]
-    everything = shown + bodies()
-    left = iter(range(requests))
-    async with httpx.AsyncClient(base_url=url, timeout=120) as client:
+def _chat(image: bytes, kind: str = "png") -> bytes:
+    url = f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What?"}]
+    return json.dumps({"messages": [{"role": "user", "content": parts}], "max_tokens": 1}).encode()
 
-        async def attack() -> None:
+
+def _attacks(side: int) -> Iterator[tuple[str, bytes]]:
+    """Names and bodies; those whose name begins with ``raw`` are sent as they are, to a connection of their own."""
+    for name, (make, _) in HOSTILE.items():
+        yield name, _chat(make())
+    for name, costly in COSTLY.items():
+        yield name, _chat(costly(side))
+    plain = json.dumps({"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}).encode()[:-1]
+    yield "keys", plain + b"".join(b',"k%d":1' % n for n in range(500_000)) + b"}"
+    yield "deep", plain + b',"x":' + b"[" * 1_000_000 + b"}"
+    yield "objects", plain + b',"x":[' + b"{}," * 1_000_000 + b"1]}"
+    yield "digits", plain + b',"x":' + b"9" * 1_000_000 + b"}"
+    yield "escapes", plain + b',"x":"' + b"\\u0041" * 3_000_000 + b'"}'
+    yield "no text", b"\xff" * 1_000_000
+    yield "long text", json.dumps({"messages": [{"role": "user", "content": "a " * 10_000_000}]}).encode()
+    yield "messages", json.dumps({"messages": [{"role": "user", "content": "a"}] * 1024}).encode()
+    yield "marks", json.dumps({"messages": [{"role": "user", "content": "<image>" * 1000}]}).encode()
+    yield "stops", json.dumps({"messages": [{"role": "user", "content": "a"}], "stop": ["a" * 256] * 16}).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
+    yield "raw length too long", head + b"Content-Length: 1000\r\n\r\n" + plain
+    yield "raw length too short", head + b"Content-Length: 5\r\n\r\n" + plain + b"}"
+    yield "raw length below 0", head + b"Content-Length: -5\r\n\r\n" + plain + b"}"
+    yield "raw two lengths", head + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n" + plain
+    yield "raw chunk of no length", head + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"
+    yield "raw chunk and length", head + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n"
+    yield "raw headers", b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 100_000 + b"\r\n"
+    yield "raw half a head", b"GET /health HTT"
+    yield "raw TLS", b"\x16\x03\x01\x02\x00\x01" + bytes(512)
+
+
+async def _run(url: str, process: Any, attacks: list[tuple[str, bytes]], requests: int, clients: int) -> dict[str, Any]:
+    rng, statuses = random.Random(0), collections.Counter[str]()
+    waits: dict[str, list[float]] = {"text": [], "image": []}
+    slow: list[tuple[float, str]] = []
+    number = 0
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
+
+        async def ask(kind: str) -> float:
+            nonlocal number
+            number += 1
+            body = json.dumps({"messages": [{"role": "user", "content": f"Hi {number}"}], "max_tokens": 1}).encode()
+            if kind == "image":
+                pixels = np.random.default_rng(number).integers(0, 256, (400, 600, 3), np.uint8)
+                body = _chat(encoded(Image.fromarray(pixels), "JPEG"), "jpeg")
+            start = time.perf_counter()
+            (await client.post(CHAT, content=body, headers=JSON)).raise_for_status()
+            return time.perf_counter() - start
+
+        async def attack(left: Iterator[int]) -> None:
             for _ in left:
-                body = rng.choice(everything)
+                name, body = rng.choice(attacks)
+                start = time.perf_counter()
+                if name.startswith("raw "):
+                    statuses[await _raw(url, body)] += 1
+                    continue
                 try:
-                    answer = await client.post(
-                        "/v1/chat/completions", content=body, headers={"Content-Type": "application/json"}
-                    )
-                    statuses[answer.status_code] += 1
-                except httpx.HTTPError:
-                    statuses[0] += 1
+                    answer = await client.post(CHAT, content=body, headers=JSON)
+                    status = str(answer.status_code)
+                except httpx.HTTPError as error:
+                    status = type(error).__name__
+                statuses[status] += 1
+                if status.startswith("5"):
+                    print(f"{name}: {answer.text}", file=sys.stderr)
+                slow.append((time.perf_counter() - start, name))
 
         async def another() -> None:
-            body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
             while True:
-                start = time.perf_counter()
-                (await client.post("/v1/chat/completions", json=body)).raise_for_status()
-                waits.append(time.perf_counter() - start)
-                await asyncio.sleep(0.1)
+                for kind, of in waits.items():
+                    of.append(await ask(kind))
+                    await asyncio.sleep(0.1)
 
-        measuring = asyncio.create_task(another())
-        await asyncio.gather(*(attack() for _ in range(clients)))
+        quiet = {kind: sorted([await ask(kind) for _ in range(12)]) for kind in waits}
+        for _, body in attacks[:20]:  # what is started when it is first needed is there
+            await client.post(CHAT, content=body, headers=JSON)
+        before, start = megabytes(process), time.perf_counter()
+        measuring, peak = asyncio.create_task(another()), before
+        left = iter(range(requests))
+        attacking = [asyncio.create_task(attack(left)) for _ in range(clients)]
+        while not all(one.done() for one in attacking):
+            if measuring.done():
+                measuring.result()
+            peak = max(peak, megabytes(process))
+            await asyncio.sleep(0.2)
+        took = time.perf_counter() - start
         measuring.cancel()
-    waits.sort()
+        await asyncio.sleep(3)
+        (await client.get("/health")).raise_for_status()
+        after = megabytes(process)
     return {
-        "statuses": dict(statuses),
-        "other_client": {"answers": len(waits), "median": waits[len(waits) // 2], "slowest": waits[-3:]},
+        "seconds": round(took, 1),
+        "statuses": dict(sorted(statuses.items())),
+        "other_client": {kind: {"quiet": _times(quiet[kind]), "attacked": _times(of)} for kind, of in waits.items()},
+        "memory_mb": {"before": before, "peak": peak, "after": after},
+        "slowest_attacks": [[name, round(took, 1)] for took, name in sorted(slow)[-3:]],
     }
+
+
+def _times(seconds: list[float]) -> dict[str, Any]:
+    ordered = sorted(seconds)
+    return {
+        "answers": len(ordered),
+        "median": round(ordered[len(ordered) // 2], 2),
+        "slowest": [round(one, 2) for one in ordered[-3:]],
+    }
+
+
+async def _raw(url: str, data: bytes) -> str:
+    """The status of the answer to these bytes; ``closed`` where there is none, as for one that goes on too slowly."""
+    parts = urlsplit(url)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    try:
+        writer.write(data)
+        answer = await asyncio.wait_for(reader.read(64), 40)
+        return answer.split(b" ")[1].decode() if answer.startswith(b"HTTP") else "closed"
+    except (OSError, asyncio.TimeoutError):
+        return "closed"
+    finally:
+        writer.close()
 
 
 if __name__ == "__main__":

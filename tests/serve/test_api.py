@@ -16,7 +16,7 @@ import httpx
 import openai
 import pytest
 from api_server import GOLDEN, KEY, NAME, Command, in_thread
-from hostile import HOSTILE, encoded
+from hostile import COSTLY, HOSTILE, encoded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -27,6 +27,7 @@ from llava_s2.serve.api.logprobs import TokenTexts
 from llava_s2.serve.api.sampling import SampledToken
 from llava_s2.serve.api.service import Limits, Service
 from llava_s2.serve.chat import escape_special_tokens
+from llava_s2.serve.decoder_processes import Lane
 from llava_s2.serve.urls import fetch
 
 CASES = json.loads((GOLDEN / "cases.json").read_text())["cases"]
@@ -858,3 +859,15 @@ def test_threads_end_with_the_server(loaded):
     with in_thread(Service.build(*loaded, NAME, Limits())) as url:
         client(url).chat.completions.create(**asked())
     wait_for(lambda: threading.active_count() <= before + 1)
+
+
+def test_too_many_slow_images_are_a_429_and_usual_ones_go_on(serving, monkeypatch):
+    monkeypatch.setattr("llava_s2.serve.api.chats._MOST_SLOW", 0)
+    monkeypatch.setattr("llava_s2.serve.decoder_processes.LANES", [Lane(2, 0, 5.0), Lane(1, 5, 5.0), Lane(1, 5, 5.0)])
+    url = serving()
+    slow = COSTLY["PNG of chunks"](7000)
+    monkeypatch.setattr("llava_s2.serve.api.prepare.LANES", [Lane(2, 0, 0.02), Lane(1, 5, 0.02), Lane(1, 5, 5.0)])
+    answer = httpx.post(url + CHAT, json=asked([image_part(slow)]), timeout=60)
+    assert "take long to decode" in check_error(answer, 429) and answer.headers["retry-after"]
+    monkeypatch.setattr("llava_s2.serve.api.prepare.LANES", [Lane(2, 0, 5.0), Lane(1, 5, 5.0), Lane(1, 5, 5.0)])
+    assert httpx.post(url + CHAT, json=asked([image_part(encoded())]), timeout=60).status_code == 200

@@ -28,6 +28,7 @@ from llava_s2.serve.api.service import Service
 from llava_s2.serve.decoder_processes import LANES, TooSlowError
 
 T = TypeVar("T")
+_MOST_SLOW = 8
 
 
 class Chats:
@@ -38,6 +39,7 @@ class Chats:
         self._texts = TokenTexts(service.tokenizer)
         self._places = asyncio.Semaphore(service.limits.prepared)
         self._lanes = [asyncio.Semaphore(lane.count) for lane in LANES]
+        self._slow = 0  # requests that wait for the last lane
         self._parsing = ThreadPoolExecutor(1, "parse")  # images hold up no text
         self._loading = ThreadPoolExecutor(1, "load")
         self._fetching = ThreadPoolExecutor(8, "fetch")  # other hosts' slowness holds up nobody else
@@ -110,7 +112,15 @@ class Chats:
                 files = await in_pool(pool, preparer.load, prompt)
                 prompt.sources.clear()
                 for lane, turn in enumerate(self._lanes):
-                    await service.before(deadline, turn.acquire())  # costs the files' memory, and nobody's time
+                    if lane == len(LANES) - 1 and self._slow >= _MOST_SLOW:
+                        raise _too_many_slow()
+                    self._slow += lane == len(LANES) - 1
+                    try:
+                        await service.before(deadline, turn.acquire())  # costs the files' memory, and nobody's time
+                    except ApiError:
+                        raise _too_many_slow() from None
+                    finally:
+                        self._slow -= lane == len(LANES) - 1
                     try:
                         await service.before(deadline, self._places.acquire())
                         holds_place = True
@@ -273,6 +283,13 @@ class _Chat:
 def stopping() -> ApiError:
     """What is new, or not ready, when the server stops."""
     return ApiError(503, "the server is stopping", code="draining", headers={"Connection": "close"})
+
+
+def _too_many_slow() -> ApiError:
+    """Images that take seconds to decode have one process; who cannot wait for it must come again."""
+    return ApiError(
+        429, "too many images that take long to decode wait already", code="overloaded", headers={"Retry-After": "10"}
+    )
 
 
 def _check_json(request: Request) -> None:
