@@ -222,9 +222,9 @@ def test_examples_are_large_pictures_with_their_answers():
 
 @contextlib.contextmanager
 def served(model, folder, **options):
-    page = build_page(model, None, examples()[:1], folder, (0.0, 1.0, 8))
+    page = build_page([model], None, examples()[:1], folder, (0.0, 1.0, 8))
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(build_app(page, **options), log_level="error"))
+        server = uvicorn.Server(uvicorn.Config(build_app(page, folder, **options), log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         while not server.started:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -15,32 +15,31 @@ from llava_s2.serve.chat import Sampling
 from llava_s2.serve.demo import show
 from llava_s2.serve.demo.events import MODEL, QUICK, bring_in, defers, html, tell_deferred, tells, warn
 from llava_s2.serve.demo.pictures import add_picture, read_upload
-from llava_s2.serve.demo.pyramid import Sight
 from llava_s2.serve.demo.session import Model, Session
 
 
 @dataclass(frozen=True)
 class ChatTab:
-    """The components that other parts of the page set."""
+    """The components that other parts of the page set, and what ``view`` shows of a session."""
 
     question: gr.MultimodalTextbox
-    conversation: gr.Chatbot
-    timing: gr.Markdown
-    transcript: gr.Textbox
+    view: list[Any]
+    restored: Callable[[Session], list[Any]]
 
 
 def build_chat(
-    model: Model,
-    sight: Sight,
+    models: Sequence[Model],
+    chosen: gr.Dropdown,
     session: gr.State,
     gallery: gr.Gallery,
     sampling: list[gr.Slider],
     folder: Path,
     votes: Path | None = None,
 ) -> ChatTab:
-    """Lays the tab out and wires it. ``folder`` takes small copies of pictures pasted into the question, ``votes`` the
-    visitors' opinions of answers.
+    """Lays the tab out and wires it. ``chosen`` names the one of the models that answers, ``folder`` takes small copies
+    of pictures pasted into the question, ``votes`` the visitors' opinions of answers.
     """
+    named = {model.name: model for model in models}
     conversation = gr.Chatbot(
         label="Conversation",
         height=420,
@@ -60,7 +59,6 @@ def build_chat(
         file_count="multiple",
         sources=["upload"],
         elem_id="question",
-        autofocus=True,
     )
     with gr.Row(elem_classes="s2-buttons"):
         stop = gr.Button("Stop", variant="stop", visible=False, size="sm", min_width=80, elem_id="stop")
@@ -77,7 +75,7 @@ def build_chat(
 
     def seen(state: Session) -> tuple[Any, ...]:
         last = state.turns[-1] if state.turns else None
-        return show.messages(state.turns), show.timing_line(last, sight) if last else "", show.transcript(state.turns)
+        return show.messages(state.turns), show.timing_line(last) if last else "", show.transcript(state.turns)
 
     def buttons_of(state: Session) -> list[Any]:
         running, any_turn = any(not turn.ended for turn in state.turns), bool(state.turns)
@@ -105,16 +103,16 @@ def build_chat(
     @defers
     def ask_again(state: Session) -> Any:
         state.again()
-        return [*seen(state), *buttons_of(state)]
+        return restored(state)
 
     @tells
     def edit_last(state: Session) -> Any:
         return [{"text": state.take_back().question, "files": []}, *seen(state), *buttons_of(state)]
 
-    def answer(state: Session, temperature: float, top_p: float, most: int) -> Iterator[Any]:
+    def answer(state: Session, name: str, temperature: float, top_p: float, most: int) -> Iterator[Any]:
         tell_deferred(state)
         try:
-            for _ in state.answer(model, Sampling(temperature, top_p, int(most), stop_repetition=True)):
+            for _ in state.answer(named[name], Sampling(temperature, top_p, int(most), stop_repetition=True)):
                 yield seen(state)
         except InputError as error:  # the question is taken back, and the page must show that
             warn(error)
@@ -122,17 +120,20 @@ def build_chat(
 
     def begin_anew(state: Session) -> Any:
         state.clear()
-        return [*seen(state), *buttons_of(state)]
+        return restored(state)
 
     def settle(state: Session) -> Any:
         spoken = f"Answer {state.answered} is complete." if state.answered else ""
-        return [*seen(state), *buttons_of(state), spoken]
+        return [*restored(state), spoken]
+
+    def restored(state: Session) -> Any:
+        return [*seen(state), *buttons_of(state)]
 
     for begun in (
         question.submit(ask, [session, question, gallery], [question, gallery, *view, *buttons], **QUICK),
         regenerate.click(ask_again, [session], [*view, *buttons], **QUICK),
     ):
-        answered = begun.success(answer, [session, *sampling], view, **MODEL)
+        answered = begun.success(answer, [session, chosen, *sampling], view, **MODEL)
         answered.then(settle, [session], [*view, *buttons, ended], **QUICK)
     stop.click(lambda state: state.stop(), [session], None, **QUICK)
     edit.click(edit_last, [session], [question, *view, *buttons], **QUICK)
@@ -140,13 +141,13 @@ def build_chat(
     if votes:
         one_at_a_time = Lock()
 
-        def vote(state: Session, event: gr.LikeData) -> None:
+        def vote(state: Session, name: str, event: gr.LikeData) -> None:
             place = event.index if isinstance(event.index, int) else event.index[0]
             turn = show.question_of(state.turns, place)
             if turn is not None:
-                line = {"time": int(time.time()), "model": model.name, "liked": event.liked, "question": turn.question}
+                line = {"time": int(time.time()), "model": name, "liked": event.liked, "question": turn.question}
                 with one_at_a_time, votes.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({**line, "answer": turn.answer.strip()}, ensure_ascii=False) + "\n")
 
-        conversation.like(vote, [session], None, **QUICK)
-    return ChatTab(question, conversation, timing, transcript)
+        conversation.like(vote, [session, chosen], None, **QUICK)
+    return ChatTab(question, [*view, *buttons], restored)

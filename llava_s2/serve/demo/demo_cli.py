@@ -27,6 +27,9 @@ def add_demo(subparsers: argparse._SubParsersAction) -> None:
         help="checkpoint to compare with (default: the single-scale baseline of a quickstart here, if no --model "
         "is named; else the model itself, shown the picture shrunk to its first scale)",
     )
+    parser.add_argument(
+        "--more-models", nargs="+", default=[], metavar="M", help="checkpoints that the visitor may choose instead"
+    )
     add_sampling_arguments(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="default: %(default)s; 0 takes a free one")
@@ -80,12 +83,15 @@ def _serve(
     from llava_s2.serve.demo.server import build_app, serve
     from llava_s2.serve.demo.session import Model
 
-    model = Model(_public_name(source), *source.load())
+    sources = [source, *(replace(source, model=name, vision_tower=None) for name in args.more_models)]
+    models = [Model(_public_name(one), *one.load()) for one in sources]
+    if len({model.name for model in models}) < len(models):
+        raise InputError("--more-models: two models have the same name; rename a folder")
     compared = Model(_public_name(baseline), *baseline.load()) if baseline else None
     loaded = time.perf_counter()
     sampling = (args.temperature, args.top_p, args.max_new_tokens)
     page = build_page(
-        model,
+        models,
         compared,
         examples(),
         folder,
@@ -94,7 +100,7 @@ def _serve(
         about=ABOUT if args.model is None else "",
         votes=args.votes_file,
     )
-    app = build_app(page, auth, local_names_only=not (auth or args.no_auth))
+    app = build_app(page, folder, auth, local_names_only=not (auth or args.no_auth))
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
     print(f"{address}  (ready {time.perf_counter() - loaded:.1f} s after the model; Ctrl-C ends)", flush=True)

@@ -1,5 +1,6 @@
 """The tab that weighs given answers."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,12 @@ from llava_s2.serve.demo.session import Model, Session
 
 
 def build_likelihood(
-    models: list[Model], session: gr.State, gallery: gr.Gallery, folder: Path
+    models: Sequence[Model],
+    baseline: Model | None,
+    chosen: gr.Dropdown,
+    session: gr.State,
+    gallery: gr.Gallery,
+    folder: Path,
 ) -> tuple[gr.Textbox, gr.Textbox]:
     """Lays the tab out and wires it; returns the boxes with the question and with the options."""
     question = gr.Textbox(label="Question", elem_id="weighed")
@@ -28,13 +34,14 @@ def build_likelihood(
     )
 
     @tells
-    def shares(state: Session, pictures: list[tuple[str, str | None]] | None, text: str, lines: str) -> Any:
+    def shares(state: Session, name: str, pictures: list[tuple[str, str | None]] | None, text: str, lines: str) -> Any:
         choices = parse_options(lines)
         bring_in(state, pictures, folder)
         if not state.pictures:
             raise InputError("add a picture first")
-        images = [picture.image for picture in state.pictures]
-        return "".join(show.likelihood_table(model.name, weigh(model, images, text, choices)) for model in models)
+        images = [picture.squared(state.mode).image for picture in state.pictures]
+        asked = [*(model for model in models if model.name == name), *([baseline] if baseline else [])]
+        return "".join(show.likelihood_table(model.name, weigh(model, images, text, choices)) for model in asked)
 
-    button.click(shares, [session, gallery, question, options], [table], **MODEL)
+    button.click(shares, [session, chosen, gallery, question, options], [table], **MODEL)
     return question, options

@@ -11,20 +11,29 @@ from llava_s2.serve.decoder_processes import DecoderProcesses
 from llava_s2.serve.demo.session import Picture, Session
 
 MOST_PICTURES = 8
+ORIGINALS = "originals"
+"""In the page's folder, where the pictures lie with all their pixels."""
 _THUMBNAIL_SIDE = 640
 _one_at_a_time = threading.Lock()
 _decoders = DecoderProcesses()
 
 
-def add_picture(session: Session, image: Image.Image, folder: Path, upload: str = "") -> None:
-    """Puts a picture (RGB) on the page; ``folder`` takes its small copy. Raises InputError beyond ``MOST_PICTURES``."""
+def add_picture(
+    session: Session, image: Image.Image, folder: Path, upload: str = "", *, is_example: bool = False
+) -> None:
+    """Puts a picture (RGB) on the page; ``folder`` takes its copies. Raises InputError beyond ``MOST_PICTURES``."""
+    if not session.turns:
+        session.pictures = [picture for picture in session.pictures if not picture.is_example]
     if len(session.pictures) >= MOST_PICTURES:
         raise InputError(f"there are {MOST_PICTURES} pictures on the page; remove one first")
     small = image.copy()
     small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
     path = folder / f"{uuid.uuid4().hex}.jpg"
     small.save(path, quality=88)
-    session.pictures.append(Picture(image, str(path), upload))
+    full = folder / ORIGINALS / path.name
+    full.parent.mkdir(exist_ok=True)
+    image.save(full, quality=95)
+    session.pictures.append(Picture(image, str(path), upload, str(full), is_example))
 
 
 def read_upload(path: str) -> Image.Image:

@@ -51,6 +51,17 @@ class Sight:
         return cls(scales, tiles, num_image_tokens(processor), vision.hidden_size, mode)
 
 
+def squared(image: Image.Image, mode: str) -> Image.Image:
+    """A picture made square, so that no processor changes its sides: ``pad`` with grey, ``square`` cuts, ``resize``."""
+    width, height = image.size
+    side = min(width, height) if mode == "square" else max(width, height)
+    if mode == "resize":
+        return image.resize((side, side), Image.Resampling.BICUBIC)
+    square = Image.new("RGB", (side, side), (127, 127, 127))
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
 def pyramid(image: Image.Image, sight: Sight, processor: LlavaProcessor) -> list[Scale]:
     """The picture at each scale, with the pixels that the vision tower runs on (resized as the tower does)."""
     prepared = processor.image_processor
@@ -101,7 +112,7 @@ def spot_of_original(image: Image.Image, sight: Sight, at: tuple[float, float], 
     """The same spot of the picture itself; what the processor padded is grey."""
     width, height = image.size
     padded, cropped = (max(image.size),) * 2, (min(image.size),) * 2
-    square = {"pad": padded, "keep": padded, "square": cropped, "resize": image.size}[sight.mode]
+    square = {"square": cropped, "resize": image.size}.get(sight.mode, padded)
     left = (width - square[0]) / 2 + min(max(at[0] - share / 2, 0), 1 - share) * square[0]
     top = (height - square[1]) / 2 + min(max(at[1] - share / 2, 0), 1 - share) * square[1]
     wide, high = max(round(share * square[0]), 1), max(round(share * square[1]), 1)

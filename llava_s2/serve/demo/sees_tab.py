@@ -20,7 +20,7 @@ def build_sees(model: Model, session: gr.State, gallery: gr.Gallery, tab: gr.Tab
     sight = Sight.of(model.model, model.processor)
     html(show.sight_paragraph(sight), elem_id="sight")
     timing = html(elem_classes="s2-note", elem_id="sees-timing")
-    with gr.Row(elem_classes="s2-levels"):
+    with gr.Row(elem_classes=["s2-levels", "s2-true-size"]):
         levels = [
             gr.Image(
                 label=f"{side}² pixels, {tiles * tiles} tile{'s' * (tiles > 1)}",
@@ -32,7 +32,12 @@ def build_sees(model: Model, session: gr.State, gallery: gr.Gallery, tab: gr.Tab
             )
             for side, tiles in zip(sight.scales, sight.tiles, strict=True)
         ]
-    html(show.note("Click a spot on a picture to see it at each scale's resolution, or choose it here:"))
+    html(
+        show.note(
+            "Every scale is shown pixel for pixel, without smoothing. Click a spot to see it at each scale's "
+            "resolution, or choose it here:"
+        )
+    )
     with gr.Row():
         across = gr.Slider(0, 100, 50, step=1, label="Across, %", min_width=130, elem_id="across")
         down = gr.Slider(0, 100, 50, step=1, label="Down, %", min_width=130, elem_id="down")
@@ -54,7 +59,7 @@ def build_sees(model: Model, session: gr.State, gallery: gr.Gallery, tab: gr.Tab
     one_at_a_time = Lock()  # these events pass by the queue, and a large picture takes memory
 
     def scales_of(state: Session, number: int) -> tuple[Any, Any]:
-        image = state.pictures[min(number, len(state.pictures) - 1)].image
+        image = state.pictures[min(number, len(state.pictures) - 1)].squared(state.mode).image
         with one_at_a_time:
             return image, pyramid(image, sight, model.processor)
 
@@ -70,11 +75,12 @@ def build_sees(model: Model, session: gr.State, gallery: gr.Gallery, tab: gr.Tab
     ) -> list[Any]:
         bring_in(state, shown, folder)
         answered = [turn for turn in state.turns if turn.reply]
-        line = show.timing_line(answered[-1], sight) if answered else ""
+        line = show.timing_line(answered[-1]) if answered else ""
         if not state.pictures:
             return ["Add a picture, or take an example.", *[None] * (len(levels) + len(spots))]
         count = len(state.pictures)
-        which = f"Picture {min(number, count - 1) + 1} of {count}. " if count > 1 else ""
+        picture = state.pictures[min(number, count - 1)].image
+        which = f"Picture {min(number, count - 1) + 1} of {count}, {picture.width} x {picture.height} pixels. "
         return [which + (f"Latest answer: {line}" if line else ""), *views(state, number, x, y, percent)]
 
     def views(state: Session, number: int, x: float, y: float, percent: float) -> list[Any]:

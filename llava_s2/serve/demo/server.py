@@ -1,6 +1,7 @@
 """From a page to a server."""
 
 import socket
+from pathlib import Path
 
 import gradio as gr
 import uvicorn
@@ -9,13 +10,21 @@ from starlette.types import ASGIApp
 
 from llava_s2.serve.demo.guard import MAX_UPLOAD_BYTES, Guard
 from llava_s2.serve.demo.page import CSS
+from llava_s2.serve.demo.pictures import ORIGINALS
 
 
-def build_app(page: gr.Blocks, auth: list[tuple[str, str]] | None = None, *, local_names_only: bool = False) -> ASGIApp:
+def build_app(
+    page: gr.Blocks,
+    folder: Path,
+    auth: list[tuple[str, str]] | None = None,
+    *,
+    local_names_only: bool = False,
+) -> ASGIApp:
     """The page as an application.
 
     Args:
         page: from ``build_page``.
+        folder: as given there; its originals are sent to whoever knows their random names.
         auth: pairs of name and password; without any, everybody is let in.
         local_names_only: see ``Guard``.
     """
@@ -24,6 +33,7 @@ def build_app(page: gr.Blocks, auth: list[tuple[str, str]] | None = None, *, loc
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
         page,
         path="/",
+        allowed_paths=[str(folder / ORIGINALS)],
         auth=auth,
         # Fonts that every machine has: Gradio's own would be fetched from the net.
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),

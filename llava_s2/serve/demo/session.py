@@ -1,14 +1,18 @@
 """One visitor's pictures and conversation, apart from how the page shows them."""
 
+import threading
+import uuid
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from llava_s2.errors import InputError
 from llava_s2.serve import tower_cache
 from llava_s2.serve.chat import Chat, Reply, Sampling
+from llava_s2.serve.demo.pyramid import squared
 from llava_s2.serve.demo.timing import Timing, stopwatch
 
 
@@ -24,10 +28,21 @@ class Model:
 
 @dataclass(frozen=True, eq=False)
 class Picture(tower_cache.Picture):
-    """A picture with the file of its small copy that the page shows, and the uploaded file if it was one."""
+    """A picture with the file of its small copy that the page shows, and the uploaded file if it was one.
+
+    Attributes:
+        full: file of all its pixels, for whoever enlarges it.
+        is_example: whether it is here because the page opens with it; the visitor's own first picture replaces it.
+    """
 
     thumbnail: str
     upload: str = ""
+    full: str = ""
+    is_example: bool = False
+
+    def squared(self, mode: str) -> "Picture":
+        """As a square, see ``pyramid.squared``; "" leaves that to the processor."""
+        return replace(self, image=squared(self.image, mode)) if mode else self
 
 
 @dataclass(eq=False)
@@ -57,6 +72,7 @@ class Session:
         compared: the turns of the latest comparison.
         trouble: what the visitor is still to be told.
         answered: how many answers have ended.
+        mode: how pictures become squares; "" leaves it to the processor.
     """
 
     pictures: list[Picture] = field(default_factory=list)
@@ -64,6 +80,7 @@ class Session:
     compared: list[Turn] = field(default_factory=list)
     trouble: InputError | None = None
     answered: int = 0
+    mode: str = ""
 
     def begin(self, question: str) -> None:
         """Adds a question, with the pictures that the conversation does not hold yet. Raises InputError if empty."""
@@ -104,7 +121,7 @@ class Session:
         if turn is None:
             return
         try:
-            yield from answer_turn(turn, model, sampling, self.turns[: self.turns.index(turn)])
+            yield from answer_turn(turn, model, sampling, self.turns[: self.turns.index(turn)], self.mode)
             self.answered += 1
         except InputError:
             if turn in self.turns:  # the visitor may have begun anew meanwhile
@@ -112,18 +129,47 @@ class Session:
             raise
 
 
-def answer_turn(turn: Turn, model: Model, sampling: Sampling, before: list[Turn]) -> Iterator[Turn]:
-    """Fills ``turn.answer``, yielding the turn after every piece and once more at the end; ``before`` came before it.
+class Sessions:
+    """Sessions by a name that nobody can guess, so that a page that is loaded again finds its own."""
+
+    def __init__(self, most: int = 32) -> None:
+        self._most, self._kept, self._one_at_a_time = most, OrderedDict[str, Session](), threading.Lock()
+
+    def find(self, name: str | None, otherwise: Session) -> tuple[str, Session]:
+        """The session of this name, or else another, which gets a name of its own. The oldest are forgotten."""
+        with self._one_at_a_time:
+            if name not in self._kept or name is None:
+                name = uuid.uuid4().hex
+                self._kept[name] = otherwise
+            self._kept.move_to_end(name)
+            if len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+            return name, self._kept[name]
+
+
+def answer_turn(
+    turn: Turn, model: Model, sampling: Sampling, before: list[Turn], mode: str = "", *, cold: bool = False
+) -> Iterator[Turn]:
+    """Fills ``turn.answer``, yielding the turn after every piece and once more at the end.
+
+    Args:
+        turn: to be answered.
+        model: that answers.
+        sampling: how.
+        before: the turns before it.
+        mode: how pictures become squares.
+        cold: whether to forget what the tower made of the pictures, so that its time is measured.
 
     Raises:
         InputError: see ``Chat.ask``.
     """
-    chat = Chat(model.model, model.processor, sampling, model.cache)
+    chat = Chat(model.model, model.processor, sampling, tower_cache.FeatureCache(0) if cold else model.cache)
     for earlier in before:
         if earlier.answer:  # as in a Chat, a question without any answer leaves nothing
-            chat.recall(earlier.question, earlier.pictures, earlier.answer.strip())
+            chat.recall(earlier.question, [one.squared(mode) for one in earlier.pictures], earlier.answer.strip())
+    shown = [picture.squared(mode) for picture in turn.pictures]
     try:
-        with stopwatch(model.model) as timing, closing(chat.ask(turn.question, turn.pictures)) as pieces:
+        with stopwatch(model.model) as timing, closing(chat.ask(turn.question, shown)) as pieces:
             while not turn.stopped and (piece := next(pieces, None)) is not None:
                 turn.answer += piece
                 yield turn

@@ -1,12 +1,15 @@
 """What the page says in words and HTML. All text that a visitor or a model wrote goes through ``html.escape`` here."""
 
+import re
 from collections.abc import Sequence
 from html import escape
+from importlib.metadata import metadata
 from typing import Any
+from urllib.parse import quote
 
 from llava_s2.serve.demo.likelihood import Weight
 from llava_s2.serve.demo.pyramid import Sight
-from llava_s2.serve.demo.session import Turn
+from llava_s2.serve.demo.session import Picture, Turn
 
 _FINISH = {
     "stop": "",
@@ -53,10 +56,35 @@ def transcript(turns: Sequence[Turn]) -> str:
 def sight_line(name: str, sight: Sight) -> str:
     """One line on a model: how it looks at a picture."""
     scales = " + ".join(f"{side}²" for side in sight.scales)
-    return f"{name}: {scales} pixels, {sight.tokens} visual tokens a picture"
+    return f"{name}: {len(sight.scales)} scale{'s' * (len(sight.scales) > 1)} ({scales} pixels), {sight.tokens} tokens"
 
 
-def timing_line(turn: Turn, sight: Sight) -> str:
+def full_size_links(pictures: Sequence[Picture]) -> str:
+    """Links to the pictures with all their pixels."""
+    links = [
+        f"<a href='/gradio_api/file={escape(quote(picture.full))}' target='_blank' rel='noopener'>"
+        f"{picture.image.width} x {picture.image.height}</a>"
+        for picture in pictures
+    ]
+    return f"<p class='s2-note'>Enlarge to full resolution: {', '.join(links)}</p>" if links else ""
+
+
+def truth(question: str, answer: str, found: Sequence[tuple[str, str]] = ()) -> str:
+    """What is true of an example, and the ``verdict`` on each model by its name."""
+    verdicts = "".join(f" · {escape(name)}: {verdict}" for name, verdict in found if verdict)
+    return f"<p>{escape(question)} Truth: <strong>{escape(answer)}</strong>{verdicts}</p>"
+
+
+def verdict(answer: str, options: Sequence[str]) -> str:
+    """Whether an answer to an example's question is the true one (the first option), in a word, or empty."""
+    if not options or not answer:
+        return ""
+    said = [option for option in options if re.search(rf"(?<!\w){re.escape(option.rstrip('.'))}(?!\w)", answer, re.I)]
+    is_right = bool(said) and max(said, key=len) == options[0]
+    return "<strong class='s2-right'>✓ right</strong>" if is_right else "<strong class='s2-wrong'>✗ wrong</strong>"
+
+
+def timing_line(turn: Turn) -> str:
     """Where an answer's time went, or an empty string while there is none."""
     if turn.reply is None or turn.timing is None:
         return ""
@@ -94,12 +122,16 @@ def note(text: str) -> str:
 
 def headline(name: str, sight: Sight, about: str = "") -> str:
     """The top of the page: what this is, in a line, and where to read on. ``about`` says what the model can do."""
+    urls = dict(line.split(", ", 1) for line in metadata("llava-s2").get_all("Project-URL") or [])
+    links = " · ".join(
+        f"<a href='{escape(url)}' target='_blank' rel='noopener'>{label}</a>"
+        for label, url in (("Paper", urls.get("Paper")), ("Docs", urls.get("Documentation")))
+        if url
+    )
     return (
-        "<h1 class='s2-title'>LLaVA-S²</h1><p class='s2-note'>Ask about small details: a vision-language model that "
-        f"looks at every picture at several scales. {escape(about)} {escape(sight_line(name, sight))}. "
-        "<a href='https://arxiv.org/abs/2403.13043' target='_blank' rel='noopener'>Paper</a> · "
-        "<a href='https://github.com/bfshi/scaling_on_scales' target='_blank' rel='noopener'>S² code</a> · "
-        "Apache-2.0</p>"
+        "<h1 class='s2-title'>LLaVA-S²</h1><p class='s2-note'>Ask about small details: this vision-language model "
+        f"looks at every picture at several scales at once. {escape(about)}<br>{escape(sight_line(name, sight))}. "
+        f"{links} · Licence: Apache-2.0</p>"
     )
 
 
