@@ -116,7 +116,7 @@ class DecoderProcesses:
                 with theirs:
                     self._original = subprocess.Popen(
                         [sys.executable, "-m", __name__],
-                        stdin=theirs,
+                        stdin=theirs.fileno(),
                         stdout=subprocess.DEVNULL,
                         stderr=subprocess.DEVNULL,
                         env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},

@@ -47,11 +47,14 @@ def launch(playwright: Playwright) -> Browser:
 class Visit:
     """The page in a window of its own, and what happened in it that should not.
 
+    Args:
+        opening: whether the example that the page opens with stays on it.
+
     Attributes:
         trouble: errors in the console (a script that the page's policy stopped is one) and requests to anywhere else.
     """
 
-    def __init__(self, browser: Browser, url: str, **context) -> None:
+    def __init__(self, browser: Browser, url: str, *, opening: bool = False, **context) -> None:
         self._context = browser.new_context(**context)
         self.page: Page = self._context.new_page()
         self.page.set_default_timeout(120_000)
@@ -61,7 +64,14 @@ class Visit:
         self.page.on("request", lambda r: None if r.url.startswith((url, "data:", "blob:")) else self._left(r.url))
         self.page.goto(url)
         self.question = self.page.locator("#question textarea")
-        expect(self.question).to_be_visible()
+        expect(self.question).not_to_have_value("")
+        self.truth = self.page.locator("#truth")
+        expect(self.truth).to_contain_text(re.compile("(right|wrong).*(right|wrong)"))
+        if not opening:
+            self.page.locator("#pictures").get_by_label("Clear").click()
+            expect(self.thumbnails()).to_have_count(0)
+            expect(self.truth).to_be_hidden()
+            self.question.fill("")
 
     def _left(self, url: str) -> None:
         self.trouble.append(f"asked {url}")

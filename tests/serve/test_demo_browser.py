@@ -4,10 +4,13 @@ import json
 import re
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from demo_browser import GOLDEN, Demo, Visit, launch
 from hostile import HOSTILE
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
+
+from llava_s2.serve.demo.examples import examples
 
 CASE = json.loads((GOLDEN / "cases.json").read_text())["cases"][0]
 PICTURE = GOLDEN / CASE["image"]
@@ -26,7 +29,16 @@ def demo(loaded, tmp_path_factory):
         "--dtype",
         "float32",
     ]
-    demo = Demo(folder / "log", *model, "--baseline", str(folder / "baseline"), "--max-new-tokens", "8")
+    demo = Demo(
+        folder / "log",
+        *model,
+        "--baseline",
+        str(folder / "baseline"),
+        "--max-new-tokens",
+        "8",
+        "--more-models",
+        str(folder / "baseline"),
+    )
     yield demo
     demo.stop()
 
@@ -50,6 +62,59 @@ def visit(browser, demo, request):
 @pytest.fixture(scope="module")
 def expected(loaded):
     return loaded[1].decode(CASE["greedy_full"], skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("visit", [{"opening": True}], indirect=True)
+def test_the_page_opens_on_an_example_with_its_truth_and_a_reload_keeps_the_chat(visit):
+    page = visit.page
+    example = examples()[0]
+    expect(visit.question).to_have_value(example.question)
+    expect(visit.truth).to_contain_text(example.options[0])
+    visit.tab("Likelihood")
+    expect(page.locator("#options textarea")).to_have_value("\n".join(sorted(example.options)))
+    visit.tab("Chat")
+    with page.context.expect_page() as opened:
+        page.locator("#full-size a").click()
+    size = opened.value.evaluate("[document.images[0].naturalWidth, document.images[0].naturalHeight]")
+    assert tuple(size) == example.picture.size
+    opened.value.close()
+    visit.ask("What?")
+    visit.wait_until_answered()
+    transcript = visit.transcript()
+    page.reload()
+    expect(visit.bubbles("bot")).to_have_count(1)
+    assert visit.transcript() == transcript
+    expect(visit.thumbnails()).to_have_count(1)
+    visit._answered = 1
+    visit.question.fill("And?")
+    visit.question.press("Enter")
+    visit.wait_until_answered()
+    assert visit.transcript().startswith(transcript) and visit.transcript().count("[picture") == 1
+    visit.trouble.clear()  # of the streams that the reload cut
+
+
+def test_a_picture_of_the_visitors_own_replaces_the_example(browser, demo):
+    visit = Visit(browser, demo.url, opening=True)
+    visit.upload(PICTURE)
+    expect(visit.truth).to_be_hidden()
+    expect(visit.thumbnails()).to_have_count(1)
+    expect(visit.page.locator("#full-size a")).to_have_text("240 x 240")
+    visit.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_serious_fault(browser, demo, scheme):
+    axe = Axe()
+    visit = Visit(browser, demo.url, opening=True, color_scheme=scheme)
+    visit.ask("What?")
+    visit.wait_until_answered()
+    for name in ("Chat", "Compare", "Likelihood", "What the model sees"):
+        visit.tab(name)
+        visit.page.wait_for_timeout(300)  # what fades in is measured whole
+        found = axe.run(visit.page).response["violations"]
+        serious = [one for one in found if one["impact"] in ("serious", "critical")]
+        assert not serious, [(one["id"], [node["html"][:200] for node in one["nodes"]]) for one in serious]
+    visit.close()
 
 
 def shown(visit):
@@ -95,7 +160,7 @@ def test_a_conversation(visit, expected):
 
 
 def test_an_answer_streams_and_can_be_stopped(visit):
-    visit.page.get_by_role("button", name="Sampling").click()
+    visit.page.get_by_role("button", name="Settings").click()
     most = visit.page.get_by_label("number input for Most new tokens")
     most.fill("1900")
     most.press("Tab")
@@ -144,11 +209,11 @@ def test_comparison(visit, expected):
     for answer in ("#answer-a textarea", "#answer-b textarea"):
         expect(visit.page.locator(answer)).to_have_value(expected)
     stop = visit.page.locator("#stop-both")
-    expect(stop).to_be_disabled()
+    expect(stop).to_be_hidden()
     visit.page.locator("#compared textarea").fill("word " * 3000)
     visit.page.locator("#ask-both").click()
     told(visit, "2048")
-    expect(stop).to_be_disabled()
+    expect(stop).to_be_hidden()
 
 
 def test_likelihood(visit):
@@ -192,6 +257,27 @@ def test_what_the_model_sees(visit, loaded, tmp_path):
         for image, source in zip(spots, before, strict=True):
             expect(image).not_to_have_attribute("src", source)
             assert middle(visit, image) == pytest.approx(brightness, abs=8)
+
+
+def test_another_model_and_another_square(visit, tmp_path):
+    Image.new("RGB", (80, 40), "white").save(tmp_path / "wide.png")
+    visit.upload(tmp_path / "wide.png")
+    expect(visit.thumbnails()).to_have_count(1)
+    for box, choice in (("Model", "baseline"), ("A picture that is not square is", "cut in the middle")):
+        if box != "Model":
+            visit.page.get_by_role("button", name="Settings").click()
+        visit.page.get_by_label(box).click()
+        visit.page.get_by_role("option", name=choice).click()
+    visit.ask("What?")
+    visit.wait_until_answered()
+    visit.tab("Likelihood")
+    visit.page.locator("#weigh").click()
+    expect(visit.page.locator("table.s2-options caption").first).to_have_text("baseline")
+    visit.tab("What the model sees")
+    expect(visit.page.locator("#sees-timing")).to_contain_text("80 x 40")
+    corner = visit.page.locator("#level-56 img")
+    expect(corner).to_be_visible()
+    assert middle(visit, corner) == 255
 
 
 def middle(visit, image) -> int:
@@ -257,9 +343,11 @@ def test_files_that_are_no_pictures_are_told_and_left_out(visit):
 
 def test_questions_that_cannot_be_asked_are_told(visit):
     visit.tab("Likelihood")
+    visit.page.locator("#options textarea").fill("")
     visit.page.locator("#weigh").click()
     told(visit, "two to 16 different options")
     visit.tab("Compare")
+    visit.page.locator("#compared textarea").fill("")
     visit.page.locator("#ask-both").click()
     told(visit, "type a question first")
     visit.tab("Chat")
@@ -277,14 +365,14 @@ def test_a_phone(visit):
     visit.question.tap()
     visit.ask("What?")
     visit.wait_until_answered()
-    for name in ("Chat", "Compare"):
+    for name in ("Chat", "Compare", "Likelihood", "What the model sees"):
         visit.tab(name)
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_the_keyboard_alone(visit):
     page = visit.page
-    expect(visit.question).to_be_focused()
+    visit.question.focus()
     page.keyboard.type("What?")
     page.keyboard.press("Enter")
     visit.wait_until_answered(0)

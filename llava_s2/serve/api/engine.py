@@ -232,7 +232,9 @@ class Engine:
 
     def _see(self) -> None:
         """Takes the next unknown images through the tower, those of the first in the queue first."""
-        most, unseen, wanted = self._at_once(_TOWER_IMAGES, self._image_seconds), {}, []
+        most = self._at_once(_TOWER_IMAGES, self._image_seconds)
+        unseen: dict[str, Tensor] = {}
+        wanted: list[tuple[_Answer, int, str]] = []
         with self._changed:
             waiting = [answer for answer in self._waiting if not answer.ready]
         for answer in waiting:

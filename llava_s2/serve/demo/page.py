@@ -19,6 +19,7 @@ from llava_s2.serve.demo.sees_tab import build_sees
 from llava_s2.serve.demo.session import Model, Session, Sessions
 
 CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+SCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
 
 
 _SQUARES = [
@@ -163,6 +164,12 @@ def build_page(
             bring_in(state, files, folder)
             return [*pictures_of(state), "" if not any(one.is_example for one in state.pictures) else gr.skip()]
 
+        def cleared(state: Session, files: list[tuple[str, str | None]] | None) -> Any:
+            if files:
+                return [gr.skip()] * 2
+            bring_in(state, files, folder)
+            return ["", ""]
+
         @tells
         def bring_from(state: Session, url: str) -> list[Any]:
             add_picture(state, read_address(url), folder)
@@ -178,6 +185,7 @@ def build_page(
         on_page = [gallery, full_size, truth]
         gallery.upload(changed, [session, gallery], on_page, **QUIET)
         gallery.delete(changed, [session, gallery], on_page, **QUIET)
+        gallery.change(cleared, [session, gallery], [full_size, truth], **QUICK)
         square.change(choose_square, [session, square], None, **QUICK)
         if allow_urls:
             address.submit(bring_from, [session, address], [*on_page, address], **QUIET)
@@ -185,6 +193,6 @@ def build_page(
         shown.select(take_example, [session], filled, **QUICK)
         page.load(stay_connected, None, None, concurrency_limit=None, **QUIET)
         page.load(opened, [remembered, session], [remembered, session, *filled], **QUICK).then(
-            opening, [session, *sliders], [*compared.answers, truth], **MODEL
+            opening, [session, *sliders], [*compared.answers, truth], **{**MODEL, "show_progress": "hidden"}
         )
     return page

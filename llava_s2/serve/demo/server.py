@@ -5,11 +5,11 @@ from pathlib import Path
 
 import gradio as gr
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from starlette.types import ASGIApp
 
 from llava_s2.serve.demo.guard import MAX_UPLOAD_BYTES, Guard
-from llava_s2.serve.demo.page import CSS
+from llava_s2.serve.demo.page import CSS, SCRIPT
 from llava_s2.serve.demo.pictures import ORIGINALS
 
 
@@ -29,8 +29,10 @@ def build_app(
         local_names_only: see ``Guard``.
     """
     page.queue(default_concurrency_limit=4, max_size=64)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.get("/static/page.js")(lambda: Response(SCRIPT, media_type="text/javascript"))  # inline, the policy forbids it
     app = gr.mount_gradio_app(
-        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+        app,
         page,
         path="/",
         allowed_paths=[str(folder / ORIGINALS)],
@@ -38,6 +40,7 @@ def build_app(
         # Fonts that every machine has: Gradio's own would be fetched from the net.
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=CSS,
+        head='<script src="/static/page.js"></script>',
         footer_links=[],
         run_history=False,
         ssr_mode=False,
