@@ -203,6 +203,8 @@ def parse_flags(stage: str, flags: Sequence[str]) -> "tuple[RecipeArguments, Tra
     from transformers.integrations import get_available_reporting_integrations
     from transformers.training_args import ParallelMode
 
+    from llava_s2.train.restarts import join_after_restart
+
     class Parser(HfArgumentParser):
         def error(self, message: str) -> Any:
             raise InputError(f"{message}; see llava-s2 train {stage} --help")
@@ -226,6 +228,7 @@ def parse_flags(stage: str, flags: Sequence[str]) -> "tuple[RecipeArguments, Tra
     start += ["--report_to", "tensorboard" if find_spec("tensorboard") else "none"]
     if given & {"eval_data_path", "eval_split"} and "eval_strategy" not in given:
         start += _evaluate_when_saving(flags)
+    join_after_restart(float(_values(flags).get("ddp_timeout", TrainingArguments.ddp_timeout)))
     both: list[Any] = [RecipeArguments, TrainingArguments]
     parser = Parser(both, allow_abbrev=False)
     for name in ACCEPTED:
