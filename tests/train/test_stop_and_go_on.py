@@ -37,7 +37,7 @@ def test_stopped_and_killed_on_two_processes_it_ends_as_one_process_does(tmp_pat
     two += ["--output_dir", tmp_path / "two", "--save_steps"]
     (tmp_path / "ids").mkdir()
     logged = {"program": Path(__file__).with_name("ids_logged.py")}
-    environment = {"LLAVA_S2_IDS": str(tmp_path / "ids"), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    environment = {"LLAVA_S2_IDS": str(tmp_path / "ids")}
 
     process = start([*two, 1000], 2, environment, **logged)
     wait_for_losses(process, PER_EPOCH + 3)
