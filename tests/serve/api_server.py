@@ -63,8 +63,8 @@ class Command:
 @contextlib.contextmanager
 def in_thread(service, keys=()) -> Iterator[str]:
     """Serves until the block ends. Gives the URL."""
+    from llava_s2.serve.api.api_server import make_server
     from llava_s2.serve.api.app import build_app
-    from llava_s2.serve.api.server import make_server
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -586,7 +586,7 @@ def test_a_length_and_chunks_together_are_refused_and_the_connection_closed(serv
 
 
 def test_idle_connections_do_not_take_the_last_places(serving, monkeypatch):
-    monkeypatch.setattr("llava_s2.serve.api.server._MAX_CONNECTIONS", 8)
+    monkeypatch.setattr("llava_s2.serve.api.api_server._MAX_CONNECTIONS", 8)
     url = serving()
     with contextlib.ExitStack() as stack:
         for _ in range(20):
@@ -712,7 +712,7 @@ def test_a_request_over_its_time_ends_in_the_same_shape(serving):
 
 
 def test_slow_headers_and_bodies_are_cut_off(serving, monkeypatch):
-    monkeypatch.setattr("llava_s2.serve.api.server._HEADER_SECONDS", 1.5)
+    monkeypatch.setattr("llava_s2.serve.api.api_server._HEADER_SECONDS", 1.5)
     url = serving(body_seconds=1.5)
     slow = [b"GET /health HTT", b"", head(100) + b'{"model":']
     with contextlib.ExitStack() as stack:

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llava_s2.errors import InputError
-from llava_s2.serve.api.errors import ApiError
+from llava_s2.serve.api.api_errors import ApiError
 
 _DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _OPEN = {"/health"}

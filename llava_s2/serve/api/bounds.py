@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llava_s2.serve.api.errors import ApiError
+from llava_s2.serve.api.api_errors import ApiError
 from llava_s2.serve.api.metrics import Metrics
 
 logger = logging.getLogger("llava_s2.serve")

@@ -89,8 +89,8 @@ def _serve(args: argparse.Namespace) -> None:
 
     import torch
 
+    from llava_s2.serve.api.api_server import make_server
     from llava_s2.serve.api.app import build_app
-    from llava_s2.serve.api.server import make_server
     from llava_s2.serve.api.service import Limits, Service
     from llava_s2.serve.urls import fetch
 

@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
-from llava_s2.serve.api import schema
+from llava_s2.serve.api import request_schema
+from llava_s2.serve.api.api_errors import ApiError, late
 from llava_s2.serve.api.engine import Engine
-from llava_s2.serve.api.errors import ApiError, late
 from llava_s2.serve.api.metrics import Metrics
 from llava_s2.serve.api.prepare import Preparer
 from llava_s2.serve.decoder_processes import DecoderProcesses
@@ -119,9 +119,9 @@ class Service:
         if name is not None and name != self.model:
             raise ApiError(404, f"no model of that name; there is {self.model}", code="model_not_found", param="model")
 
-    def card(self) -> schema.ModelCard:
+    def card(self) -> request_schema.ModelCard:
         """What ``/v1/models`` tells of the model."""
-        return schema.ModelCard(
+        return request_schema.ModelCard(
             id=self.model,
             object="model",
             created=self.created,

@@ -8,7 +8,7 @@ from openai.types import Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from llava_s2.serve.api.errors import invalid
+from llava_s2.serve.api.api_errors import invalid
 
 logger = logging.getLogger("llava_s2.serve")
 

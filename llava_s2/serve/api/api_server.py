@@ -11,7 +11,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from llava_s2.serve.api.errors import ApiError
+from llava_s2.serve.api.api_errors import ApiError
 
 _HEADER_SECONDS = 10.0
 _MAX_CONNECTIONS = 512
