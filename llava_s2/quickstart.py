@@ -7,11 +7,14 @@ on where it was cut off, when the quickstart is started again.
 import argparse
 import json
 import shlex
+import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llava_s2.errors import InputError
+from llava_s2.files import atomic_write
 from llava_s2.model.embedded import (
     FEATURE_LAYER,
     NAME,
@@ -22,7 +25,9 @@ from llava_s2.model.embedded import (
     projector,
 )
 
-TWINS = {"single": SCALES[:1], "s2": SCALES}
+MODELS = {"single": SCALES[:1], "s2": SCALES}
+# Large images that both models are asked about; one on which they differ is shown.
+_LARGE_IMAGES = 10
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
@@ -52,10 +57,10 @@ def run(args: argparse.Namespace) -> None:
     numbers += ["--lora_r", "16", "--lora_alpha", "32", "--lora_dropout", "0", "--num_train_epochs", "1"]
     numbers += ["--save_steps", "20", "--save_total_limit", "1", "--logging_steps", "5", "--report_to", "none"]
     numbers += ["--bf16", str(bf16), "--use_cpu", str(not _has_gpu())]
-    for number, (twin, scales) in enumerate(TWINS.items(), start=2):
+    for number, (name, scales) in enumerate(MODELS.items(), start=2):
         listed = ",".join(map(str, scales))
         _title(f"{number}/5  Fine-tuning on scales {listed}: LoRA and projector, {VISUAL_TOKENS} visual tokens")
-        model = out / "models" / twin
+        model = out / "models" / name
         if is_finished(model):
             print(f"{model} is there already")
             continue
@@ -70,31 +75,31 @@ def run(args: argparse.Namespace) -> None:
 
     _title(f"4/5  V*-format questions on {args.attributes + args.relations} held-out pictures")
     for name, more in (("single", ()), ("s2", ()), ("text_only", ("--text-only",))):
-        model = out / "models" / ("single" if name == "single" else "s2")
-        data = ("--data", str(out / "data/vstar"), "--output", str(out / "runs" / name))
-        _command(args.main, "eval", "vstar", "--model", str(model), *data, *more)
+        _score(args.main, out, "vstar", "s2" if name == "text_only" else name, name, *more)
     _command(args.main, "compare", str(out / "runs/single"), str(out / "runs/s2"))
 
-    _title("5/5  A question about a large picture")
-    picture, question, answer = _large_picture(out)
-    for twin in TWINS:
-        _command(
-            args.main, "chat", "--model", str(out / "models" / twin), "--image", str(picture), "--prompt", question
-        )
-    print(f"(the truth: {answer})")
+    _title(f"5/5  Questions about {_LARGE_IMAGES} images nine times as large as the tower's")
+    image, question = _large_images(args.main, out)
 
+    program = "llava-s2" if shutil.which("llava-s2") else shlex.quote(str(Path(sys.executable).with_name("llava-s2")))
+    folder, train = shlex.quote(str(out / "models/s2")), shlex.quote(str(out / "data/train"))
     minutes = (time.monotonic() - started) / 60
     print(f"""
 Done in {minutes:.1f} minutes. What next:
-  llava-s2 chat --image {picture}        talk to the S2 model about any picture
-  llava-s2 train finetune --help         fine-tune on your own LLaVA JSON
-  llava-s2 eval vstar --help             score a checkpoint, a released LLaVA-1.5 too, on V*""")
+  {program} chat --model {folder} --image {shlex.quote(str(image))} --prompt {shlex.quote(question)}
+  {program} demo --model {folder}
+  {program} data check {train}/train.json --images {train}""")
+
+
+def _score(main: Callable[[Sequence[str]], int], out: Path, data: str, model: str, run: str, *more: str) -> None:
+    folders = ("--data", str(out / "data" / data), "--output", str(out / "runs" / run))
+    _command(main, "eval", "vstar", "--model", str(out / "models" / model), *folders, *more)
 
 
 def _claim(out: Path, counts: dict[str, int]) -> bool:
     """Records what this quickstart consists of, so that a second start cannot mix other numbers with the first's.
 
-    Returns whether both twins train in bfloat16, decided once.
+    Returns whether both models train in bfloat16, decided once.
     """
     path = out / "quickstart.json"
     if path.exists():
@@ -104,9 +109,8 @@ def _claim(out: Path, counts: dict[str, int]) -> bool:
         return settings["bf16"]
     bf16 = _bf16_is_faster()
     out.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({**counts, "bf16": bf16}))
-    partial.replace(path)
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps({**counts, "bf16": bf16}))
     return bf16
 
 
@@ -122,18 +126,37 @@ def _make_data(out: Path, args: argparse.Namespace) -> None:
     print(f"{out / 'data/train/train.json'}: {args.pictures} records; {out / 'data/vstar'}: V* folder")
 
 
-def _large_picture(out: Path) -> tuple[Path, str, str]:
-    """A held-out picture at nine times the tower's side, a question about it, and the answer."""
-    import numpy as np
+def _large_images(main: Callable[[Sequence[str]], int], out: Path) -> tuple[Path, str]:
+    """Asks both models about large held-out images and draws one that S² answers and the baseline does not, if any is.
 
-    from llava_s2.data.scene_tasks import attribute_questions
-    from llava_s2.data.scenes import SceneConfig, make_scene
+    Returns its file and its question.
+    """
+    from llava_s2.data.scene_tasks import write_vstar
+    from llava_s2.data.scenes import SceneConfig
+    from llava_s2.quickstart_image import draw_answers
 
-    path = out / "large.jpg"
-    scene = make_scene("test", 10_000, SceneConfig(side=9 * SCALES[0], object_side=(48, 60)))
-    scene.image.save(path, quality=95)
-    question = attribute_questions(scene, np.random.default_rng(0))[0]
-    return path, question.text, question.options[0]
+    data = out / "data/large"
+    if not data.exists():
+        config = SceneConfig(side=9 * SCALES[0], object_side=(42, 54))
+        write_vstar(data, _LARGE_IMAGES, 0, config=config, first_seed=10_000)
+    answers: dict[str, dict[str, dict]] = {}
+    for name in MODELS:
+        _score(main, out, "large", name, f"large_{name}")
+        lines = (out / "runs" / f"large_{name}" / "predictions.jsonl").read_text().splitlines()
+        answers[name] = {record["question_id"]: record for record in map(json.loads, lines)}
+    correct = {name: {key for key, record in found.items() if record["correct"]} for name, found in answers.items()}
+    shown = min(answers["s2"], key=lambda key: (key not in correct["s2"], key in correct["single"], key))
+    image = data / f"{shown}.jpg"
+    record = json.loads(image.with_suffix(".json").read_text())
+    said = {",".join(map(str, scales)): answers[name][shown]["text"] for name, scales in MODELS.items()}
+    sides = {",".join(map(str, scales)): scales[-1] for scales in MODELS.values()}
+    draw_answers(out / "answer.png", image, record, said, sides)
+    counts = [f"{len(correct[name])} of {_LARGE_IMAGES}" for name in MODELS]
+    print(f"Right: {counts[0]} at a single scale, {counts[1]} with S². One of them, drawn in {out / 'answer.png'}:")
+    print(f"  {record['question']}  The truth: {record['options'][0]}")
+    for scales, text in said.items():
+        print(f"  scales {scales:<12} {text} ({'right' if text == record['options'][0] else 'wrong'})")
+    return image, record["question"]
 
 
 def _has_gpu() -> bool:

@@ -2,9 +2,12 @@
 
 import json
 import os
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from llava_s2.cli import main
 from llava_s2.model.embedded import default_model
@@ -44,7 +47,29 @@ def test_quickstart_fine_tunes_scores_answers_and_continues(
     comparison = next(json.loads(line) for line in printed.splitlines() if line.startswith('{"'))
     difference = reports["s2"]["results"]["overall"]["correct"] - reports["single"]["results"]["overall"]["correct"]
     assert comparison["results"]["overall"]["difference"] == pytest.approx(difference / 6)
-    assert "Done in" in printed and "llava-s2 chat" in printed
+    # The last question is shown with both models' answers, each as it was scored.
+    large = {
+        name: {
+            record["question_id"]: record
+            for record in map(json.loads, (out / f"runs/large_{name}/predictions.jsonl").read_text().splitlines())
+        }
+        for name in ("single", "s2")
+    }
+    with Image.open(out / "answer.png") as drawn:
+        assert drawn.size[0] > 1200 and drawn.format == "PNG"
+    *_, single_line, s2_line, _, _, chat, demo, check = printed.splitlines()
+    differing = [key for key in large["s2"] if large["s2"][key]["correct"] and not large["single"][key]["correct"]]
+    if differing:
+        assert single_line.endswith("(wrong)") and s2_line.endswith("(right)")
+        assert large["s2"][min(differing)]["text"] in s2_line and large["single"][min(differing)]["text"] in single_line
+
+    # The three commands can be pasted: each names a program that is there and arguments that parse.
+    for line, action in ((chat, "chat"), (demo, "demo"), (check, "data")):
+        program, *words = shlex.split(line)
+        assert shutil.which(program) and words[0] == action
+    assert main(shlex.split(check)[1:]) == 0
+    assert main(shlex.split(chat)[1:]) == 0
+    assert capfd.readouterr().out.strip()
 
     # What it left is what chat uses, from the folder it was started in.
     assert default_model() == Path("playground/quickstart/models/s2") != shipped
