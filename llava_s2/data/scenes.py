@@ -1,4 +1,4 @@
-"""Synthetic V*-like pictures: cluttered, with small named objects whose colour and position a question can ask for.
+"""Synthetic V*-like images: cluttered, with small named objects whose colour and position a question can ask for.
 
 Everything follows from a seed. The cells that a picture's objects stand in are its layout; a layout belongs to one
 split only (by its checksum), so train and test share neither seeds nor layouts. Kinds, colours and cells are drawn
