@@ -2,8 +2,8 @@
 
     python scripts/train/things_tower.py --photographs PHOTOGRAPHS/train --output playground/checkpoints/things_tower
 
-PHOTOGRAPHS is what ``things_photographs.py --all`` writes. A crop of a photograph shows one to six named things of
-5 to 80 pixels, some of them tinted; its caption names them ("red umbrella, fox"). In one batch of three the crops
+PHOTOGRAPHS is what ``things_photographs.py --all`` writes. A crop of a photograph shows one to twelve named things
+of 5 to 80 pixels, some of them tinted; its caption names them ("red umbrella, fox"). In one batch of three the crops
 share few names or few colours, so that telling their captions apart needs the other property. Beside CLIP's loss
 between crop and caption stands the same loss between region and phrase (as RegionCLIP has it): every patch token is
 matched to the phrase of the thing that it shows, or to none. Two things measured worse: a ViT of the same cost as
@@ -41,7 +41,7 @@ GRID = SIDE // PATCH
 WORDS = [*NAMES, *COLORS]
 PHRASES = [*NAMES, *(f"{color} {name}" for name in TINTED for color in COLORS)]
 NUMBER = {phrase: number for number, phrase in enumerate(PHRASES)}
-MOST = 6
+MOST = 12
 MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 
 
@@ -87,21 +87,22 @@ class Crops(Dataset):
         phrases = np.full(MOST, -1)
         regions = np.full((GRID, GRID), len(PHRASES))
         best = np.zeros((GRID, GRID))
-        if rng.random() < 0.85:  # small things, one in each of some of 3 x 3 places
-            count, smallest, largest, cells = int(rng.integers(2, MOST + 1)), 5, 32, 3
+        if rng.random() < 0.85:  # small things, one in each of some of 4 x 4 places
+            count, smallest, largest, cells = int(rng.integers(4, MOST + 1)), 5, 28, 4
         else:
             count, smallest, largest, cells = int(rng.integers(1, 3)), 28, 84, 2
         cell = SIDE / cells
         for i, place in enumerate(rng.permutation(cells**2)[:count].tolist()):
-            name = names[int(rng.integers(len(names)))]
+            among = TINTED if rng.random() < 0.25 and len(names) == len(NAMES) else names
+            name = among[int(rng.integers(len(among)))]
             style = STYLES[int(rng.integers(len(STYLES)))]
             while name not in names_of(style):
                 style = STYLES[int(rng.integers(len(STYLES)))]
             color = None
-            if name in TINTED and rng.random() < 0.6:
+            if name in TINTED and rng.random() < 0.7:
                 color = colors[int(rng.integers(len(colors)))]
             number = names_of(style)[name]
-            # Log-uniform: as many things of 5 to 13 px (what a middle scale sees) as of 13 to 32.
+            # Log-uniform: as many things of 5 to 12 px (what a middle scale sees) as of 12 to 28.
             side = int(np.exp(rng.uniform(np.log(smallest), np.log(largest))))
             x = int((place % cells + rng.uniform(0.15, 0.85)) * cell)
             y = int((place // cells + rng.uniform(0.15, 0.85)) * cell)
@@ -139,6 +140,15 @@ def word_table() -> torch.Tensor:
     return table
 
 
+class Float32Conv2d(torch.nn.Conv2d):
+    """A convolution that autocast leaves in float32: a depthwise one's backward is three times slower in bfloat16."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Convolves (B, C, H, W) in float32."""
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(input.float())
+
+
 class SmallClip(torch.nn.Module):
     """transformers' ConvNextModel beside a bag of words, with one projection for regions and whole crops."""
 
@@ -153,6 +163,9 @@ class SmallClip(torch.nn.Module):
             layer_scale_init_value=0.0,  # no layer scale, which slows down a short training
         )
         self.visual = ConvNextModel(config)
+        for layer in [module for module in self.visual.modules() if hasattr(module, "dwconv")]:
+            width = layer.dwconv.out_channels
+            layer.dwconv = Float32Conv2d(width, width, layer.dwconv.kernel_size, padding=3, groups=width)
         for parameter in self.visual.parameters():
             if parameter.ndim >= 2:  # transformers' 0.02 is for long trainings
                 torch.nn.init.kaiming_normal_(parameter, nonlinearity="linear")
@@ -228,7 +241,9 @@ def main() -> None:
             scale = clip.logit_scale.exp()
             clip_loss = contrastive(crops, vectors[: len(images)], scale)
             known = torch.cat([vectors[len(images) :], normalize(clip.nothing, dim=-1)])
-            region_loss = cross_entropy(scale * (patches @ known.T).flatten(0, 1), regions.flatten(), weights)
+            with torch.autocast("cpu", torch.bfloat16):
+                likeness = patches.flatten(0, 1) @ known.T
+            region_loss = cross_entropy(scale * likeness.float(), regions.flatten(), weights)
             optimizer.zero_grad(set_to_none=True)
             (clip_loss + region_loss).backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
