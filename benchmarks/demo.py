@@ -91,8 +91,8 @@ def _drive(page: Page, url: str, photos: list[bytes]) -> dict[str, Any]:
 
     first, second = ({"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": photo} for photo in photos)
     start = time.perf_counter()
-    page.locator("#pictures input[type=file]").set_input_files([first])  # type: ignore[list-item]
-    expect(page.locator("#pictures .thumbnail-item img, #pictures .thumbnail-lg img")).to_have_count(1)
+    page.locator("#images input[type=file]").set_input_files([first])  # type: ignore[list-item]
+    expect(page.locator("#images .thumbnail-item img, #images .thumbnail-lg img")).to_have_count(1)
     questions = [{"what": "a picture on the page", "until_on_the_page": time.perf_counter() - start, **_ask(page, 1)}]
     questions.append({"what": "the same picture again", **_ask(page, 2)})
 

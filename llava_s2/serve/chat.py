@@ -26,7 +26,7 @@ from llava_s2.model.inference import (
     token_arguments,
     user_message,
 )
-from llava_s2.serve.tower_cache import DEFAULT_BYTES, FeatureCache, Picture, embed_prompts, image_features
+from llava_s2.serve.tower_cache import DEFAULT_BYTES, FeatureCache, KeyedImage, embed_prompts, image_features
 
 _LOOP = 64  # tokens
 
@@ -55,7 +55,7 @@ class Reply:
     Attributes:
         seconds: for all of it.
         finish: ``stop`` (the model ended it), ``repeated`` (it went round in a circle), ``length`` or ``interrupted``.
-        known_pictures: of the conversation that did not go through the tower again.
+        known_images: of the conversation that did not go through the tower again.
     """
 
     text: str
@@ -63,21 +63,21 @@ class Reply:
     new_tokens: int
     seconds: float
     finish: str
-    known_pictures: int = 0
+    known_images: int = 0
 
 
 class Chat:
-    """A conversation about any number of pictures.
+    """A conversation about any number of images.
 
     Args:
         model: in eval mode.
         processor: its processor, whose chat template is used.
         sampling: how answers are drawn.
-        cache: of the model's features of pictures; chats may share one.
+        cache: of the model's features of images; chats may share one.
 
     Attributes:
         messages: the history, as chat templates take it.
-        pictures: those of the history, in order.
+        images: those of the history, in order.
         reply: the latest answer, once its pieces have ended.
     """
 
@@ -94,24 +94,24 @@ class Chat:
         self.clear()
 
     def clear(self) -> None:
-        """Forgets messages and pictures."""
+        """Forgets messages and images."""
         self.messages: list[Message] = []
-        self.pictures: list[Picture] = []
-        self._unasked: list[Picture] = []
+        self.images: list[KeyedImage] = []
+        self._unasked: list[KeyedImage] = []
 
     def add_image(self, image: Image.Image) -> None:
-        """Shows a picture (RGB, any size) together with the next message."""
-        self._unasked.append(Picture(image))
+        """Shows an image (RGB, any size) together with the next message."""
+        self._unasked.append(KeyedImage(image))
 
-    def recall(self, text: str, pictures: Sequence[Picture], answer: str) -> None:
+    def recall(self, text: str, images: Sequence[KeyedImage], answer: str) -> None:
         """Adds to the history what was asked and answered elsewhere."""
         self.messages += [
-            user_message(escape_special_tokens(text, self._processor), len(pictures)),
+            user_message(escape_special_tokens(text, self._processor), len(images)),
             assistant_message(escape_special_tokens(answer, self._processor)),
         ]
-        self.pictures += pictures
+        self.images += images
 
-    def ask(self, text: str, pictures: Sequence[Picture] = ()) -> Generator[str, None, None]:
+    def ask(self, text: str, images: Sequence[KeyedImage] = ()) -> Generator[str, None, None]:
         """Answers, piece by piece.
 
         Closing the iterator, or an exception such as KeyboardInterrupt while it waits, stops the answer. What was
@@ -119,14 +119,14 @@ class Chat:
 
         Args:
             text: the user's words; an ``<image>`` or a special token in them is read as plain text.
-            pictures: shown with this message, after those of ``add_image``.
+            images: shown with this message, after those of ``add_image``.
 
         Raises:
             InputError: the conversation leaves no room for an answer, or see ``num_image_tokens``.
         """
-        new = [*self._unasked, *pictures]
+        new = [*self._unasked, *images]
         message = user_message(escape_special_tokens(text, self._processor), len(new))
-        messages, shown = [*self.messages, message], [*self.pictures, *new]
+        messages, shown = [*self.messages, message], [*self.images, *new]
         (ids,) = prompt_ids(self._processor, [messages])
         length = len(ids)
         limit = self._model.config.get_text_config().max_position_embeddings
@@ -156,18 +156,18 @@ class Chat:
             self.reply = Reply(answer, length, len(made), time.perf_counter() - start, finish, known)
             if answer:
                 answered = assistant_message(escape_special_tokens(answer, self._processor))
-                self.messages, self.pictures, self._unasked = [*messages, answered], shown, []
+                self.messages, self.images, self._unasked = [*messages, answered], shown, []
 
     @torch.inference_mode()
-    def _inputs(self, ids: list[int], pictures: Sequence[Picture]) -> tuple[dict[str, Tensor], int]:
-        """What ``generate`` takes, and how many of the pictures were known."""
+    def _inputs(self, ids: list[int], images: Sequence[KeyedImage]) -> tuple[dict[str, Tensor], int]:
+        """What ``generate`` takes, and how many of the images were known."""
         features, known = [], 0
-        for picture in pictures:
-            kept = self._cache.get(picture.key)
+        for keyed in images:
+            kept = self._cache.get(keyed.key)
             known += kept is not None
             if kept is None:
-                kept = image_features(self._model, prepare_image(self._processor, picture.image)[None])[0]
-                self._cache.put(picture.key, kept)
+                kept = image_features(self._model, prepare_image(self._processor, keyed.image)[None])[0]
+                self._cache.put(keyed.key, kept)
             features.append(kept)
         prompt = torch.tensor([ids], device=self._model.device)
         mask = torch.ones_like(prompt)

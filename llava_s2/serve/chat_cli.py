@@ -14,12 +14,12 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     """Adds the commands to the command line."""
     parser = subparsers.add_parser(
         "chat",
-        help="talk with a model about pictures",
+        help="talk with a model about images",
         description="Without --prompt: an interactive chat. Ctrl-C stops an answer.",
     )
     add_model_arguments(parser, required=False)
     parser.add_argument(
-        "--image", action="extend", nargs="+", default=[], metavar="X", help="picture(s) shown with the first message"
+        "--image", action="extend", nargs="+", default=[], metavar="X", help="image(s) shown with the first message"
     )
     parser.add_argument("--prompt", metavar="P", help="ask this, print the answer and leave")
     parser.add_argument("--json", action="store_true", help="with --prompt: print the answer as one JSON object")
@@ -35,7 +35,7 @@ def _chat(args: argparse.Namespace) -> None:
         raise InputError("--json needs --prompt")
     if args.prompt is not None and not args.prompt.strip():
         raise InputError("--prompt is empty")
-    images = [open_image(path) for path in args.image]  # before the weights: a bad picture should not cost minutes
+    images = [open_image(path) for path in args.image]  # before the weights: a bad image should not cost minutes
     source = ModelSource.from_arguments(args)
     if source.model is None:
         from llava_s2.model.embedded import default_model

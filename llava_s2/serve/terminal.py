@@ -18,7 +18,7 @@ except ImportError:  # on Windows
     readline = None  # type: ignore[assignment]
 
 _HELP = (
-    "/image PATH … shows pictures with the next message, /clear starts anew, /quit or Ctrl-D leaves; "
+    "/image PATH … shows images with the next message, /clear starts anew, /quit or Ctrl-D leaves; "
     "Ctrl-C stops an answer"
 )
 _MOST_LINES = 1000
@@ -71,9 +71,9 @@ def _is_harmless(letter: str) -> bool:
 
 
 def _show(chat: Chat, argument: str) -> None:
-    """Adds the pictures named, or none of them; a path with spaces may stand in quotes or as it is."""
+    """Adds the images named, or none of them; a path with spaces may stand in quotes or as it is."""
     if not argument.strip():
-        raise InputError("/image needs the path of a picture")
+        raise InputError("/image needs the path of an image")
     try:
         paths = shlex.split(argument)
     except ValueError:  # an apostrophe in a name

@@ -1,4 +1,4 @@
-"""What the tower makes of pictures, kept for the next question about them."""
+"""What the tower makes of images, kept for the next question about them."""
 
 import hashlib
 import threading
@@ -17,8 +17,8 @@ DEFAULT_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
-    """A picture (RGB, any size) and what it is known by."""
+class KeyedImage:
+    """An image (RGB, any size) and what it is known by."""
 
     image: Image.Image
 
@@ -31,7 +31,7 @@ class Picture:
 
 
 def image_features(model: LlavaForConditionalGeneration, pixel_values: Tensor) -> Tensor:
-    """What tower and projector make of pictures.
+    """What tower and projector make of images.
 
     Args:
         model: in eval mode.
@@ -47,12 +47,12 @@ def image_features(model: LlavaForConditionalGeneration, pixel_values: Tensor) -
 def embed_prompts(
     model: LlavaForConditionalGeneration, ids: Tensor, mask: Tensor, features: Sequence[Tensor]
 ) -> Tensor:
-    """The language model's input with pictures in their places, as ``model.forward`` puts them.
+    """The language model's input with images in their places, as ``model.forward`` puts them.
 
     Args:
         model: in eval mode.
         ids, mask: (B, L), int64; 1 in the mask where there is a token.
-        features: (tokens, hidden) of every picture, in the order of their placeholders.
+        features: (tokens, hidden) of every image, in the order of their placeholders.
 
     Returns:
         (B, L, hidden), in the model's dtype.
@@ -65,7 +65,7 @@ def embed_prompts(
 
 
 class FeatureCache:
-    """The latest features by their picture's content, up to a number of bytes. Safe to use from several threads.
+    """The latest features by their image's content, up to a number of bytes. Safe to use from several threads.
 
     Args:
         capacity: bytes; 0 keeps nothing.
@@ -81,7 +81,7 @@ class FeatureCache:
         self.bytes = 0
 
     def get(self, key: str) -> Tensor | None:
-        """Features (tokens, hidden) of the picture with this digest, if they are still here."""
+        """Features (tokens, hidden) of the image with this digest, if they are still here."""
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)

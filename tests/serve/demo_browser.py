@@ -68,7 +68,7 @@ class Visit:
         self.truth = self.page.locator("#truth")
         expect(self.truth).to_contain_text(re.compile("(right|wrong).*(right|wrong)"))
         if not opening:
-            self.page.locator("#pictures").get_by_label("Clear").click()
+            self.page.locator("#images").get_by_label("Clear").click()
             expect(self.thumbnails()).to_have_count(0)
             expect(self.truth).to_be_hidden()
             self.question.fill("")
@@ -80,10 +80,10 @@ class Visit:
         self._context.close()
 
     def upload(self, *files) -> None:
-        self.page.locator("#pictures input[type=file]").set_input_files(list(files))
+        self.page.locator("#images input[type=file]").set_input_files(list(files))
 
     def thumbnails(self):
-        return self.page.locator("#pictures .thumbnail-item img, #pictures .thumbnail-lg img")
+        return self.page.locator("#images .thumbnail-item img, #images .thumbnail-lg img")
 
     def ask(self, text: str) -> None:
         self._answered = self.turns()

@@ -64,7 +64,7 @@ def test_the_second_question_sees_the_first_and_both_pictures(loaded):
     assert chat.reply.prompt_tokens == inputs["input_ids"].shape[1]
     chat.clear()
     list(chat.ask("What?"))
-    assert len(chat.messages) == 2 and chat.pictures == []
+    assert len(chat.messages) == 2 and chat.images == []
 
 
 def test_a_picture_goes_through_the_tower_once(loaded, tower_runs):
@@ -74,11 +74,11 @@ def test_a_picture_goes_through_the_tower_once(loaded, tower_runs):
         chat.add_image(picture())  # decoded anew: it is known by its pixels
         list(chat.ask(CASES[0]["question"]))
         answers.append(chat.reply.text)
-        assert chat.reply.known_pictures == known
+        assert chat.reply.known_images == known
     assert answers == [expected(loaded[1])] * 2
     chat.add_image(picture(CASES[1]))
     list(chat.ask("And here?"))
-    assert (chat.reply.known_pictures, len(tower_runs)) == (1, 2)
+    assert (chat.reply.known_images, len(tower_runs)) == (1, 2)
 
 
 def test_a_template_that_reads_nothing_but_parts_sees_the_history(loaded, monkeypatch):

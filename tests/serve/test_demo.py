@@ -1,4 +1,4 @@
-"""The demo without a browser: sessions, what is shown of a picture, and what the server refuses."""
+"""The demo without a browser: sessions, what is shown of an image, and what the server refuses."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ from llava_s2.serve.demo import guard
 from llava_s2.serve.demo.examples import examples
 from llava_s2.serve.demo.likelihood import parse_options, weigh
 from llava_s2.serve.demo.page import build_page
-from llava_s2.serve.demo.pictures import MOST_PICTURES, add_picture, read_address, sync
+from llava_s2.serve.demo.page_images import MOST_IMAGES, add_image, read_address, sync
 from llava_s2.serve.demo.pyramid import Sight, pyramid, spot, spot_of_original, with_borders
 from llava_s2.serve.demo.server import build_app
 from llava_s2.serve.demo.session import Model, Session
@@ -50,21 +50,21 @@ def answered(session, model):
 def test_a_session_answers_as_a_chat_does(model, tmp_path):
     session, chat = Session(), Chat(model.model, model.processor, GREEDY)
     for number, question in ((0, "What?"), (1, "And here?")):
-        add_picture(session, picture(number), tmp_path)
+        add_image(session, picture(number), tmp_path)
         chat.add_image(picture(number))
         session.begin(question)
         list(chat.ask(question))
         assert answered(session, model) == chat.reply.text
         assert session.turns[-1].reply.prompt_tokens == chat.reply.prompt_tokens
         timing = session.turns[-1].timing
-        assert session.turns[-1].reply.known_pictures == number
+        assert session.turns[-1].reply.known_images == number
         assert min(timing.tower, timing.prefill, timing.decode) > 0
         assert timing.tower + timing.prefill + timing.decode <= session.turns[-1].reply.seconds
 
 
 def test_a_question_put_again_sees_what_it_saw(model, tmp_path):
     session = Session()
-    add_picture(session, picture(), tmp_path)
+    add_image(session, picture(), tmp_path)
     session.begin("What?")
     first = answered(session, model)
     session.begin("And?")
@@ -78,12 +78,12 @@ def test_a_question_put_again_sees_what_it_saw(model, tmp_path):
 
 def test_a_stopped_answer_ends_and_its_pictures_are_shown_again(model, tmp_path):
     session = Session()
-    add_picture(session, picture(), tmp_path)
+    add_image(session, picture(), tmp_path)
     session.begin("What?")
     session.stop()
     assert answered(session, model) == ""
     session.begin("What?")
-    assert session.turns[-1].pictures == session.pictures
+    assert session.turns[-1].images == session.images
     pieces = session.answer(model, Sampling(max_new_tokens=1500))
     next(pieces)
     session.stop()
@@ -106,20 +106,20 @@ def test_errors_leave_a_session_as_it_was(model, tmp_path):
 def test_the_gallery_and_the_session_agree(tmp_path):
     session = Session()
     for shade in (10, 20):
-        add_picture(session, Image.new("RGB", (9, 9), (shade, 0, 0)), tmp_path)
+        add_image(session, Image.new("RGB", (9, 9), (shade, 0, 0)), tmp_path)
     Image.new("RGB", (9, 9), "blue").save(tmp_path / "new.png")
     (tmp_path / "text.png").write_text("text")
-    elsewhere = tmp_path / "cache" / session.pictures[1].thumbnail.rsplit("/", 1)[1]
+    elsewhere = tmp_path / "cache" / session.images[1].thumbnail.rsplit("/", 1)[1]
     errors = sync(session, [str(elsewhere), str(tmp_path / "new.png"), str(tmp_path / "text.png")], tmp_path)
-    assert [held.image.getpixel((0, 0)) for held in session.pictures] == [(20, 0, 0), (0, 0, 255)]
+    assert [held.image.getpixel((0, 0)) for held in session.images] == [(20, 0, 0), (0, 0, 255)]
     assert len(errors) == 1 and "text.png" in str(errors[0])
-    held = list(session.pictures)  # a question that is sent before the page shows the copy comes with the upload's path
-    assert not sync(session, [str(elsewhere), str(tmp_path / "new.png")], tmp_path) and session.pictures == held
-    assert not sync(session, [str(elsewhere), held[1].thumbnail], tmp_path) and session.pictures == held
-    assert not sync(session, [held[1].thumbnail], tmp_path) and session.pictures == held[1:]
+    held = list(session.images)  # a question that is sent before the page shows the copy comes with the upload's path
+    assert not sync(session, [str(elsewhere), str(tmp_path / "new.png")], tmp_path) and session.images == held
+    assert not sync(session, [str(elsewhere), held[1].thumbnail], tmp_path) and session.images == held
+    assert not sync(session, [held[1].thumbnail], tmp_path) and session.images == held[1:]
     with pytest.raises(InputError, match="remove one"):
-        for _ in range(MOST_PICTURES):
-            add_picture(session, picture(), tmp_path)
+        for _ in range(MOST_IMAGES):
+            add_image(session, picture(), tmp_path)
 
 
 def test_addresses_of_this_machine_are_not_fetched():

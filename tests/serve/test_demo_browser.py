@@ -89,7 +89,7 @@ def test_the_page_opens_on_an_example_with_its_truth_and_a_reload_keeps_the_chat
     visit.question.fill("And?")
     visit.question.press("Enter")
     visit.wait_until_answered()
-    assert visit.transcript().startswith(transcript) and visit.transcript().count("[picture") == 1
+    assert visit.transcript().startswith(transcript) and visit.transcript().count("[image") == 1
     visit.trouble.clear()  # of the streams that the reload cut
 
 
@@ -133,7 +133,7 @@ def test_a_conversation(visit, expected):
     expect(visit.bubbles("bot")).to_have_count(2)
     visit.wait_until_answered()
     transcript = visit.transcript()
-    assert transcript.count("[picture") == 1 and transcript.count("User: ") == 2
+    assert transcript.count("[image") == 1 and transcript.count("User: ") == 2
 
     answered = visit.turns()
     visit.page.locator("#regenerate").click()
@@ -156,7 +156,7 @@ def test_a_conversation(visit, expected):
     expect(visit.bubbles("user")).to_have_count(0)
     visit.ask(CASE["question"])
     visit.wait_until_answered()
-    assert visit.transcript().count("[picture") == 1 and expected in visit.transcript()
+    assert visit.transcript().count("[image") == 1 and expected in visit.transcript()
 
 
 def test_an_answer_streams_and_can_be_stopped(visit):
@@ -169,7 +169,8 @@ def test_an_answer_streams_and_can_be_stopped(visit):
     temperature.press("Tab")
     visit.ask("Talk.")
     answer = visit.bubbles("bot")
-    expect(answer).to_have_text(re.compile(r"^(?!Loading content)\w"))  # what Gradio shows until there is a word
+    # Not what Gradio shows until there is a word. \w is ASCII in a browser; at this temperature any script comes.
+    expect(answer).to_have_text(re.compile(r"^(?!\s*Loading content)\s*\S"))
     begun = answer.inner_text()
     expect(answer).not_to_have_text(begun)
     assert len(answer.inner_text()) > len(begun)
@@ -198,7 +199,7 @@ def test_several_pictures(visit, tmp_path):
     expect(visit.thumbnails()).to_have_count(2)
     visit.ask("What is different?")
     visit.wait_until_answered()
-    assert visit.transcript().count("[picture") == 2 and "[picture 60 x 40]" in visit.transcript()
+    assert visit.transcript().count("[image") == 2 and "[image 60 x 40]" in visit.transcript()
 
 
 def test_comparison(visit, expected):
@@ -263,7 +264,7 @@ def test_another_model_and_another_square(visit, tmp_path):
     Image.new("RGB", (80, 40), "white").save(tmp_path / "wide.png")
     visit.upload(tmp_path / "wide.png")
     expect(visit.thumbnails()).to_have_count(1)
-    for box, choice in (("Model", "baseline"), ("A picture that is not square is", "cut in the middle")):
+    for box, choice in (("Model", "baseline"), ("An image that is not square is", "cut in the middle")):
         if box != "Model":
             visit.page.get_by_role("button", name="Settings").click()
         visit.page.get_by_label(box).click()

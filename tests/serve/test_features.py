@@ -1,10 +1,10 @@
-"""What is kept of pictures, and by what it is known."""
+"""What is kept of images, and by what it is known."""
 
 import numpy as np
 import torch
 from PIL import Image
 
-from llava_s2.serve.tower_cache import FeatureCache, Picture
+from llava_s2.serve.tower_cache import FeatureCache, KeyedImage
 
 
 def test_the_cache_keeps_the_latest_within_its_bytes():
@@ -23,5 +23,5 @@ def test_a_picture_is_known_by_its_pixels_and_their_shape():
     wide, tall = (Image.fromarray(pixels.reshape(shape)) for shape in ((4, 6, 3), (6, 4, 3)))
     other = wide.copy()
     other.putpixel((5, 3), (0, 0, 0))
-    assert Picture(wide).key == Picture(wide.copy()).key
-    assert len({Picture(image).key for image in (wide, tall, other)}) == 3
+    assert KeyedImage(wide).key == KeyedImage(wide.copy()).key
+    assert len({KeyedImage(image).key for image in (wide, tall, other)}) == 3

@@ -47,7 +47,7 @@ class Batch:
 
         Args:
             prompts: token ids of each, image placeholders expanded.
-            features: for each prompt those of its pictures (tokens, hidden), in order.
+            features: for each prompt those of its images (tokens, hidden), in order.
 
         Returns:
             Logits (prompts, vocabulary) of their first tokens, in the model's dtype.
@@ -56,7 +56,7 @@ class Batch:
         longest = max(map(len, prompts))
         ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
-        embeddings = embed_prompts(self._model, ids, mask, [picture for shown in features for picture in shown])
+        embeddings = embed_prompts(self._model, ids, mask, [image for shown in features for image in shown])
         cache = DynamicCache()
         logits = self._forward(cache, mask, (mask.cumsum(-1) - 1).clamp(min=0), inputs_embeds=embeddings)
         self._join(cache, mask)

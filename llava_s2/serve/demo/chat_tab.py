@@ -14,7 +14,7 @@ from llava_s2.errors import InputError
 from llava_s2.serve.chat import Sampling
 from llava_s2.serve.demo import show
 from llava_s2.serve.demo.events import MODEL, QUICK, bring_in, defers, html, tell_deferred, tells, warn
-from llava_s2.serve.demo.pictures import add_picture, read_upload
+from llava_s2.serve.demo.page_images import add_image, read_upload
 from llava_s2.serve.demo.session import Model, Session
 
 
@@ -37,7 +37,7 @@ def build_chat(
     votes: Path | None = None,
 ) -> ChatTab:
     """Lays the tab out and wires it. ``chosen`` names the one of the models that answers, ``folder`` takes small copies
-    of pictures pasted into the question, ``votes`` the visitors' opinions of answers.
+    of images pasted into the question, ``votes`` the visitors' opinions of answers.
     """
     named = {model.name: model for model in models}
     conversation = gr.Chatbot(
@@ -47,14 +47,14 @@ def build_chat(
         buttons=["copy"],
         feedback_options=("Like", "Dislike") if votes else None,
         elem_id="conversation",
-        placeholder="Add a picture, or take an example, and ask about it.",
+        placeholder="Add an image, or take an example, and ask about it.",
     )
     timing = html(elem_id="timing", elem_classes="s2-note")
     ended = html(elem_id="ended", elem_classes="s2-spoken")
     question = gr.MultimodalTextbox(
         label="Question",
         show_label=False,
-        placeholder="Ask about the pictures, or paste one here",
+        placeholder="Ask about the images, or paste one here",
         file_types=["image"],
         file_count="multiple",
         sources=["upload"],
@@ -95,9 +95,9 @@ def build_chat(
     def ask(state: Session, box: dict[str, Any], shown: list[tuple[str, str | None]] | None) -> Any:
         bring_in(state, shown, folder)
         for path in box["files"]:
-            add_picture(state, read_upload(path), folder)
+            add_image(state, read_upload(path), folder)
         state.begin(box["text"])
-        thumbnails = [picture.thumbnail for picture in state.pictures]
+        thumbnails = [one.thumbnail for one in state.images]
         return [{"text": "", "files": []}, thumbnails, *seen(state), *buttons_of(state)]
 
     @defers

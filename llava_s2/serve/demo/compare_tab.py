@@ -39,13 +39,13 @@ def build_compare(
 ) -> CompareTab:
     """Lays the tab out and wires it.
 
-    Without a baseline the same model answers from the picture shrunk to its first scale, so that nothing is in the
+    Without a baseline the same model answers from the image shrunk to its first scale, so that nothing is in the
     pixels that the larger scales could see.
     """
     sight = Sight.of(model.model, model.processor)
     other = baseline or model
     other_sight = Sight.of(other.model, other.processor)
-    shrunk = f"{model.name}, the picture shrunk to {sight.scales[0]} pixels"
+    shrunk = f"{model.name}, the image shrunk to {sight.scales[0]} pixels"
     question = gr.Textbox(label="Question", placeholder="One question, without the conversation", elem_id="compared")
     with gr.Row(elem_classes="s2-buttons"):
         both = gr.Button("Ask both", variant="primary", size="sm", min_width=80, elem_id="ask-both")
@@ -58,25 +58,25 @@ def build_compare(
             label = show.sight_line(baseline.name, other_sight) if baseline else shrunk
             second = gr.Textbox(label=label, lines=2, max_lines=12, elem_id="answer-b")
             second_timing = html(elem_classes="s2-note", elem_id="timing-b")
-    html(show.note("Both see all pictures on the page. No time is saved by pictures that were asked about before."))
+    html(show.note("Both see all images on the page. No time is saved by images that were asked about before."))
 
     @defers
     def ask(state: Session, shown: list[tuple[str, str | None]] | None, text: str) -> gr.Button:
         if not text.strip():
             raise InputError("type a question first")
         bring_in(state, shown, folder)
-        pictures = others = list(state.pictures)
+        images = others = list(state.images)
         if baseline is None:
-            others = [replace(one, image=_shrink(one.image, sight.scales[0])) for one in pictures]
+            others = [replace(one, image=_shrink(one.image, sight.scales[0])) for one in images]
         for turn in state.compared:
             turn.stopped = True
-        state.compared = [Turn(text, pictures), Turn(text, others)]
+        state.compared = [Turn(text, images), Turn(text, others)]
         return gr.Button(visible=True)
 
     def seen(turns: list[Turn]) -> list[str]:
         a, b = turns
         options: tuple[str, ...] = next((one.options for one in examples if one.question == a.question), ())
-        if not all(one.is_example for one in a.pictures):
+        if not all(one.is_example for one in a.images):
             options = ()
         marks = [show.verdict(turn.answer, options) if turn.reply else "" for turn in turns]
         times = [show.timing_line(turn) for turn in turns]

@@ -17,7 +17,7 @@ def add_demo(subparsers: argparse._SubParsersAction) -> None:
     """Adds the command to the command line."""
     parser = subparsers.add_parser(
         "demo",
-        help="talk with a model about pictures in a browser, and see what it sees",
+        help="talk with a model about images in a browser, and see what it sees",
         description="A page with chat, a comparison with a baseline, likelihoods of answers, and what the model sees.",
     )
     add_model_arguments(parser, required=False)
@@ -25,7 +25,7 @@ def add_demo(subparsers: argparse._SubParsersAction) -> None:
         "--baseline",
         metavar="M",
         help="checkpoint to compare with (default: the single-scale baseline of a quickstart here, if no --model "
-        "is named; else the model itself, shown the picture shrunk to its first scale)",
+        "is named; else the model itself, shown the image shrunk to its first scale)",
     )
     parser.add_argument(
         "--more-models", nargs="+", default=[], metavar="M", help="checkpoints that the visitor may choose instead"
@@ -34,7 +34,7 @@ def add_demo(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=7860, help="default: %(default)s; 0 takes a free one")
     parser.add_argument(
-        "--allow-urls", action="store_true", help="fetch pictures by their address on the public internet"
+        "--allow-urls", action="store_true", help="fetch images by their address on the public internet"
     )
     parser.add_argument(
         "--votes-file",

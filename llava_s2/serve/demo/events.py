@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from llava_s2.errors import InputError
-from llava_s2.serve.demo.pictures import sync
+from llava_s2.serve.demo.page_images import sync
 from llava_s2.serve.demo.session import Session
 
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -71,9 +71,9 @@ def warn(error: InputError) -> None:
 
 
 def bring_in(state: Session, gallery: list[tuple[str, str | None]] | None, folder: Path) -> None:
-    """Has the session hold what the gallery shows, and tells of uploads that are no pictures.
+    """Has the session hold what the gallery shows, and tells of uploads that are no images.
 
-    Called by every event that looks at pictures: a visitor may ask before the upload's own event has come.
+    Called by every event that looks at images: a visitor may ask before the upload's own event has come.
     """
     for error in sync(state, [path for path, _ in gallery or []], folder):
         warn(error)

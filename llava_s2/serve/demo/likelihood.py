@@ -56,8 +56,8 @@ def weigh(model: Model, images: Sequence[Image.Image], question: str, options: S
     limit = model.model.config.get_text_config().max_position_embeddings
     if longest > limit:
         raise InputError(f"question and option have {longest} tokens and the model takes {limit}; shorten them")
-    pictures = tuple(prepare_image(processor, image) for image in images)
-    (ranking,) = rank_options(model.model, processor, pictures, [(escape_special_tokens(question, processor), safe)])
+    prepared = tuple(prepare_image(processor, image) for image in images)
+    (ranking,) = rank_options(model.model, processor, prepared, [(escape_special_tokens(question, processor), safe)])
     totals = [
         loss * sum(label != IGNORE_INDEX for label in row["labels"])
         for loss, row in zip(ranking.losses, encoded, strict=True)

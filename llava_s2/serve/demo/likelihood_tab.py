@@ -34,12 +34,12 @@ def build_likelihood(
     )
 
     @tells
-    def shares(state: Session, name: str, pictures: list[tuple[str, str | None]] | None, text: str, lines: str) -> Any:
+    def shares(state: Session, name: str, shown: list[tuple[str, str | None]] | None, text: str, lines: str) -> Any:
         choices = parse_options(lines)
-        bring_in(state, pictures, folder)
-        if not state.pictures:
-            raise InputError("add a picture first")
-        images = [picture.squared(state.mode).image for picture in state.pictures]
+        bring_in(state, shown, folder)
+        if not state.images:
+            raise InputError("add an image first")
+        images = [one.squared(state.mode).image for one in state.images]
         asked = [*(model for model in models if model.name == name), *([baseline] if baseline else [])]
         return "".join(show.likelihood_table(model.name, weigh(model, images, text, choices)) for model in asked)
 

@@ -1,4 +1,4 @@
-"""The page as a whole: pictures at the side, a tab for each thing to do with them."""
+"""The page as a whole: images at the side, a tab for each thing to do with them."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -13,7 +13,7 @@ from llava_s2.serve.demo.compare_tab import build_compare
 from llava_s2.serve.demo.events import MODEL, QUICK, QUIET, bring_in, html, tells
 from llava_s2.serve.demo.examples import Example
 from llava_s2.serve.demo.likelihood_tab import build_likelihood
-from llava_s2.serve.demo.pictures import add_picture, read_address
+from llava_s2.serve.demo.page_images import add_image, read_address
 from llava_s2.serve.demo.pyramid import Sight
 from llava_s2.serve.demo.sees_tab import build_sees
 from llava_s2.serve.demo.session import Model, Session, Sessions
@@ -46,10 +46,10 @@ def build_page(
     Args:
         models: one of which answers; the first, unless the visitor chooses another.
         baseline: that it is compared with.
-        examples: pictures to try.
-        folder: takes the small copies of pictures, and transcripts.
+        examples: images to try.
+        folder: takes the small copies of images, and transcripts.
         sampling: temperature, top-p and bound on new tokens that the page starts with.
-        allow_urls: whether the server fetches pictures from addresses.
+        allow_urls: whether the server fetches images from addresses.
         about: what the model can do, in a sentence.
         votes: a file of JSON lines that takes visitors' votes on answers; without it there are no buttons for them.
     """
@@ -62,7 +62,7 @@ def build_page(
         with gr.Row(elem_id="columns"):
             with gr.Column(scale=2, min_width=300, elem_id="side"):
                 gallery = gr.Gallery(
-                    label="Pictures",
+                    label="Images",
                     sources=["upload", "clipboard"],
                     file_types=["image"],
                     columns=3,
@@ -71,11 +71,11 @@ def build_page(
                     allow_preview=False,
                     buttons=[],
                     interactive=True,
-                    elem_id="pictures",
+                    elem_id="images",
                 )
                 full_size = html(elem_id="full-size")
                 address = gr.Textbox(
-                    label="Address of a picture",
+                    label="Address of an image",
                     placeholder="https://…  Enter fetches it",
                     type="text",
                     visible=allow_urls,
@@ -95,7 +95,7 @@ def build_page(
                 names = [one.name for one in models]
                 chosen = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1, elem_id="model")
                 with gr.Accordion("Settings", open=False, elem_id="sampling"):
-                    square = gr.Dropdown(_SQUARES, value="", label="A picture that is not square is", elem_id="square")
+                    square = gr.Dropdown(_SQUARES, value="", label="An image that is not square is", elem_id="square")
                     temperature, top_p, most = sampling
                     sliders = [
                         gr.Slider(0, 2, temperature, step=0.05, label="Temperature (0: the likeliest token)"),
@@ -114,26 +114,26 @@ def build_page(
                     with gr.Tab("What the model sees") as sees:
                         build_sees(model, session, gallery, sees, folder)
 
-        def pictures_of(state: Session) -> list[Any]:
-            return [[one.thumbnail for one in state.pictures], show.full_size_links(state.pictures)]
+        def images_of(state: Session) -> list[Any]:
+            return [[one.thumbnail for one in state.images], show.full_size_links(state.images)]
 
         def example_values(state: Session, number: int) -> list[Any]:
             """Puts an example on the page, and its question into every box."""
             example = examples[number]
             state.clear()
-            state.pictures = []
-            add_picture(state, example.picture, folder, is_example=True)
+            state.images = []
+            add_image(state, example.picture, folder, is_example=True)
             asked = {"text": example.question, "files": []}
             told = show.truth(example.question, example.options[0])
             listed = "\n".join(sorted(example.options))
-            return [*pictures_of(state), told, asked, example.question, example.question, listed, *chat.restored(state)]
+            return [*images_of(state), told, asked, example.question, example.question, listed, *chat.restored(state)]
 
         def opened(name: str | None, state: Session) -> list[Any]:
             """What the page shows when it is loaded: the visitor's session, or else the first example."""
-            is_untouched = not (state.pictures or state.turns)
+            is_untouched = not (state.images or state.turns)
             name, found = sessions.find(name if is_untouched else None, state)
-            if found.pictures or found.turns:
-                rest = [*pictures_of(found), *[gr.skip()] * 5, *chat.restored(found)]
+            if found.images or found.turns:
+                rest = [*images_of(found), *[gr.skip()] * 5, *chat.restored(found)]
             elif examples:
                 rest = example_values(found, 0)
             else:
@@ -142,10 +142,10 @@ def build_page(
 
         def opening(state: Session, *settings: Any) -> Iterator[Any]:
             """Asks both models about the example that the page opens with, so that the difference is seen at once."""
-            if state.turns or not (state.pictures and state.pictures[0].is_example) or state.compared:
+            if state.turns or not (state.images and state.images[0].is_example) or state.compared:
                 return
             example = examples[0]
-            compared.ask(state, [(one.thumbnail, None) for one in state.pictures], example.question)
+            compared.ask(state, [(one.thumbnail, None) for one in state.images], example.question)
             for answers in compared.answer(state, *settings):
                 marks = [
                     (name, show.verdict(turn.answer, example.options) if turn.reply else "")
@@ -162,7 +162,7 @@ def build_page(
 
         def changed(state: Session, files: list[tuple[str, str | None]] | None) -> list[Any]:
             bring_in(state, files, folder)
-            return [*pictures_of(state), "" if not any(one.is_example for one in state.pictures) else gr.skip()]
+            return [*images_of(state), "" if not any(one.is_example for one in state.images) else gr.skip()]
 
         def cleared(state: Session, files: list[tuple[str, str | None]] | None) -> Any:
             if files:
@@ -172,8 +172,8 @@ def build_page(
 
         @tells
         def bring_from(state: Session, url: str) -> list[Any]:
-            add_picture(state, read_address(url), folder)
-            return [*pictures_of(state), "", ""]
+            add_image(state, read_address(url), folder)
+            return [*images_of(state), "", ""]
 
         @tells
         def take_example(state: Session, event: gr.SelectData) -> list[Any]:

@@ -1,4 +1,4 @@
-"""What a model sees of a picture: each scale as the tower gets it, tile borders, and one spot at every resolution."""
+"""What a model sees of an image: each scale as the tower gets it, tile borders, and one spot at every resolution."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _SPOT = (255, 210, 0)
 
 @dataclass(frozen=True)
 class Scale:
-    """One scale: its side in pixels, tiles along a side, and the picture (RGB, side x side)."""
+    """One scale: its side in pixels, tiles along a side, and the image (RGB, side x side)."""
 
     side: int
     tiles: int
@@ -27,12 +27,12 @@ class Scale:
 
 @dataclass(frozen=True)
 class Sight:
-    """How a model looks at pictures; all of it is read from its config and processor.
+    """How a model looks at images; all of it is read from its config and processor.
 
     Attributes:
         scales: sides in pixels. tiles: along one side of each scale.
-        tokens: that stand for a picture in the prompt. channels: of one token before the projector.
-        mode: how a picture becomes a square, one of ``ASPECT_RATIOS``.
+        tokens: that stand for an image in the prompt. channels: of one token before the projector.
+        mode: how an image becomes a square, one of ``ASPECT_RATIOS``.
     """
 
     scales: tuple[int, ...]
@@ -52,7 +52,7 @@ class Sight:
 
 
 def squared(image: Image.Image, mode: str) -> Image.Image:
-    """A picture made square, so that no processor changes its sides: ``pad`` with grey, ``square`` cuts, ``resize``."""
+    """An image made square, so that no processor changes its sides: ``pad`` with grey, ``square`` cuts, ``resize``."""
     width, height = image.size
     side = min(width, height) if mode == "square" else max(width, height)
     if mode == "resize":
@@ -63,7 +63,7 @@ def squared(image: Image.Image, mode: str) -> Image.Image:
 
 
 def pyramid(image: Image.Image, sight: Sight, processor: LlavaProcessor) -> list[Scale]:
-    """The picture at each scale, with the pixels that the vision tower runs on (resized as the tower does)."""
+    """The image at each scale, with the pixels that the vision tower runs on (resized as the tower does)."""
     prepared = processor.image_processor
     pixels = prepared([image], return_tensors="pt")["pixel_values"].float()
     mean, std = (torch.tensor(getattr(prepared, name))[:, None, None] for name in ("image_mean", "image_std"))
@@ -78,7 +78,7 @@ def pyramid(image: Image.Image, sight: Sight, processor: LlavaProcessor) -> list
 
 
 def with_borders(scale: Scale, at: tuple[float, float], share: float) -> Image.Image:
-    """The scale's picture, pixel for pixel, the borders of its tiles and the spot of ``spot`` drawn in."""
+    """The scale's image, pixel for pixel, the borders of its tiles and the spot of ``spot`` drawn in."""
     side = scale.side
     shown = scale.image.copy()
     draw = ImageDraw.Draw(shown)
@@ -98,7 +98,7 @@ def spot(levels: Sequence[Scale], at: tuple[float, float], share: float, side: i
         levels: from ``pyramid``.
         at: centre of the spot, as shares (0 to 1) of the square's width and height.
         share: side of the spot as a share of the square's.
-        side: of the pictures returned, in pixels.
+        side: of the images returned, in pixels.
     """
     left, top = (min(max(centre - share / 2, 0), 1 - share) for centre in at)
     crops = []
@@ -109,7 +109,7 @@ def spot(levels: Sequence[Scale], at: tuple[float, float], share: float, side: i
 
 
 def spot_of_original(image: Image.Image, sight: Sight, at: tuple[float, float], share: float, side: int) -> Image.Image:
-    """The same spot of the picture itself; what the processor padded is grey."""
+    """The same spot of the image itself; what the processor padded is grey."""
     width, height = image.size
     padded, cropped = (max(image.size),) * 2, (min(image.size),) * 2
     square = {"square": cropped, "resize": image.size}.get(sight.mode, padded)
@@ -118,5 +118,5 @@ def spot_of_original(image: Image.Image, sight: Sight, at: tuple[float, float], 
     wide, high = max(round(share * square[0]), 1), max(round(share * square[1]), 1)
     crop = Image.new("RGB", (wide, high), (128, 128, 128))
     crop.paste(image, (-round(left), -round(top)))
-    # Reduced with smoothing where the picture has more pixels than are shown, blown up without where it has fewer.
+    # Reduced with smoothing where the image has more pixels than are shown, blown up without where it has fewer.
     return crop.resize((side, side), Image.Resampling.NEAREST if wide < side else Image.Resampling.LANCZOS)

@@ -1,4 +1,4 @@
-"""The tab that shows what the model gets of a picture."""
+"""The tab that shows what the model gets of an image."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -52,14 +52,14 @@ def build_sees(model: Model, session: gr.State, gallery: gr.Gallery, tab: gr.Tab
                 min_width=130,
                 elem_id=f"spot-{number}",
             )
-            for number, label in enumerate([*(f"the spot at {side}²" for side in sight.scales), "in your picture"])
+            for number, label in enumerate([*(f"the spot at {side}²" for side in sight.scales), "in your image"])
         ]
     chosen = gr.State(0)
 
-    one_at_a_time = Lock()  # these events pass by the queue, and a large picture takes memory
+    one_at_a_time = Lock()  # these events pass by the queue, and a large image takes memory
 
     def scales_of(state: Session, number: int) -> tuple[Any, Any]:
-        image = state.pictures[min(number, len(state.pictures) - 1)].squared(state.mode).image
+        image = state.images[min(number, len(state.images) - 1)].squared(state.mode).image
         with one_at_a_time:
             return image, pyramid(image, sight, model.processor)
 
@@ -76,16 +76,16 @@ def build_sees(model: Model, session: gr.State, gallery: gr.Gallery, tab: gr.Tab
         bring_in(state, shown, folder)
         answered = [turn for turn in state.turns if turn.reply]
         line = show.timing_line(answered[-1]) if answered else ""
-        if not state.pictures:
-            return ["Add a picture, or take an example.", *[None] * (len(levels) + len(spots))]
-        count = len(state.pictures)
-        picture = state.pictures[min(number, count - 1)].image
-        which = f"Picture {min(number, count - 1) + 1} of {count}, {picture.width} x {picture.height} pixels. "
+        if not state.images:
+            return ["Add an image, or take an example.", *[None] * (len(levels) + len(spots))]
+        count = len(state.images)
+        image = state.images[min(number, count - 1)].image
+        which = f"Image {min(number, count - 1) + 1} of {count}, {image.width} x {image.height} pixels. "
         return [which + (f"Latest answer: {line}" if line else ""), *views(state, number, x, y, percent)]
 
     def views(state: Session, number: int, x: float, y: float, percent: float) -> list[Any]:
         """Every scale with the spot marked, and the spot at every scale."""
-        if not state.pictures:
+        if not state.images:
             return [None] * (len(levels) + len(spots))
         image, scales = scales_of(state, number)
         marked = [with_borders(scale, (x / 100, y / 100), percent / 100) for scale in scales]

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 
 from llava_s2.serve.demo.guard import MAX_UPLOAD_BYTES, Guard
 from llava_s2.serve.demo.page import CSS, SCRIPT
-from llava_s2.serve.demo.pictures import ORIGINALS
+from llava_s2.serve.demo.page_images import ORIGINALS
 
 
 def build_app(

@@ -1,4 +1,4 @@
-"""One visitor's pictures and conversation, apart from how the page shows them."""
+"""One visitor's images and conversation, apart from how the page shows them."""
 
 import threading
 import uuid
@@ -18,7 +18,7 @@ from llava_s2.serve.demo.timing import Timing, stopwatch
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model, what to call it, and what its tower made of pictures, whoever showed them."""
+    """A loaded model, what to call it, and what its tower made of images, whoever showed them."""
 
     name: str
     model: LlavaForConditionalGeneration
@@ -27,12 +27,12 @@ class Model:
 
 
 @dataclass(frozen=True, eq=False)
-class Picture(tower_cache.Picture):
-    """A picture with the file of its small copy that the page shows, and the uploaded file if it was one.
+class PageImage(tower_cache.KeyedImage):
+    """An image with the file of its small copy that the page shows, and the uploaded file if it was one.
 
     Attributes:
         full: file of all its pixels, for whoever enlarges it.
-        is_example: whether it is here because the page opens with it; the visitor's own first picture replaces it.
+        is_example: whether it is here because the page opens with it; the visitor's own first image replaces it.
     """
 
     thumbnail: str
@@ -40,14 +40,14 @@ class Picture(tower_cache.Picture):
     full: str = ""
     is_example: bool = False
 
-    def squared(self, mode: str) -> "Picture":
+    def squared(self, mode: str) -> "PageImage":
         """As a square, see ``pyramid.squared``; "" leaves that to the processor."""
         return replace(self, image=squared(self.image, mode)) if mode else self
 
 
 @dataclass(eq=False)
 class Turn:
-    """A question with the pictures shown along with it, and its answer as far as it has come.
+    """A question with the images shown along with it, and its answer as far as it has come.
 
     Attributes:
         stopped: set, from any thread, to end the answer.
@@ -55,7 +55,7 @@ class Turn:
     """
 
     question: str
-    pictures: list[Picture]
+    images: list[PageImage]
     answer: str = ""
     stopped: bool = False
     ended: bool = False
@@ -68,14 +68,14 @@ class Session:
     """What the page remembers of a visitor.
 
     Attributes:
-        pictures: those on the page. turns: the conversation.
+        images: those on the page. turns: the conversation.
         compared: the turns of the latest comparison.
         trouble: what the visitor is still to be told.
         answered: how many answers have ended.
-        mode: how pictures become squares; "" leaves it to the processor.
+        mode: how images become squares; "" leaves it to the processor.
     """
 
-    pictures: list[Picture] = field(default_factory=list)
+    images: list[PageImage] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     compared: list[Turn] = field(default_factory=list)
     trouble: InputError | None = None
@@ -83,11 +83,11 @@ class Session:
     mode: str = ""
 
     def begin(self, question: str) -> None:
-        """Adds a question, with the pictures that the conversation does not hold yet. Raises InputError if empty."""
+        """Adds a question, with the images that the conversation does not hold yet. Raises InputError if empty."""
         if not question.strip():
             raise InputError("type a question first")
-        held = [picture for turn in self.turns if not turn.ended or turn.answer for picture in turn.pictures]
-        self.turns.append(Turn(question, [picture for picture in self.pictures if picture not in held]))
+        held = [image for turn in self.turns if not turn.ended or turn.answer for image in turn.images]
+        self.turns.append(Turn(question, [image for image in self.images if image not in held]))
 
     def take_back(self) -> Turn:
         """Removes the last question, stopping its answer. Raises InputError if there is none."""
@@ -99,10 +99,10 @@ class Session:
     def again(self) -> None:
         """Puts the last question anew. Raises InputError if there is none."""
         last = self.take_back()
-        self.turns.append(Turn(last.question, last.pictures))
+        self.turns.append(Turn(last.question, last.images))
 
     def clear(self) -> None:
-        """Stops what goes on and forgets the conversation; the pictures stay on the page."""
+        """Stops what goes on and forgets the conversation; the images stay on the page."""
         self.stop()
         self.turns = []
 
@@ -157,8 +157,8 @@ def answer_turn(
         model: that answers.
         sampling: how.
         before: the turns before it.
-        mode: how pictures become squares.
-        cold: whether to forget what the tower made of the pictures, so that its time is measured.
+        mode: how images become squares.
+        cold: whether to forget what the tower made of the images, so that its time is measured.
 
     Raises:
         InputError: see ``Chat.ask``.
@@ -166,8 +166,8 @@ def answer_turn(
     chat = Chat(model.model, model.processor, sampling, tower_cache.FeatureCache(0) if cold else model.cache)
     for earlier in before:
         if earlier.answer:  # as in a Chat, a question without any answer leaves nothing
-            chat.recall(earlier.question, [one.squared(mode) for one in earlier.pictures], earlier.answer.strip())
-    shown = [picture.squared(mode) for picture in turn.pictures]
+            chat.recall(earlier.question, [one.squared(mode) for one in earlier.images], earlier.answer.strip())
+    shown = [image.squared(mode) for image in turn.images]
     try:
         with stopwatch(model.model) as timing, closing(chat.ask(turn.question, shown)) as pieces:
             while not turn.stopped and (piece := next(pieces, None)) is not None:

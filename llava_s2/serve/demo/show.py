@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from llava_s2.serve.demo.likelihood import Weight
 from llava_s2.serve.demo.pyramid import Sight
-from llava_s2.serve.demo.session import Picture, Turn
+from llava_s2.serve.demo.session import PageImage, Turn
 
 _FINISH = {
     "stop": "",
@@ -24,8 +24,8 @@ def messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
     shown: list[dict[str, Any]] = []
     for turn in turns:
         shown += [
-            {"role": "user", "content": {"path": picture.thumbnail, "alt_text": "a picture of this question"}}
-            for picture in turn.pictures
+            {"role": "user", "content": {"path": image.thumbnail, "alt_text": "an image of this question"}}
+            for image in turn.images
         ]
         shown.append({"role": "user", "content": escape(turn.question)})
         if turn.answer.strip():
@@ -38,7 +38,7 @@ def messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
 def question_of(turns: Sequence[Turn], index: int) -> Turn | None:
     """The turn that a message of ``messages`` belongs to, by its place there."""
     for turn in turns:
-        index -= len(turn.pictures) + 1 + bool(turn.answer.strip() or turn.reply)
+        index -= len(turn.images) + 1 + bool(turn.answer.strip() or turn.reply)
         if index < 0:
             return turn
     return None
@@ -48,23 +48,23 @@ def transcript(turns: Sequence[Turn]) -> str:
     """The conversation as plain text."""
     parts = []
     for turn in turns:
-        pictures = "".join(f"[picture {p.image.width} x {p.image.height}] " for p in turn.pictures)
-        parts.append(f"User: {pictures}{turn.question}\nAssistant: {turn.answer.strip()}\n")
+        images = "".join(f"[image {p.image.width} x {p.image.height}] " for p in turn.images)
+        parts.append(f"User: {images}{turn.question}\nAssistant: {turn.answer.strip()}\n")
     return "\n".join(parts)
 
 
 def sight_line(name: str, sight: Sight) -> str:
-    """One line on a model: how it looks at a picture."""
+    """One line on a model: how it looks at an image."""
     scales = " + ".join(f"{side}²" for side in sight.scales)
     return f"{name}: {len(sight.scales)} scale{'s' * (len(sight.scales) > 1)} ({scales} pixels), {sight.tokens} tokens"
 
 
-def full_size_links(pictures: Sequence[Picture]) -> str:
-    """Links to the pictures with all their pixels."""
+def full_size_links(images: Sequence[PageImage]) -> str:
+    """Links to the images with all their pixels."""
     links = [
-        f"<a href='/gradio_api/file={escape(quote(picture.full))}' target='_blank' rel='noopener'>"
-        f"{picture.image.width} x {picture.image.height}</a>"
-        for picture in pictures
+        f"<a href='/gradio_api/file={escape(quote(one.full))}' target='_blank' rel='noopener'>"
+        f"{one.image.width} x {one.image.height}</a>"
+        for one in images
     ]
     return f"<p class='s2-note'>Enlarge to full resolution: {', '.join(links)}</p>" if links else ""
 
@@ -91,8 +91,8 @@ def timing_line(turn: Turn) -> str:
     reply, timing = turn.reply, turn.timing
     later = max(reply.new_tokens - 1, 0)
     rate = f" ({later / timing.decode:.0f} a second)" if later and timing.decode else ""
-    known = reply.known_pictures
-    seen = f" ({known} picture{'s' * (known > 1)} known already)" if known else ""
+    known = reply.known_images
+    seen = f" ({known} image{'s' * (known > 1)} known already)" if known else ""
     return (
         f"vision tower {timing.tower:.2f} s{seen} · prompt of {reply.prompt_tokens} tokens {timing.prefill:.2f} s · "
         f"{reply.new_tokens} new tokens {timing.decode:.2f} s{rate}{_FINISH[reply.finish]}"
@@ -130,17 +130,17 @@ def headline(name: str, sight: Sight, about: str = "") -> str:
     )
     return (
         "<h1 class='s2-title'>LLaVA-S²</h1><p class='s2-note'>Ask about small details: this vision-language model "
-        f"looks at every picture at several scales at once. {escape(about)}<br>{escape(sight_line(name, sight))}. "
+        f"looks at every image at several scales at once. {escape(about)}<br>{escape(sight_line(name, sight))}. "
         f"{links} · Licence: Apache-2.0</p>"
     )
 
 
 def sight_paragraph(sight: Sight) -> str:
-    """How many tiles, features and tokens a picture makes."""
+    """How many tiles, features and tokens an image makes."""
     grid = round(sight.tokens**0.5)
     count = sum(tiles * tiles for tiles in sight.tiles)
     return (
         f"<p>{count} tile{'s' * (count > 1)} of {sight.scales[0]} by {sight.scales[0]} pixels go through the vision "
         f"tower. Every scale's features are averaged to one {grid} by {grid} grid and stand side by side in it: "
-        f"<strong>{sight.tokens} visual tokens</strong> of {sight.channels} numbers, whatever the picture's size.</p>"
+        f"<strong>{sight.tokens} visual tokens</strong> of {sight.channels} numbers, whatever the image's size.</p>"
     )
