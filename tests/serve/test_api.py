@@ -806,6 +806,14 @@ def test_sigterm_waits_no_longer_than_it_is_told(tmp_path):
         list(stream)
 
 
+def test_a_field_that_changes_nothing_is_told_once_where_the_server_runs(tmp_path):
+    server = Command(tmp_path)
+    for _ in range(2):
+        client(server.url).chat.completions.create(**asked(), extra_body={"frobnicate": 1})
+    server.stop()
+    assert server.log.count("'frobnicate'") == 1
+
+
 @pytest.mark.parametrize(
     ("flags", "keys", "named"),
     [

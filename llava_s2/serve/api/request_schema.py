@@ -265,7 +265,7 @@ def _log_once(name: str) -> None:
     with _one_at_a_time:
         if name not in _known_by_now and len(_known_by_now) < 100:
             _known_by_now.add(name)
-            logger.info("a request has the field %.100r, which changes nothing here", name)
+            logger.warning("a request has the field %.100r, which changes nothing here", name)
 
 
 def _parse(kind: type[Any], body: bytes | bytearray) -> Any:
