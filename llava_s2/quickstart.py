@@ -1,4 +1,4 @@
-"""``llava-s2 quickstart``: data, two fine-tunings, two scores and an answer, on the embedded default.
+"""``llava-s2 quickstart``: data, two fine-tunings, two scores and a drawing, on the embedded default.
 
 Every step is a command that the user could type; each leaves its result under ``--output`` and is passed over, or goes
 on where it was cut off, when the quickstart is started again.
@@ -26,8 +26,6 @@ from llava_s2.model.embedded import (
 )
 
 MODELS = {"single": SCALES[:1], "s2": SCALES}
-# Large images that both models are asked about; one on which they differ is shown.
-_LARGE_IMAGES = 10
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
@@ -75,11 +73,13 @@ def run(args: argparse.Namespace) -> None:
 
     _title(f"4/5  V*-format questions on {args.attributes + args.relations} held-out pictures")
     for name, more in (("single", ()), ("s2", ()), ("text_only", ("--text-only",))):
-        _score(args.main, out, "vstar", "s2" if name == "text_only" else name, name, *more)
+        model = out / "models" / ("s2" if name == "text_only" else name)
+        folders = ("--data", str(out / "data/vstar"), "--output", str(out / "runs" / name))
+        _command(args.main, "eval", "vstar", "--model", str(model), *folders, *more)
     _command(args.main, "compare", str(out / "runs/single"), str(out / "runs/s2"))
 
-    _title(f"5/5  Questions about {_LARGE_IMAGES} images nine times as large as the tower's")
-    image, question = _large_images(args.main, out)
+    _title("5/5  What the scales change: one of these questions")
+    image, question = _draw_difference(out)
 
     program = "llava-s2" if shutil.which("llava-s2") else shlex.quote(str(Path(sys.executable).with_name("llava-s2")))
     folder, train = shlex.quote(str(out / "models/s2")), shlex.quote(str(out / "data/train"))
@@ -89,11 +89,6 @@ Done in {minutes:.1f} minutes. What next:
   {program} chat --model {folder} --image {shlex.quote(str(image))} --prompt {shlex.quote(question)}
   {program} demo --model {folder}
   {program} data check {train}/train.json --images {train}""")
-
-
-def _score(main: Callable[[Sequence[str]], int], out: Path, data: str, model: str, run: str, *more: str) -> None:
-    folders = ("--data", str(out / "data" / data), "--output", str(out / "runs" / run))
-    _command(main, "eval", "vstar", "--model", str(out / "models" / model), *folders, *more)
 
 
 def _claim(out: Path, counts: dict[str, int]) -> bool:
@@ -126,33 +121,29 @@ def _make_data(out: Path, args: argparse.Namespace) -> None:
     print(f"{out / 'data/train/train.json'}: {args.pictures} records; {out / 'data/vstar'}: V* folder")
 
 
-def _large_images(main: Callable[[Sequence[str]], int], out: Path) -> tuple[Path, str]:
-    """Asks both models about large held-out images and draws one that S² answers and the baseline does not, if any is.
+def _draw_difference(out: Path) -> tuple[Path, str]:
+    """Draws a question that S² answers and the baseline does not, if there is one, among those just scored.
 
-    Returns its file and its question.
+    Returns its image and its text.
     """
-    from llava_s2.data.scene_tasks import write_vstar
-    from llava_s2.data.scenes import SceneConfig
     from llava_s2.quickstart_image import draw_answers
 
-    data = out / "data/large"
-    if not data.exists():
-        config = SceneConfig(side=9 * SCALES[0], object_side=(42, 54))
-        write_vstar(data, _LARGE_IMAGES, 0, config=config, first_seed=10_000)
     answers: dict[str, dict[str, dict]] = {}
     for name in MODELS:
-        _score(main, out, "large", name, f"large_{name}")
-        lines = (out / "runs" / f"large_{name}" / "predictions.jsonl").read_text().splitlines()
-        answers[name] = {record["question_id"]: record for record in map(json.loads, lines)}
+        records = map(json.loads, (out / "runs" / name / "predictions.jsonl").read_text().splitlines())
+        answers[name] = {
+            record["question_id"]: record for record in records if record["category"] == "direct_attributes"
+        }
     correct = {name: {key for key, record in found.items() if record["correct"]} for name, found in answers.items()}
     shown = min(answers["s2"], key=lambda key: (key not in correct["s2"], key in correct["single"], key))
-    image = data / f"{shown}.jpg"
+    image = out / "data/vstar" / f"{shown}.jpg"
     record = json.loads(image.with_suffix(".json").read_text())
     said = {",".join(map(str, scales)): answers[name][shown]["text"] for name, scales in MODELS.items()}
     sides = {",".join(map(str, scales)): scales[-1] for scales in MODELS.values()}
     draw_answers(out / "answer.png", image, record, said, sides)
-    counts = [f"{len(correct[name])} of {_LARGE_IMAGES}" for name in MODELS]
-    print(f"Right: {counts[0]} at a single scale, {counts[1]} with S². One of them, drawn in {out / 'answer.png'}:")
+    only = [len(correct["s2"] - correct["single"]), len(correct["single"] - correct["s2"])]
+    print(f"Of {len(answers['s2'])} attributes S² alone is right on {only[0]}, the single scale alone on {only[1]}.")
+    print(f"One of them, drawn with what each model sees: {out / 'answer.png'}")
     print(f"  {record['question']}  The truth: {record['options'][0]}")
     for scales, text in said.items():
         print(f"  scales {scales:<12} {text} ({'right' if text == record['options'][0] else 'wrong'})")

@@ -47,21 +47,24 @@ def test_quickstart_fine_tunes_scores_answers_and_continues(
     comparison = next(json.loads(line) for line in printed.splitlines() if line.startswith('{"'))
     difference = reports["s2"]["results"]["overall"]["correct"] - reports["single"]["results"]["overall"]["correct"]
     assert comparison["results"]["overall"]["difference"] == pytest.approx(difference / 6)
-    # The last question is shown with both models' answers, each as it was scored.
-    large = {
+    # A question is shown with both models' answers, each as it was scored.
+    scored = {
         name: {
             record["question_id"]: record
-            for record in map(json.loads, (out / f"runs/large_{name}/predictions.jsonl").read_text().splitlines())
+            for record in map(json.loads, (out / f"runs/{name}/predictions.jsonl").read_text().splitlines())
+            if record["category"] == "direct_attributes"
         }
         for name in ("single", "s2")
     }
     with Image.open(out / "answer.png") as drawn:
         assert drawn.size[0] > 1200 and drawn.format == "PNG"
     *_, single_line, s2_line, _, _, chat, demo, check = printed.splitlines()
-    differing = [key for key in large["s2"] if large["s2"][key]["correct"] and not large["single"][key]["correct"]]
+    differing = [key for key in scored["s2"] if scored["s2"][key]["correct"] and not scored["single"][key]["correct"]]
     if differing:
         assert single_line.endswith("(wrong)") and s2_line.endswith("(right)")
-        assert large["s2"][min(differing)]["text"] in s2_line and large["single"][min(differing)]["text"] in single_line
+        assert (
+            scored["s2"][min(differing)]["text"] in s2_line and scored["single"][min(differing)]["text"] in single_line
+        )
 
     # The three commands can be pasted: each names a program that is there and arguments that parse.
     for line, action in ((chat, "chat"), (demo, "demo"), (check, "data")):
