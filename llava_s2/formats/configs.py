@@ -13,7 +13,7 @@ from llava_s2.formats.llava_config import LlavaSettings, llava_template
 from llava_s2.model.assemble import split_gguf
 from llava_s2.model.embedded import resolve_language_model, resolve_model
 from llava_s2.model.processor import build_processor, load_processor, prefix_tokens, set_template
-from llava_s2.model.templates import IMAGE_END_TOKEN, IMAGE_START_TOKEN, find_template
+from llava_s2.model.templates import IMAGE_MARKERS, IMAGE_START_TOKEN, find_template
 from llava_s2.model.tokenizer import load_tokenizer
 from llava_s2.s2 import S2VisionConfig
 from llava_s2.towers.load_tower import load_image_statistics, load_vision_config
@@ -128,7 +128,7 @@ def llava_processor(
     vision_config = llava_vision_config(settings, source, tower_name)
     prefix = 0 if settings.scales else prefix_tokens(vision_config)
     extra: tuple[str, ...] = (_IM_PATCH_TOKEN,) if settings.patch_token else ()
-    extra += (IMAGE_START_TOKEN, IMAGE_END_TOKEN) if settings.image_markers else ()
+    extra += IMAGE_MARKERS if settings.image_markers else ()
     tokenizer = load_tokenizer(split_gguf(language_source)[0], extra_tokens=extra)
     names = [checkpoint.name, language_source]
     return build_processor(
@@ -215,6 +215,7 @@ def processor_for_lengths(
     vision_tower: str | None = None,
     vision_config: Any = None,
     gguf_file: str | None = None,
+    extra_tokens: tuple[str, ...] = (),
 ) -> LlavaProcessor:
     """The processor of a LLaVA, or for a language model one with its tokenizer; it counts tokens, and no more.
 
@@ -223,6 +224,7 @@ def processor_for_lengths(
         base, vision_tower: of a checkpoint in the original LLaVA's format, where it does not name what is there.
         vision_config: of the tower that a language model is to see with; without it an image is LLaVA-1.5's 576 tokens.
         gguf_file: the GGUF file's name in the folder ``model``.
+        extra_tokens: that a language model's tokenizer is to have too.
 
     Raises:
         InputError: no tokenizer or processor can be read there.
@@ -234,7 +236,7 @@ def processor_for_lengths(
         checkpoint = identify(name)
         if checkpoint.kind != "llm":
             return checkpoint_processor(checkpoint, base, vision_tower)
-    tokenizer = load_tokenizer(name, gguf_file=gguf_file)
+    tokenizer = load_tokenizer(name, gguf_file=gguf_file, extra_tokens=extra_tokens)
     tower: Any = vision_config or _LLAVA_TOWER
     mode = {True: "keep", "dynamic": "dynamic"}.get(getattr(tower, "keep_aspect", False), "pad")
     return build_processor(tokenizer, tower, [0.5] * 3, [0.5] * 3, image_aspect_ratio=mode)

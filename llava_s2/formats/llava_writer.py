@@ -56,11 +56,15 @@ def write_llava(
 
 
 def write_projector(adapter: Path) -> None:
-    """Writes the projector of an adapter's folder as LLaVA's stage 1 leaves it: ``mm_projector.bin`` beside it."""
-    projector = split(load_file(adapter / "adapter_model.safetensors")).projector
-    projector = single_layer(projector) or projector
+    """Writes what an adapter's folder holds as LLaVA's stage 1 leaves it: ``mm_projector.bin`` beside it.
+
+    That is the projector, and the rows of tokens that learnt.
+    """
+    trained = split(load_file(adapter / "adapter_model.safetensors"))
+    rows = dict(zip(["embed_tokens.weight"], trained.language_model.values(), strict=False))
+    projector = single_layer(trained.projector) or trained.projector
     with atomic_write(adapter / "mm_projector.bin") as path:
-        torch.save(Components({}, projector, {}).named("llava"), path)
+        torch.save(Components(rows, projector, {}).named("llava"), path)
 
 
 def _tensors(model: LlavaContents, source: SourceMetadata, rows: int) -> dict[str, LazyTensor]:

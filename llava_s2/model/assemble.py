@@ -16,6 +16,7 @@ from llava_s2.model.embedded import resolve_language_model, resolve_vision_tower
 from llava_s2.model.language_model import load_language_model
 from llava_s2.model.processor import build_image_processor, build_processor
 from llava_s2.model.projector import HIDDEN_ACT, new_projector
+from llava_s2.model.templates import IMAGE_MARKERS, IMAGE_START_TOKEN, OWN, find_template
 from llava_s2.model.tokenizer import load_tokenizer
 from llava_s2.s2 import S2VisionModel
 from llava_s2.towers.load_tower import load_image_statistics, load_vision_backbone, tower_config
@@ -44,7 +45,7 @@ def assemble(
         scales: image sides in pixels, ascending, the first one the tower's own; one scale is plain LLaVA.
         feature_layer: which hidden state of the tower is read. Default: LLaVA's -2 of a plain ViT, the last stage of
             a net in stages.
-        template, image_aspect_ratio: see ``build_processor``.
+        template, image_aspect_ratio: see ``build_processor``; image markers that a template writes become tokens.
         resize_output_to_idx: the scale whose feature grid the visual tokens have; -1 is the largest.
         projector_type: ``mlp2x_gelu`` or ``linear``, LLaVA's names.
         dtype: of all weights, a torch dtype or its name.
@@ -101,8 +102,9 @@ def contents_of_parts(
     vision_config = tower_config(  # before any weight is loaded
         vision_tower, scales, feature_layer, image_aspect_ratio, resize_output_to_idx
     )
+    markers = IMAGE_MARKERS if template != OWN and IMAGE_START_TOKEN in find_template(template) else ()
     processor = build_processor(
-        load_tokenizer(llm, gguf_file=gguf_file),
+        load_tokenizer(llm, gguf_file=gguf_file, extra_tokens=markers),
         vision_config,
         *load_image_statistics(vision_tower),
         image_aspect_ratio=image_aspect_ratio,

@@ -19,7 +19,7 @@ from typing import Any
 from llava_s2.errors import InputError
 
 IMAGE_TOKEN = "<image>"
-IMAGE_START_TOKEN, IMAGE_END_TOKEN = "<im_start>", "<im_end>"
+IMAGE_START_TOKEN, IMAGE_END_TOKEN = IMAGE_MARKERS = "<im_start>", "<im_end>"
 
 _VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "

@@ -93,6 +93,9 @@ class RecipeArguments:
     image_aspect_ratio: str | None = _flag(
         "how an image becomes a square: pad (default), square, resize; or keep or dynamic (not at all)"
     )
+    mm_use_im_start_end: bool = _flag(
+        "every image between <im_start> and <im_end>: tokens added to a language model, whose rows are trained", False
+    )
     model_max_length: int = _flag("most tokens of an example, its images' included", 2048)
     group_by_modality_length: bool = _flag("batches of like length, those with images apart", False)
     packing: bool = _flag("a batch's examples one behind the other in few rows, without attention between them", False)

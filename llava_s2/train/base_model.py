@@ -13,7 +13,7 @@ from llava_s2.formats.identify import identify
 from llava_s2.formats.lazy_tensors import lazy_tensors
 from llava_s2.model.embedded import NAME as EMBEDDED
 from llava_s2.model.embedded import shipped_model
-from llava_s2.model.templates import TEMPLATES
+from llava_s2.model.templates import TEMPLATES, find_template, with_image_start_end
 from llava_s2.train.arguments import RecipeArguments
 from llava_s2.train.output_folder import on_first_process
 
@@ -59,7 +59,7 @@ def prepare_base(
                 recipe.vision_tower,
                 recipe.scales,
                 feature_layer=recipe.mm_vision_select_layer,
-                template=saved_template_of(recipe) or "vicuna_v1",
+                template=template_of_parts(recipe),
                 image_aspect_ratio=recipe.image_aspect_ratio or "pad",
                 resize_output_to_idx=recipe.s2_resize_output_to_idx,
                 projector_type=recipe.mm_projector_type or "mlp2x_gelu",
@@ -91,3 +91,9 @@ def record_of(base: str) -> BaseRecord:
 def saved_template_of(recipe: RecipeArguments) -> str | None:
     """The template to be saved: never ``plain``, which drops the user's words."""
     return None if recipe.template in ("plain", TEMPLATES["plain"]) else recipe.template
+
+
+def template_of_parts(recipe: RecipeArguments) -> str:
+    """The template to be saved of a language model and a tower."""
+    template = saved_template_of(recipe) or "vicuna_v1"
+    return with_image_start_end(find_template(template)) if recipe.mm_use_im_start_end else template

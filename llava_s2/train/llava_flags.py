@@ -18,7 +18,6 @@ RENAMED = {
 
 # Flags with which nothing is chosen here, and the values that ask for what is done anyway (None: any).
 ACCEPTED: dict[str, tuple[str, ...] | None] = {
-    "mm_use_im_start_end": ("false",),
     "mm_use_im_patch_token": ("false",),
     "mm_vision_select_feature": ("patch",),
     "mm_patch_merge_type": ("flat",),

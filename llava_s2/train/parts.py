@@ -1,6 +1,7 @@
 """What of a LLaVA is trained: projector, LoRA on the language model, the whole language model, the tower."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,18 +67,24 @@ class TrainableModules:
 
 
 def choose_parts(
-    model: LlavaForConditionalGeneration, parts: TrainableModules, recipe: RecipeArguments
+    model: LlavaForConditionalGeneration,
+    parts: TrainableModules,
+    recipe: RecipeArguments,
+    tokens: Sequence[int] = (),
 ) -> LlavaForConditionalGeneration | PeftModel:
     """Freezes the model, and has the given parts learn: over a frozen language model as an adapter, else in place.
 
     The trained weights become float32, whatever the frozen ones are in.
+
+    Args:
+        tokens: ids whose rows of a frozen embedding learn, and of a head that is tied to it.
     """
     model.requires_grad_(False)
     run_tower_on_every_batch(model)
     if not parts.tower:
         keep_frozen(model.model.vision_tower)
     if parts.is_adapter:
-        return _with_frozen_identity(_adapter(model, parts, recipe))
+        return _with_frozen_identity(_adapter(model, parts, recipe, list(tokens) or None))
     learning = [model.model.language_model, model.lm_head]
     learning += [model.model.multi_modal_projector] if parts.projector else []
     learning += [model.model.vision_tower] if parts.tower else []
@@ -95,14 +102,16 @@ def _with_frozen_identity(model: Any) -> Any:
     return model
 
 
-def _adapter(model: LlavaForConditionalGeneration, parts: TrainableModules, recipe: RecipeArguments) -> PeftModel:
+def _adapter(
+    model: LlavaForConditionalGeneration, parts: TrainableModules, recipe: RecipeArguments, tokens: list[int] | None
+) -> PeftModel:
     whole = [PROJECTOR, TOWER] if parts.tower else [PROJECTOR]  # the projector is saved with what is trained, always
     if parts.tower:
         model.model.vision_tower.float()
     if not parts.lora:
         # PEFT's name for "no layer": the adapter is the modules to save alone.
-        adapted = get_peft_model(model, LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=whole))
-        return _with_frozen_projector(adapted, parts)
+        config = LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=whole, trainable_token_indices=tokens)
+        return _with_frozen_projector(get_peft_model(model, config), parts)
     linear = {
         name.rpartition(".")[2]
         for name, module in model.model.language_model.named_modules()
@@ -116,6 +125,7 @@ def _adapter(model: LlavaForConditionalGeneration, parts: TrainableModules, reci
             lora_dropout=recipe.lora_dropout,
             target_modules=rf".*\.language_model\..*\.({'|'.join(sorted(map(re.escape, linear)))})",
             modules_to_save=whole,
+            trainable_token_indices=tokens,
         ),
     )
     return _with_frozen_projector(adapted, parts)

@@ -30,10 +30,7 @@ from llava_s2.formats.identify import identify
 from llava_s2.formats.llava_writer import write_projector
 from llava_s2.model.assemble import split_gguf
 from llava_s2.model.embedded import resolve_language_model, resolve_model
-from llava_s2.model.templates import (
-    TEMPLATES,
-    template_name,
-)
+from llava_s2.model.templates import IMAGE_MARKERS, IMAGE_START_TOKEN, TEMPLATES, template_name
 from llava_s2.s2 import S2VisionConfig
 from llava_s2.s2.packed_linear import pack_frozen
 from llava_s2.train.arguments import RecipeArguments, left_out, parse_flags
@@ -109,6 +106,11 @@ class _Run:
     def skips_bad_samples(self) -> bool:
         return self.recipe.on_bad_sample == "skip"
 
+    @property
+    def trains_markers(self) -> bool:
+        """Whether the rows of the image markers learn: those new in a language model, always."""
+        return IMAGE_START_TOKEN in self.template and (self.from_parts or self.recipe.mm_use_im_start_end)
+
     def say(self, text: str) -> None:
         """Prints a line, once for all processes."""
         if self.training.process_index == 0:
@@ -158,7 +160,8 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
         )
         examples, held_out = _examples(run, dataset, model, processor)
         collate = _collator(run, model, processor)
-        trainable = choose_parts(model, run.components, run.recipe)
+        markers = processor.tokenizer.convert_tokens_to_ids(list(IMAGE_MARKERS)) if run.trains_markers else ()
+        trainable = choose_parts(model, run.components, run.recipe, markers)
         trainer = _build_trainer(run, trainable, processor, collate, examples, held_out, base)
         run.say("\n".join([*describe_parameters(count_parameters(trainable), run.components), start.describe()]))
         # torchrun's processes, be it one, exchange the weights, and autocast would cast them.
@@ -218,7 +221,13 @@ def _check_run(stage: str, flags: Sequence[str]) -> _Run:
         print(checked.describe, flush=True)
         for notice in checked.notices:
             logger.warning(notice)
-    return _Run(stage, recipe, training, components, template, from_parts, vision_config, projector, checked, held_out)
+    run = _Run(stage, recipe, training, components, template, from_parts, vision_config, projector, checked, held_out)
+    if run.trains_markers and components.is_adapter and (training.fsdp or _is_zero3(training)):
+        raise InputError(
+            "--mm_use_im_start_end: rows of a frozen embedding do not learn while it is sharded; use ZeRO-2 or plain "
+            "torchrun, or train the whole language model"
+        )
+    return run
 
 
 def _check_flags(recipe: RecipeArguments, training: TrainingArguments, components: TrainableModules) -> None:
@@ -283,6 +292,7 @@ def _dataset_before_weights(run: _Run, bad_samples: BadSamples | None) -> Conver
         vision_tower=recipe.vision_tower,
         vision_config=run.vision_config,
         gguf_file=recipe.gguf_file,
+        extra_tokens=IMAGE_MARKERS if run.trains_markers else (),
     )
     dataset = ConversationDataset(run.checked, processor, run.template, run.recipe.model_max_length, bad_samples)
     if run.training.process_index == 0 and (too_long := dataset.too_long()):

@@ -24,7 +24,7 @@ from llava_s2.model.widen import widen
 from llava_s2.s2 import S2VisionConfig
 from llava_s2.towers.load_tower import load_vision_config, tower_config
 from llava_s2.train.arguments import RecipeArguments
-from llava_s2.train.base_model import prepare_base, saved_template_of
+from llava_s2.train.base_model import prepare_base, saved_template_of, template_of_parts
 from llava_s2.train.parts import TrainableModules
 from llava_s2.weight_files import check_numbers, read_tensors
 
@@ -57,21 +57,36 @@ def check_vision_tower(recipe: RecipeArguments, from_parts: bool) -> None:
 
 
 def chat_template(stage: str, recipe: RecipeArguments, from_parts: bool) -> str:
-    """The chat template (Jinja text) to train with: the one named, or what the stage or the LLaVA comes with."""
+    """The chat template (Jinja text) to train with: the one named, or what the stage or the LLaVA comes with.
+
+    Images stand between two markers where the LLaVA to start from has them so, or ``--mm_use_im_start_end`` asks for it
+    over a language model; not in ``plain``, as in LLaVA.
+
+    Raises:
+        InputError: there is no such template, it does not write the markers, or the LLaVA has none.
+    """
+    name = recipe.model_name_or_path
+    is_marked = recipe.mm_use_im_start_end if from_parts else has_image_markers(identify(name), recipe.base)
+    if recipe.mm_use_im_start_end and not is_marked:
+        raise InputError(
+            f"--mm_use_im_start_end: {name} was trained without <im_start> and <im_end>; leave it out, or start from "
+            "a language model"
+        )
+    template = _named_template(stage, recipe, from_parts)
+    if not is_marked or template == TEMPLATES["plain"]:
+        return template
+    template = with_image_start_end(template)
+    if IMAGE_START_TOKEN not in template:
+        raise InputError(
+            f"--template {recipe.template}: {name} has every image between <im_start> and <im_end>, which this "
+            "template does not write; write them around <image> in it"
+        )
+    return template
+
+
+def _named_template(stage: str, recipe: RecipeArguments, from_parts: bool) -> str:
     if recipe.template not in (None, OWN):
-        named = find_template(recipe.template)
-        if named == TEMPLATES["plain"] or from_parts:
-            return named
-        # A LLaVA that puts its images between two markers goes on doing so.
-        if not has_image_markers(identify(recipe.model_name_or_path), recipe.base):
-            return named
-        named = with_image_start_end(named)
-        if IMAGE_START_TOKEN not in named:
-            raise InputError(
-                f"--template {recipe.template}: {recipe.model_name_or_path} has every image between <im_start> and "
-                "<im_end>, which this template does not write; write them around <image> in it"
-            )
-        return named
+        return find_template(recipe.template)
     if recipe.template is None and (stage == "pretrain" or from_parts):
         return TEMPLATES["plain" if stage == "pretrain" else "vicuna_v1"]
     if not from_parts:
@@ -115,8 +130,8 @@ def read_projector(source: str) -> dict[str, Tensor]:
     if any("lora_" not in name for name in parts.language_model):
         raise InputError(
             f"--pretrain_mm_mlp_adapter {path}: holds trained rows of the language model too "
-            f"({', '.join(sorted(parts.language_model)[:2])}), which this flag would drop; put its config.json beside "
-            "it and start from that folder with --model_name_or_path"
+            f"({', '.join(sorted(parts.language_model)[:2])}), which this flag would drop; start from its folder with "
+            "--model_name_or_path (where LLaVA made it, with its config.json in it)"
         )
     if not parts.projector:
         raise InputError(f"--pretrain_mm_mlp_adapter {path}: holds no projector")
@@ -210,6 +225,7 @@ def _load_whole(
             recipe.vision_tower,
             recipe.scales,
             feature_layer=recipe.mm_vision_select_layer,
+            template=template_of_parts(recipe),
             image_aspect_ratio=recipe.image_aspect_ratio or "pad",
             resize_output_to_idx=recipe.s2_resize_output_to_idx,
             projector_type=recipe.mm_projector_type or "mlp2x_gelu",

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from PIL import Image
-from processes import GOLDEN, run_here, talk
+from processes import GOLDEN, TINY, run_here, talk
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
 
 sys.path.append(str(Path(__file__).parents[1] / "model"))
 from llava_reference import FULL, copy_checkpoint
@@ -112,3 +114,88 @@ def test_a_linear_projector_is_trained_through_both_stages(image, capsys):
     assert torch.equal(written["model.mm_projector.weight"].float(), weight)
     assert train(*second, "--mm_projector_type", "mlp2x_gelu", "--output_dir", image / "other") == 2
     assert "name it with --mm_projector_type linear" in capsys.readouterr().err
+
+
+MARKED = ["--mm_use_im_start_end", "True", "--max_steps", 3, "--learning_rate", "1e-2"]
+
+
+def rows_of(folder):
+    return load_file(folder / "adapter_model.safetensors")[
+        "base_model.model.model.language_model.embed_tokens.token_adapter.trainable_tokens_delta"
+    ]
+
+
+def answers(model, processor, image):
+    """Logits of a question about an image."""
+    text = processor.apply_chat_template([{"role": "user", "content": "<image>\nWhat?"}], add_generation_prompt=True)
+    assert "<im_start><image><im_end>" in text
+    inputs = processor(images=Image.open(image / "red.png"), text=text, return_tensors="pt")
+    ids = inputs["input_ids"][0].tolist()
+    assert ids[ids.index(32000) + 17] == 32001
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_a_language_models_new_markers_learn(is_tied, image):
+    """Their two rows alone are trained of the embedding, saved with the adapter, loaded, merged and converted."""
+    llm = copy_checkpoint(GOLDEN / "vicuna-tiny", image / "llm", tie_word_embeddings=is_tied)
+    record = {"image": "red.png", "conversations": talk("What?\n<image>", "Red.")}
+    out = image / "out"
+    run_here([*with_records(image, record), *FLAGS, *MARKED, "--model_name_or_path", llm])
+    own = load_file(llm / "model.safetensors")["model.embed_tokens.weight"].float()
+    rows = rows_of(out)
+    assert rows.shape == (2, own.shape[1])
+    assert ((rows - own.mean(0)).abs().amax(1) > 1e-3).all()  # from the mean, as in LLaVA
+
+    model, processor = load_pretrained(out, dtype="float32")
+    embedding = model.get_input_embeddings().weight
+    assert torch.equal(embedding[32000:32002], rows)
+    assert torch.equal(embedding[:32000], own)
+    assert torch.equal(model.lm_head.weight, embedding) == is_tied
+    logits = answers(model, processor, image)
+    base = AutoModelForImageTextToText.from_pretrained(out / "base", dtype=torch.float32)
+    by_peft = PeftModel.from_pretrained(base, out).eval()
+    assert torch.allclose(answers(by_peft, processor, image), logits, atol=2e-5)
+    sources = ["--vision_tower", GOLDEN / "clip-tiny", "--base", llm]
+    for command in (
+        ["merge", out, image / "merged", "--dtype", "float32"],
+        ["convert", out, image / "llava", "--to", "llava", "--dtype", "float32", *sources],
+    ):
+        assert main(list(map(str, command))) == 0
+        again = load_pretrained(command[2])
+        assert torch.allclose(answers(*again, image), logits, atol=2e-5)
+
+
+def test_stage_1_leaves_the_markers_rows(image, capsys):
+    """In a template with markers mm_projector.bin has them too, as LLaVA's; in the plain one, without, they stay."""
+    flags = with_records(image, {"image": "red.png", "conversations": talk("<image>", "Red.")})[:-1]
+    first = [*TINY, *flags, image / "v1", *MARKED, "--template", "v1"]
+    assert main(list(map(str, ["train", "pretrain", *first]))) == 0
+    left = torch.load(image / "v1" / "mm_projector.bin")
+    assert torch.equal(left["model.embed_tokens.weight"], rows_of(image / "v1"))
+    assert main(list(map(str, ["train", "pretrain", *TINY, *flags, image / "plain", *MARKED]))) == 0
+    assert set(torch.load(image / "plain" / "mm_projector.bin")) == left.keys() - {"model.embed_tokens.weight"}
+
+    second = [*TINY, *flags, image / "out", *MARKED, "--pretrain_mm_mlp_adapter"]
+    capsys.readouterr()
+    for place in ("v1", "v1/mm_projector.bin"):
+        assert main(list(map(str, ["train", "finetune", *second, image / place]))) == 2
+        assert "holds trained rows of the language model too" in capsys.readouterr().err
+    going_on = [*TINY[4:], *flags, image / "on", *MARKED, "--learning_rate", 0, "--model_name_or_path", image / "v1"]
+    assert main(list(map(str, ["train", "finetune", *going_on]))) == 0
+    assert torch.equal(rows_of(image / "on"), rows_of(image / "v1"))
+
+
+def test_markers_where_they_cannot_be_are_refused(image, capsys):
+    flags = [*TINY, *with_records(image, {"conversations": talk("a", "b")}), *MARKED]
+    native = image / "native"
+    assert main(["convert", str(FULL), str(native), "--vision_tower", str(GOLDEN / "clip-tiny")]) == 0
+    (image / "own.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    for wrong, told in {
+        ("--replace_vision_tower", "True", "--model_name_or_path", native): "was trained without <im_start>",
+        ("--template", image / "own.jinja"): "which this template does not write",
+    }.items():
+        capsys.readouterr()
+        assert main(list(map(str, ["train", "finetune", *flags, *wrong]))) == 2
+        assert told in capsys.readouterr().err
