@@ -31,6 +31,7 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import CLIPImageProcessor, ConvNextConfig, ConvNextModel
+from transformers.models.convnext.modeling_convnext import ConvNextLayer
 
 from llava_s2.files import atomic_write
 from llava_s2.synthetic.names import COLORS, NAMES, TINTED
@@ -163,9 +164,10 @@ class SmallClip(torch.nn.Module):
             layer_scale_init_value=0.0,  # no layer scale, which slows down a short training
         )
         self.visual = ConvNextModel(config)
-        for layer in [module for module in self.visual.modules() if hasattr(module, "dwconv")]:
-            width = layer.dwconv.out_channels
-            layer.dwconv = Float32Conv2d(width, width, layer.dwconv.kernel_size, padding=3, groups=width)
+        for layer in list(self.visual.modules()):
+            if isinstance(layer, ConvNextLayer):
+                width = layer.dwconv.out_channels
+                layer.dwconv = Float32Conv2d(width, width, 7, padding=3, groups=width)
         for parameter in self.visual.parameters():
             if parameter.ndim >= 2:  # transformers' 0.02 is for long trainings
                 torch.nn.init.kaiming_normal_(parameter, nonlinearity="linear")
