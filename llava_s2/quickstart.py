@@ -126,11 +126,12 @@ def _draw_difference(out: Path) -> tuple[Path, str]:
 
     Returns its image and its text.
     """
+    from llava_s2.eval.run_folder import PREDICTIONS, read_predictions
     from llava_s2.quickstart_image import draw_answers
 
     answers: dict[str, dict[str, dict]] = {}
     for name in MODELS:
-        records = map(json.loads, (out / "runs" / name / "predictions.jsonl").read_text().splitlines())
+        records = read_predictions(out / "runs" / name / PREDICTIONS)
         answers[name] = {
             record["question_id"]: record for record in records if record["category"] == "direct_attributes"
         }
@@ -138,15 +139,15 @@ def _draw_difference(out: Path) -> tuple[Path, str]:
     shown = min(answers["s2"], key=lambda key: (key not in correct["s2"], key in correct["single"], key))
     image = out / "data/vstar" / f"{shown}.jpg"
     record = json.loads(image.with_suffix(".json").read_text())
-    said = {",".join(map(str, scales)): answers[name][shown]["text"] for name, scales in MODELS.items()}
-    sides = {",".join(map(str, scales)): scales[-1] for scales in MODELS.values()}
-    draw_answers(out / "answer.png", image, record, said, sides)
+    said = {scales: answers[name][shown]["text"] for name, scales in MODELS.items()}
+    draw_answers(out / "answer.png", image, record, said)
     only = [len(correct["s2"] - correct["single"]), len(correct["single"] - correct["s2"])]
     print(f"Of {len(answers['s2'])} attributes S² alone is right on {only[0]}, the single scale alone on {only[1]}.")
     print(f"One of them, drawn with what each model sees: {out / 'answer.png'}")
     print(f"  {record['question']}  The truth: {record['options'][0]}")
-    for scales, text in said.items():
-        print(f"  scales {scales:<12} {text} ({'right' if text == record['options'][0] else 'wrong'})")
+    for name, scales in MODELS.items():
+        verdict = "right" if shown in correct[name] else "wrong"
+        print(f"  scales {','.join(map(str, scales)):<12} {said[scales]} ({verdict})")
     return image, record["question"]
 
 

@@ -61,7 +61,8 @@ def write_projector(adapter: Path) -> None:
     That is the projector, and the rows of tokens that learnt.
     """
     trained = split(load_file(adapter / "adapter_model.safetensors"))
-    rows = dict(zip(["embed_tokens.weight"], trained.language_model.values(), strict=False))
+    learnt = list(trained.language_model.values())  # the embedding's rows alone, under PEFT's name
+    rows = {"embed_tokens.weight": learnt[0]} if learnt else {}
     projector = single_layer(trained.projector) or trained.projector
     with atomic_write(adapter / "mm_projector.bin") as path:
         torch.save(Components(rows, projector, {}).named("llava"), path)

@@ -13,7 +13,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp
 
 from llava_s2 import __version__
-from llava_s2.serve.api import request_schema
+from llava_s2.serve.api import api_schema
 from llava_s2.serve.api.access import LOCAL_NAMES, Access
 from llava_s2.serve.api.api_errors import ApiError
 from llava_s2.serve.api.bounds import Boundary, Bounds
@@ -22,7 +22,7 @@ from llava_s2.serve.api.service import Service
 
 CHAT = "/v1/chat/completions"
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": request_schema.ErrorBody, "description": what}
+    status: {"model": api_schema.ErrorBody, "description": what}
     for status, what in {
         400: "The request is wrong",
         401: "No valid key",
@@ -79,7 +79,7 @@ def _routes(service: Service) -> FastAPI:
 
     @app.post(
         CHAT,
-        response_model=request_schema.Completion,
+        response_model=api_schema.Completion,
         responses=_ERRORS,
         openapi_extra=_body("ChatRequest"),
         description="With stream: server-sent events of chat.completion.chunk objects, then [DONE].",
@@ -88,21 +88,21 @@ def _routes(service: Service) -> FastAPI:
         return await chats.answer(request)
 
     @app.post("/tokenize", responses=_ERRORS, openapi_extra=_body("TokenizeRequest"))
-    async def tokenize(request: Request) -> request_schema.TokenizeResponse:
+    async def tokenize(request: Request) -> api_schema.TokenizeResponse:
         return await chats.tokenize(request)
 
     @app.get("/v1/models", responses={key: _ERRORS[key] for key in (401, 405)})
-    async def models() -> request_schema.ModelList:
-        return request_schema.ModelList(data=[service.card()])
+    async def models() -> api_schema.ModelList:
+        return api_schema.ModelList(data=[service.card()])
 
     @app.get("/v1/models/{model:path}", responses={key: _ERRORS[key] for key in (401, 404, 405)})
-    async def model(model: str) -> request_schema.ModelCard:
+    async def model(model: str) -> api_schema.ModelCard:
         service.check_model(model)
         return service.card()
 
-    @app.get("/health", responses={503: {"model": request_schema.Health}, 405: _ERRORS[405]})
+    @app.get("/health", responses={503: {"model": api_schema.Health}, 405: _ERRORS[405]})
     async def health() -> Response:
-        status = request_schema.Health(status="draining" if service.draining else "ok")
+        status = api_schema.Health(status="draining" if service.draining else "ok")
         return JSONResponse(status.model_dump(), 503 if service.draining else 200)
 
     @app.get("/metrics", responses={key: _ERRORS[key] for key in (401, 405)}, response_class=Response)
@@ -124,8 +124,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         made = get_openapi(title=app.title, version=app.version, routes=app.routes)
         requests: list[Any] = [
-            (request_schema.ChatRequest, "validation"),
-            (request_schema.TokenizeRequest, "validation"),
+            (api_schema.ChatRequest, "validation"),
+            (api_schema.TokenizeRequest, "validation"),
         ]
         _, definitions = models_json_schema(requests, ref_template="#/components/schemas/{model}")
         made["components"]["schemas"].update(definitions["$defs"])

@@ -17,7 +17,7 @@ from openai.types.chat import ChatCompletionMessage, chat_completion, chat_compl
 from openai.types.chat.chat_completion_chunk import ChoiceDelta
 from openai.types.completion_usage import PromptTokensDetails
 
-from llava_s2.serve.api import request_schema
+from llava_s2.serve.api import api_schema
 from llava_s2.serve.api.api_errors import ApiError, late
 from llava_s2.serve.api.bounds import AT_END, BODY, Body, ClientGone
 from llava_s2.serve.api.engine import Delta, End, Event, Job, PromptImage
@@ -78,15 +78,15 @@ class Chats:
         completion = await _unless_gone(request, chat.completion())
         return Response(completion.model_dump_json(exclude_unset=True), media_type="application/json")
 
-    async def tokenize(self, request: Request) -> request_schema.TokenizeResponse:
+    async def tokenize(self, request: Request) -> api_schema.TokenizeResponse:
         """What a text or a conversation is made of. Raises ApiError."""
         _check_json(request)
         body, preparer = request.scope[BODY], self._service.preparer
         loop = asyncio.get_running_loop()
-        asked = await loop.run_in_executor(self._parsing, request_schema.parse_tokenize, body.data)
+        asked = await loop.run_in_executor(self._parsing, api_schema.parse_tokenize, body.data)
         self._service.check_model(asked.model)
         tokens = await loop.run_in_executor(self._parsing, preparer.tokenize, asked)
-        return request_schema.TokenizeResponse(count=len(tokens), max_model_len=preparer.context, tokens=tokens)
+        return api_schema.TokenizeResponse(count=len(tokens), max_model_len=preparer.context, tokens=tokens)
 
     def _left(self) -> None:
         self._service.under_way -= 1
@@ -99,7 +99,7 @@ class Chats:
             return await service.before(deadline, asyncio.get_running_loop().run_in_executor(pool, work, *arguments))
 
         start = time.monotonic()
-        asked = await in_pool(self._parsing, request_schema.parse_chat, body.data)
+        asked = await in_pool(self._parsing, api_schema.parse_chat, body.data)
         body.drop()
         service.check_model(asked.model)
         prompt = await in_pool(self._parsing, preparer.read, asked)
@@ -142,7 +142,7 @@ class Chats:
 class _Chat:
     """The answer to one request, of one or several choices, on its way to the client."""
 
-    asked: request_schema.ChatRequest
+    asked: api_schema.ChatRequest
 
     def __init__(self, service: Service, texts: TokenTexts) -> None:
         self._service, self._texts = service, texts
@@ -152,7 +152,7 @@ class _Chat:
 
     def begin(
         self,
-        asked: request_schema.ChatRequest,
+        asked: api_schema.ChatRequest,
         prompt: Prompt,
         images: list[PromptImage],
         seconds: float,
@@ -201,7 +201,7 @@ class _Chat:
             if isinstance(event, Delta | End):
                 yield choice, event
 
-    async def completion(self) -> request_schema.Completion:
+    async def completion(self) -> api_schema.Completion:
         """The whole answer."""
         texts = [""] * len(self._jobs)
         tokens: list[list[SampledToken]] = [[] for _ in self._jobs]
@@ -223,7 +223,7 @@ class _Chat:
             )
             for index, (text, of, reason) in enumerate(zip(texts, tokens, reasons, strict=True))
         ]
-        return request_schema.Completion(
+        return api_schema.Completion(
             **self._head, object="chat.completion", choices=choices, usage=self._usage(), timings=self._timings()
         )
 
@@ -263,7 +263,7 @@ class _Chat:
         return self._sse_chunk([choice], **({"usage": None} if self._with_usage else {}), **more)
 
     def _sse_chunk(self, choices: list[chat_completion_chunk.Choice], **more: Any) -> bytes:
-        chunk = request_schema.Chunk(**self._head, object="chat.completion.chunk", choices=choices, **more)
+        chunk = api_schema.Chunk(**self._head, object="chat.completion.chunk", choices=choices, **more)
         return _sse(chunk.model_dump_json(exclude_unset=True))
 
     def _usage(self) -> CompletionUsage:
@@ -278,11 +278,11 @@ class _Chat:
             ),
         )
 
-    def _timings(self) -> request_schema.Timings:
+    def _timings(self) -> api_schema.Timings:
         job = self._jobs[0]
         seconds = {"prepare": self._prepare_seconds, "tower": 0.0, **job.seconds}
         rounded = {stage: round(took, 6) for stage, took in seconds.items()}
-        return request_schema.Timings(**rounded, images=self._images, cached_images=job.cached_images)
+        return api_schema.Timings(**rounded, images=self._images, cached_images=job.cached_images)
 
 
 def stopping() -> ApiError:

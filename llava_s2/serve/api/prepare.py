@@ -14,7 +14,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from llava_s2.errors import InputError
 from llava_s2.model.inference import Message, prepare_image
 from llava_s2.model.processor import num_image_tokens
-from llava_s2.serve.api import request_schema
+from llava_s2.serve.api import api_schema
 from llava_s2.serve.api.api_errors import invalid
 from llava_s2.serve.api.engine import PromptImage
 from llava_s2.serve.api.sampling import Sampling
@@ -93,7 +93,7 @@ class Preparer:
         self.context = int(model.config.get_text_config().max_position_embeddings)
         self._max_images, self._max_new_tokens = max_images, max_new_tokens
 
-    def read(self, request: request_schema.ChatRequest) -> Prompt:
+    def read(self, request: api_schema.ChatRequest) -> Prompt:
         """Checks a request and makes it token ids.
 
         Raises:
@@ -147,7 +147,7 @@ class Preparer:
             images.append(PromptImage(file.key, pixels=prepare_image(self._processor, image)[None]))
         return images
 
-    def tokenize(self, request: request_schema.TokenizeRequest) -> list[int]:
+    def tokenize(self, request: api_schema.TokenizeRequest) -> list[int]:
         """The ids of a text, or of a conversation up to where the answer begins. Raises ApiError as `prepare` does."""
         if request.messages is not None:
             return self._tokens(self._conversation(request.messages, request))
@@ -158,7 +158,7 @@ class Preparer:
             "input_ids"
         ]
 
-    def _sampling(self, request: request_schema.ChatRequest, room: int, choice: int) -> Sampling:
+    def _sampling(self, request: api_schema.ChatRequest, room: int, choice: int) -> Sampling:
         most = request.max_completion_tokens or request.max_tokens or self._max_new_tokens
         return Sampling(
             temperature=request.temperature or 0.0,
@@ -179,14 +179,11 @@ class Preparer:
         if characters > self.context * _CHARACTERS_PER_TOKEN:
             raise _too_long(f"the conversation has {characters} characters; the model takes {self.context} tokens")
 
-    def _conversation(self, asked: Sequence[request_schema.Message], request: request_schema.Asked) -> _Conversation:
+    def _conversation(self, asked: Sequence[api_schema.Message], request: api_schema.Asked) -> _Conversation:
         """Messages as chat templates take them: one system message, and after it users and assistants in turn."""
         self._check_length(
             sum(
-                len(part.text)
-                for message in asked
-                for part in message.content
-                if isinstance(part, request_schema.TextPart)
+                len(part.text) for message in asked for part in message.content if isinstance(part, api_schema.TextPart)
             )
         )
         system: list[dict[str, Any]] = []
@@ -195,7 +192,7 @@ class Preparer:
         for at, message in enumerate(asked):
             parts: list[dict[str, Any]] = []
             for number, part in enumerate(message.content):
-                if isinstance(part, request_schema.TextPart):
+                if isinstance(part, api_schema.TextPart):
                     parts.append({"type": "text", "text": escape_special_tokens(part.text, self._processor)})
                     continue
                 where = f"messages[{at}].content[{number}]"

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
-from llava_s2.serve.api import request_schema
+from llava_s2.serve.api import api_schema
 from llava_s2.serve.api.api_errors import ApiError, late
 from llava_s2.serve.api.engine import Engine
 from llava_s2.serve.api.metrics import Metrics
@@ -119,9 +119,9 @@ class Service:
         if name is not None and name != self.model:
             raise ApiError(404, f"no model of that name; there is {self.model}", code="model_not_found", param="model")
 
-    def card(self) -> request_schema.ModelCard:
+    def card(self) -> api_schema.ModelCard:
         """What ``/v1/models`` tells of the model."""
-        return request_schema.ModelCard(
+        return api_schema.ModelCard(
             id=self.model,
             object="model",
             created=self.created,
