@@ -9,6 +9,9 @@ import pytest
 COMMANDS = ["quickstart", "data", "train", "eval", "score", "compare", "chat", "merge", "bench"]
 
 
+MAIN = "import sys; sys.argv[0] = 'llava-s2'; from llava_s2.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
 def run_python(code: str, *argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=False)
 
@@ -61,15 +64,13 @@ assert all(callable(getattr(llava_s2, name)) for name in llava_s2.__all__ if nam
     "words", [["fly"], [], ["eval", "nosuchtask", "--model", "m", "--data", "d", "--output", "o"], ["score", "vstar"]]
 )
 def test_a_wrong_command_line_exits_with_2_and_no_trace(words: list[str]) -> None:
-    result = run_python("import sys; from llava_s2.cli import main; sys.exit(main(sys.argv[1:]))", *words)
+    result = run_python(MAIN, *words)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
 
 
 def test_an_unknown_flag_is_refused_where_no_other_program_reads_it() -> None:
-    result = run_python(
-        "import sys; from llava_s2.cli import main; sys.exit(main(sys.argv[1:]))", "compare", "a", "b", "--x"
-    )
+    result = run_python(MAIN, "compare", "a", "b", "--x")
     assert result.returncode == 2
     assert "--x" in result.stderr
 

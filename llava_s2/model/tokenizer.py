@@ -7,6 +7,7 @@ the scores (or of ``tokenizer.json``), and the dummy space is put where the orig
 """
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,7 @@ def pad_left(tokenizer: Any) -> None:
 
 
 def _from_sentencepiece(name: str | Path, model_file: str, settings: dict[str, Any]) -> PreTrainedTokenizerFast:
-    pieces = SentencePieceProcessor(model_file=model_file)
-    vocab = {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())}
-    scores = {piece: pieces.get_score(i) for piece, i in vocab.items()}
-    special = [pieces.id_to_piece(i) for i in (pieces.unk_id(), pieces.bos_id(), pieces.eos_id()) if i >= 0]
-    merges = generate_merges(vocab, scores, skip_tokens=special)
+    vocab, merges, special = _read_sentencepiece(model_file, Path(model_file).stat().st_mtime_ns)
     backend = Tokenizer(BPE(vocab, merges, unk_token=special[0], fuse_unk=True, byte_fallback=True))
     if settings.get("legacy", True):  # every stretch of text between special tokens gets the dummy space
         backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -94,6 +91,16 @@ def _from_sentencepiece(name: str | Path, model_file: str, settings: dict[str, A
     _add_listed(backend, name, settings, vocab)
     names = dict(zip(("unk_token", "bos_token", "eos_token"), special, strict=False))
     return _wrap(name, backend, names | settings)
+
+
+@lru_cache(maxsize=2)  # a training reads its tokenizer twice: for the lengths of its records, and with the model
+def _read_sentencepiece(file: str, changed: int) -> tuple[dict[str, int], list[tuple[str, str]], list[str]]:
+    """Ids, merges by score, and the unknown, first and last token of a SentencePiece model changed at that time."""
+    pieces = SentencePieceProcessor(model_file=file)
+    vocab = {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())}
+    scores = {piece: pieces.get_score(i) for piece, i in vocab.items()}
+    special = [pieces.id_to_piece(i) for i in (pieces.unk_id(), pieces.bos_id(), pieces.eos_id()) if i >= 0]
+    return vocab, generate_merges(vocab, scores, skip_tokens=special), special
 
 
 def _add_listed(backend: Tokenizer, name: str | Path, settings: dict[str, Any], vocab: dict[str, int]) -> None:
@@ -168,7 +175,8 @@ def _space_behind_images(backend: Tokenizer) -> bool:
     Returns:
         Whether it is, so that ``<image>`` must be found after normalization, which puts that space.
     """
-    pre_tokenizer = json.loads(backend.to_str()).get("pre_tokenizer") or {}
+    # Its state alone: a whole tokenizer's is its vocabulary.
+    pre_tokenizer = json.loads(backend.pre_tokenizer.__getstate__()) if backend.pre_tokenizer else {}
     if pre_tokenizer.get("type") != "Metaspace" or pre_tokenizer.get("prepend_scheme") != "first":
         return False
     behind = Regex(rf"(?<={IMAGE_TOKEN})(?!{IMAGE_TOKEN})(?=.|\n)")

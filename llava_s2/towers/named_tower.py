@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel, TimmWrapperConfig, TimmWrapperModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from llava_s2.errors import InputError
 from llava_s2.towers.timm_tower import as_pretrained
@@ -85,6 +85,8 @@ class NamedTower:
                 model = self._open_clip(load_weights=False)
                 wrapped: Any = as_pretrained(model)
                 return wrapped.config
+        from transformers import TimmWrapperConfig  # here, as it imports timm
+
         return TimmWrapperConfig(architecture=self.architecture, model_args=self._timm_arguments() or None)
 
     def load(self, dtype: torch.dtype) -> PreTrainedModel:
@@ -103,6 +105,8 @@ class NamedTower:
         if self.library == "open_clip":
             clip: Any = as_pretrained(self._open_clip(load_weights=True))
             return clip.to(dtype).eval()
+        from transformers import TimmWrapperModel
+
         config: Any = self.config()
         model: Any = TimmWrapperModel(config)
         inner = model.timm_model

@@ -1,12 +1,15 @@
 """Models of open_clip and timm as transformers models that save and load: their modules stay what they are."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, TimmWrapperConfig, TimmWrapperModel
+from transformers import PreTrainedModel
 
 from llava_s2.s2.open_clip_vision import OpenClipVisionConfig, OpenClipVisionModel
+
+if TYPE_CHECKING:  # it imports timm, which takes a second
+    from transformers import TimmWrapperModel
 
 
 def as_pretrained(model: nn.Module) -> PreTrainedModel | None:
@@ -32,7 +35,7 @@ def as_pretrained(model: nn.Module) -> PreTrainedModel | None:
     return None
 
 
-def of_timm(model: Any, model_args: dict[str, Any] | None = None) -> TimmWrapperModel:
+def of_timm(model: Any, model_args: dict[str, Any] | None = None) -> "TimmWrapperModel":
     """A timm model in transformers' wrapper.
 
     Args:
@@ -42,6 +45,8 @@ def of_timm(model: Any, model_args: dict[str, Any] | None = None) -> TimmWrapper
     Raises:
         ValueError: ``create_model`` with that name and those arguments builds a model with other weights or features.
     """
+    from transformers import TimmWrapperConfig, TimmWrapperModel
+
     named = model.pretrained_cfg
     architecture = ".".join(filter(None, [named["architecture"], named.get("tag")]))
     own = model.state_dict()
