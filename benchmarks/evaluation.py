@@ -9,7 +9,8 @@ Draws pictures with small objects (the project's own generator) and answers the 
 
 The plain way is a batch of one for each question, and for each option a pass through the whole model of picture,
 question and option. The two ways take turns, several rounds; reported are the medians, and whether the answers are
-equal. Loading the checkpoint and drawing are not timed; reading and preparing the images is.
+equal. Loading the checkpoint and drawing are not timed; reading and preparing the images is. On a machine that others
+use, too, CPU seconds on one thread (OMP_NUM_THREADS=1) say what the seconds of an idle one would.
 """
 
 import argparse
@@ -88,6 +89,7 @@ def compare(
     """Both ways in turns, ``rounds`` times; seconds are medians over the rounds."""
     samples = benchmark.load(data, scoring)
     seconds: dict[str, list[float]] = {"plain": [], "runner": []}
+    cpu_seconds: dict[str, list[float]] = {"plain": [], "runner": []}
     answers: dict[str, dict[str, str]] = {}
     plain(loaded, benchmark, samples[:2])  # first calls allocate and choose kernels
     for _ in range(rounds):
@@ -95,10 +97,12 @@ def compare(
             ("plain", lambda: plain(loaded, benchmark, samples)),
             ("runner", lambda: batched(benchmark, data, scoring)),
         ):
-            begun = time.perf_counter()
+            begun, cpu_begun = time.perf_counter(), time.process_time()
             answers[name] = way()
             seconds[name].append(time.perf_counter() - begun)
+            cpu_seconds[name].append(time.process_time() - cpu_begun)
     medians = {name: statistics.median(laps) for name, laps in seconds.items()}
+    cpu_medians = {name: statistics.median(laps) for name, laps in cpu_seconds.items()}
     return {
         "questions": len(samples),
         "pictures": len({image for sample in samples for image in sample.images}),
@@ -106,7 +110,9 @@ def compare(
         "plain_seconds": round(medians["plain"], 2),
         "runner_seconds": round(medians["runner"], 2),
         "ratio": round(medians["plain"] / medians["runner"], 2),
+        "cpu_ratio": round(cpu_medians["plain"] / cpu_medians["runner"], 2),
         "all_seconds": {name: [round(lap, 2) for lap in laps] for name, laps in seconds.items()},
+        "all_cpu_seconds": {name: [round(lap, 2) for lap in laps] for name, laps in cpu_seconds.items()},
     }
 
 

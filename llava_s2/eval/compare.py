@@ -1,6 +1,8 @@
 """Two runs on the same questions, question by question."""
 
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,19 +188,34 @@ def _correct(run: Path, report: dict[str, Any]) -> dict[str, tuple[list[str], fl
 
 
 def _correct_log(log: Path, run: Path, report: dict[str, Any]) -> tuple[str, dict[str, tuple[list[str], float]]]:
-    """The kit, and its grades of the run's questions as ``_correct`` has them; paired by id or not at all."""
-    kit, answers = read_log(log)
+    """The kit, and its grades of the run's questions as ``_correct`` has them; paired one to one or not at all.
+
+    By an id that both have, and that no two answers share; else, of a run of all questions, by the place in the data.
+    What was asked must agree as well. Of CircularEval variants a log may have the first alone, graded for all.
+    """
+    kit, answers = read_log(log, report["task"])
     asked = set(report["question_ids"])
     records = [record for record in read_predictions(run / PREDICTIONS) if record["question_id"] in asked]
-    names = {r["question_id"]: (r["question_id"], *r.get("aliases", ()), *_short(r)) for r in records}
-    found: dict[str, OtherAnswer] = {}
-    for column in range(max(len(answer.ids) for answer in answers)):
-        by_id = {answer.ids[column]: answer for answer in answers if column < len(answer.ids)}
-        matched = {identity: by_id[name] for identity, known in names.items() for name in known[::-1] if name in by_id}
-        found = max(found, matched, key=len)
-    if lost := [identity for identity in names if identity not in found]:
+    found = _by_place(records, answers) if report.get("questions_in_data") == len(records) == len(answers) else {}
+    for field in dict.fromkeys(name for answer in answers for name in answer.ids):
+        by_id = {answer.ids[field]: answer for answer in answers if field in answer.ids}
+        names = [next((name for name in _names(record) if name in by_id), "") for record in records]
+        pairs = {
+            record["question_id"]: by_id[name]
+            for record, name in zip(records, names, strict=True)
+            if name and _same(record, by_id[name])
+        }
+        unshared = len(by_id) == len(answers) and max(Counter(filter(None, names)).values(), default=0) == 1
+        if unshared and len(pairs) > len(found):
+            found = pairs
+    forms: dict[str, list[str]] = {}
+    for record in records:
+        forms.setdefault(str(record.get("group", record["question_id"])), []).append(record["question_id"])
+    whole = len(found) == len(records)
+    if lost := [ids[0] for ids in forms.values() if sum(i in found for i in ids) != (len(ids) if whole else 1)]:
         raise InputError(
-            f"{log}: has {len(lost)} of the {len(names)} questions of {run} under no id known there, as {lost[0]}"
+            f"{log}: {len(lost)} of the {len(forms)} questions of {run} cannot be told there by id and words, such as "
+            f"{lost[0]}; runs on the same files, of all questions, can be paired by their place"
         )
     if ungraded := [identity for identity, answer in found.items() if answer.grade is None]:
         raise InputError(
@@ -206,15 +223,35 @@ def _correct_log(log: Path, run: Path, report: dict[str, Any]) -> tuple[str, dic
         )
     graded: dict[str, tuple[list[str], float]] = {}
     for record in records:
-        grade = found[record["question_id"]].grade
-        assert grade is not None
+        if (answer := found.get(record["question_id"])) is None:
+            continue
+        assert answer.grade is not None
         question = str(record.get("group", record["question_id"]))
         categories = [str(record.get("category")), *record.get("also", ())]
-        graded[question] = categories, min(grade, graded[question][1]) if question in graded else grade
+        graded[question] = (
+            categories,
+            min(answer.grade, graded[question][1]) if question in graded else answer.grade,
+        )
     return kit, graded
 
 
-def _short(record: Mapping[str, Any]) -> tuple[str, ...]:
-    """The part of an id that other kits have: theirs do not name the set or image that a question is of."""
+def _by_place(records: Sequence[Mapping[str, Any]], answers: Sequence[OtherAnswer]) -> dict[str, OtherAnswer]:
+    """The answers in the data's order, where a log's own words confirm it."""
+    places = {answer.place: answer for answer in answers if answer.question}
+    pairs = ((record, places.get(number)) for number, record in enumerate(records) if record.get("prompt"))
+    return {record["question_id"]: answer for record, answer in pairs if answer and _same(record, answer)}
+
+
+def _names(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Ids that another kit may have: theirs do not name the set or image that a question is of."""
     identity = str(record["question_id"])
-    return (identity.rpartition("/")[2],) if "/" in identity else ()
+    short = (identity.rpartition("/")[2],) if "/" in identity else ()
+    return (*short, *record.get("aliases", ())[::-1], identity)
+
+
+def _same(record: Mapping[str, Any], answer: OtherAnswer) -> bool:
+    """Whether the answer is to the record's question, as far as both say what was asked."""
+    own, other = (re.sub(r"<image ?\d*>", " ", t).casefold() for t in (record.get("prompt", ""), answer.question))
+    first = next(filter(str.strip, own.splitlines()), "")
+    own, other, first = (" ".join(text.split()) for text in (own, other, first))
+    return not own or not other or other in own or first in other

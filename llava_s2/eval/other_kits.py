@@ -1,9 +1,9 @@
-"""Logs that lmms-eval and VLMEvalKit write of single questions, as answers that can be paired with a run made here.
+"""Logs that lmms-eval and VLMEvalKit write of single questions, as grades that can be paired with a run made here.
 
-lmms-eval's ``…_samples_TASK.jsonl`` has a line a question: ``doc_id``, ``doc`` (the record), ``resps`` or
-``filtered_resps``, ``target`` and the metrics, as a number or an object with a ``score``. VLMEvalKit's
-``MODEL_DATASET_….xlsx`` (or ``.tsv``, ``.json``) has a row a question: ``index``, ``prediction``, and ``hit`` or
-``score`` where it was evaluated.
+lmms-eval's ``…_samples_TASK.jsonl`` has a line a question, in any order: ``doc_id`` (its place in the data), ``input``
+(the prompt) and the metrics, as a number or an object with a ``score`` and perhaps the question's id; older ones have
+``doc``, the record. VLMEvalKit's ``MODEL_DATASET_….xlsx`` (or ``.tsv``, ``.json``) has a row a question: ``index``,
+``question``, ``prediction``, and ``hit``, ``score`` or ``eval_match`` where it was evaluated.
 """
 
 from collections.abc import Mapping
@@ -11,68 +11,86 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llava_s2.errors import InputError
-from llava_s2.eval.schema import Record
+from llava_s2.eval.schema import Record, as_list
 from llava_s2.eval.tables import read_records
 
 _IDS = ("question_id", "questionId", "question_idx", "index", "id", "pid", "idx", "Question_id", "Index")
 _PLUMBING = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "doc_hash", "input", "prompt_hash"}
-_HITS = ("hit", "score", "match", "eval_score", "correct")
 
 
 class OtherAnswer(NamedTuple):
     """One question of a log.
 
     Attributes:
-        ids: what may be its id here.
-        place: its number in the log, from 0.
-        text: the answer.
+        ids: field of the log -> what may be the question's id here.
+        place: its number in the data, from 0.
+        question: what was asked, with or without options and requests; empty if the log does not say.
         grade: as the kit gave it; None if the log holds none.
     """
 
-    ids: tuple[str, ...]
+    ids: Mapping[str, str]
     place: int
-    text: str
+    question: str
     grade: float | bool | None
 
 
-def read_log(path: Path) -> tuple[str, list[OtherAnswer]]:
-    """The kit's name and the answers of its log, in order.
+def read_log(path: Path, task: str) -> tuple[str, list[OtherAnswer]]:
+    """The kit's name and the answers of its log.
+
+    Args:
+        path: the log.
+        task: ours of the same questions; VLMEvalKit's matches of some are distances.
 
     Raises:
         InputError: the file is neither kit's log.
     """
     records = _workbook(path) if path.suffix == ".xlsx" else read_records(path)
     if "doc_id" in records[0]:
-        return "lmms-eval", [_lmms_eval(record, place) for place, record in enumerate(records)]
+        return "lmms-eval", [_lmms_eval(record) for record in records]
     if "index" in records[0] and "prediction" in records[0]:
-        return "VLMEvalKit", [_vlmevalkit(record, place) for place, record in enumerate(records)]
-    raise InputError(f"{path}: is no log of lmms-eval (doc_id, resps) or VLMEvalKit (index, prediction)")
+        return "VLMEvalKit", [_vlmevalkit(record, place, task) for place, record in enumerate(records)]
+    raise InputError(f"{path}: is no log of lmms-eval (doc_id, filtered_resps) or VLMEvalKit (index, prediction)")
 
 
-def _lmms_eval(record: Record, place: int) -> OtherAnswer:
-    doc = record.get("doc") if isinstance(record.get("doc"), dict) else {}
-    assert isinstance(doc, dict)
-    scores = [_number(value) for key, value in record.items() if key not in _PLUMBING]
-    grade = next((score for score in scores if score is not None), None)
-    text: Any = record.first("filtered_resps", "resps")
-    while isinstance(text, list) and text:
-        text = text[0]
-    ids = tuple(str(doc[name]) for name in _IDS if isinstance(doc.get(name), str | int))
-    # A record without an id goes by its place, as it does here.
-    return OtherAnswer(ids or (str(record["doc_id"]),), place, str(text), grade)
+def _lmms_eval(record: Record) -> OtherAnswer:
+    metrics = {key: value for key, value in record.items() if key not in _PLUMBING and not isinstance(value, str)}
+    grade = next((score for value in metrics.values() if (score := _number(value)) is not None), None)
+    named = {"doc": record.get("doc"), **metrics}
+    ids = {
+        f"{key} {name}": str(value[name])
+        for key, value in named.items()
+        if isinstance(value, Mapping)
+        for name in _IDS
+        if isinstance(value.get(name), str | int)
+    }
+    doc = named["doc"] if isinstance(named["doc"], Mapping) else {}
+    return OtherAnswer(ids, record.number("doc_id"), str(record.get("input") or doc.get("question") or ""), grade)
 
 
-def _vlmevalkit(record: Record, place: int) -> OtherAnswer:
-    ids = tuple(str(record[name]) for name in ("index", "id") if isinstance(record.get(name), str | int))
-    hit = next((_number(record[name]) for name in _HITS if name in record), None)
-    return OtherAnswer(ids, place, str(record.get("prediction") or ""), hit)
+def _vlmevalkit(record: Record, place: int, task: str) -> OtherAnswer:
+    ids = {name: str(record[name]) for name in ("index", "id") if isinstance(record.get(name), str | int)}
+    return OtherAnswer(ids, place, str(record.get("question") or ""), _hit(record, task))
+
+
+def _hit(record: Record, task: str) -> float | bool | None:
+    """As VLMEvalKit's own totals take a row: of several references' matches the mean, of some tasks the best."""
+    matches = as_list(record.get("eval_match"))
+    if not matches:
+        return next((_number(record[name]) for name in ("hit", "score", "match", "correct") if name in record), None)
+    if task in ("docvqa", "infovqa"):  # edit distances over lengths
+        best = 1.0 - min(matches)
+        return best if best >= 0.5 else 0.0
+    return _number(max(matches) if task == "chartqa" else sum(matches) / len(matches))
 
 
 def _number(value: Any) -> float | bool | None:
     """A grade: 0 and 1 as wrong and right, a number between as it is; of an object, that of its ``score``."""
     if isinstance(value, Mapping):
+        if "pred" in value and "answer" in value:
+            return str(value["pred"]).strip().lower() == str(value["answer"]).strip().lower()
         value = next((value[key] for key in ("score", "is_correct", "gpt_score") if key in value), None)
     if isinstance(value, str):
+        value = {"true": 1, "false": 0}.get(value.strip().lower(), value)
         try:
             value = float(value)
         except ValueError:

@@ -235,7 +235,8 @@ class _Work:
 
 
 def _record(benchmark: Benchmark, sample: Sample, prediction: dict[str, Any]) -> dict[str, Any]:
-    record = {"question_id": sample.id, "category": sample.category, **prediction, "options": list(sample.options)}
+    asked = {"question_id": sample.id, "category": sample.category, "prompt": sample.prompt}
+    record = {**asked, **prediction, "options": list(sample.options)}
     if sample.also:
         record["also"] = list(sample.also)
     if sample.group:

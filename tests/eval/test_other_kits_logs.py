@@ -57,16 +57,77 @@ def test_vlmevalkits_table_is_paired(run, tmp_path, capsys):
     book = Workbook()
     book.active.append(["index", "question", "answer", "prediction", "hit"])
     for record in graded(run):
-        book.active.append([int(record["aliases"][0]), "…", "A", "A", 1])
+        book.active.append([int(record["aliases"][0]), record["prompt"].splitlines()[0], "A", "A", 1])
     book.save(tmp_path / "LLaVA_VStarBench_result.xlsx")
     found = compare(tmp_path / "LLaVA_VStarBench_result.xlsx", run, capsys)
     assert found["results"]["overall"]["correct_a"] == 5 and found["a"]["model"] == "LLaVA_VStarBench_result"
 
 
+def write_run(folder, task, records, **report):
+    """A finished run as ``llava-s2 eval`` leaves one, as far as it is compared."""
+    folder.mkdir()
+    ids = [record["question_id"] for record in records]
+    fields = {"task": task, "questions": "q", "question_ids": ids, "questions_in_data": len(ids), "model": "m"}
+    fields |= {"protocol": "p", "results": {"overall": {}}, **report}
+    (folder / "report.json").write_text(json.dumps(fields))
+    lines = [{"text": "x", "category": "c", "correct": False, "options": [], **record} for record in records]
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_ids_that_name_several_questions_pair_nothing_and_the_place_does(tmp_path, capsys):
+    """POPE's sets have the same ids and lmms-eval's ``doc_id`` counts through all: 1 to 4 are other questions there."""
+    sets, things = ("adversarial", "popular"), ("cat", "dog", "hat")
+    asked = [(name, n, f"Is there a {thing}?") for name in sets for n, thing in enumerate(things, start=1)]
+    records = [{"question_id": f"{name}/{n}", "prompt": f"{text}\nOne word."} for name, n, text in asked]
+    run = write_run(tmp_path / "run", "pope", records)
+    metrics = [{"question_id": str(n), "score": float(place == 4)} for place, (_, n, _) in enumerate(asked)]
+    lines = [
+        {"doc_id": place, "target": "no", "filtered_resps": "No", "token_counts": [{"output_tokens": 1}],
+         "doc_hash": "1e0", "input": f"{text}\nAnswer in one word.", "pope_accuracy": metrics[place]}
+        for place, (_, _, text) in enumerate(asked)
+    ]  # fmt: skip
+    log = tmp_path / "20260806_samples_pope.jsonl"  # lmms-eval of 2026-08: no 'doc', and several processes' order
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines[::-1]))
+    assert compare(run, log, capsys)["differing"]["only_b"] == ["popular/2"]
+    part = write_run(tmp_path / "part", "pope", records[:3], questions_in_data=6)
+    assert cli.main(["compare", str(part), str(log)]) == 2
+    assert "cannot be told there by id and words" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "grade"),
+    [
+        # VLMEvalKit's eval_score of these is a mean of distances: 0 for the right answer.
+        ("docvqa", {"eval_match": "[0.9, 0.0]", "eval_score": 0.45}, 1.0),
+        ("docvqa", {"eval_match": "[0.9, 0.4]", "eval_score": 0.65}, 0.6),
+        ("infovqa", {"eval_match": "[0.6]", "eval_score": 0.6}, 0.0),
+        ("chartqa", {"eval_match": "[False, True]", "eval_score": 0.5}, 1),
+        ("textvqa", {"eval_match": "[1, 1, 0.5, 0.5]", "eval_score": 0.75}, 0.75),
+        ("pope", {"score": "True"}, 1),
+    ],
+)
+def test_vlmevalkits_grades_are_those_of_its_totals(task, row, grade, tmp_path, capsys):
+    run = write_run(tmp_path / "run", task, [{"question_id": "7", "prompt": "Who?\nOne word.", "correct": 0.5}])
+    fields = {"index": 7, "question": "Who?", "prediction": "x", **row}
+    (tmp_path / "M_SET.tsv").write_text("\t".join(fields) + "\n" + "\t".join(map(str, fields.values())) + "\n")
+    assert compare(run, tmp_path / "M_SET.tsv", capsys)["results"]["overall"]["correct_b"] == pytest.approx(grade)
+
+
+def test_circular_eval_is_paired_with_a_log_of_the_first_forms(tmp_path, capsys):
+    records = [{"question_id": str(i), "group": f"q{i % 1_000_000}", "prompt": f"Q{i % 1_000_000}?"}
+               for i in (3, 1_000_003, 8, 1_000_008)]  # fmt: skip
+    run = write_run(tmp_path / "run", "mmbench", records)
+    rows = ["index\tquestion\tprediction\thit", "3\tQ3?\tA\t1", "8\tQ8?\tA\t0"]
+    (tmp_path / "M_MMBench_DEV_EN_exact_matching_result.tsv").write_text("\n".join(rows) + "\n")
+    found = compare(run, tmp_path / "M_MMBench_DEV_EN_exact_matching_result.tsv", capsys)
+    assert found["results"]["overall"]["count"] == 2 and found["differing"]["only_b"] == ["q3"]
+
+
 @pytest.mark.parametrize(
     ("lines", "named"),
     [
-        ([{"doc_id": 0, "doc": {"question_id": "nowhere"}, "resps": ["A"], "acc": 1.0}], "under no id known there"),
+        ([{"doc_id": 0, "doc": {"question_id": "nowhere"}, "resps": ["A"], "acc": 1.0}], "cannot be told there"),
         ([{"question_id": 0, "text": "A"}], "is no log of lmms-eval"),
     ],
 )
