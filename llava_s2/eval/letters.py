@@ -22,14 +22,14 @@ _QUOTES = {0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"', 0x3014: "(", 0x30
 # A letter by itself: no part of a word, an abbreviation or a compound.
 _ALONE = (
     r"(?<![A-Za-z0-9&])(?<![A-Za-z]')(?<![A-Za-z]\.)(?<![A-Za-z]-)([A-Za-z])"
-    r"(?![A-Za-z0-9&]|'[A-Za-z]|\.[A-Za-z](?![a-z])|-[A-Za-z])"
+    r"(?![A-Za-z0-9&]|'[A-Za-z]|\.[A-Za-z](?![a-z])|-[A-Za-z0-9])"
 )
 _OR = r"(?:,|/|&|\+|、|和|或|\bor\b|\band\b)"
 _JOINED = re.compile(rf"{_ALONE}\)?\s*(?:{_OR}\s*)+(?i:(?:option|choice)\s+)?\(?{_ALONE}")
 
 _FILLER = (
     "is|are|was|be|would|should|must|will|could|to|the|my|final|correct|right|best|most|likely|probably|clearly|"
-    "definitely|therefore|thus|option|choice|letter|labeled|labelled|following|one|given|i|think|with|for|number"
+    "definitely|actually|certainly|therefore|thus|option|choice|letter|labeled|labelled|following|one|given|i|think|with|for|number"
 )
 _STATED = re.compile(
     r"(?i:(?<![a-z])(?:answers?|ans|solution|(?:correct|right|best|final|my)\s+(?:option|choice|letter|one)|"
@@ -42,31 +42,31 @@ _IS_ANSWER = re.compile(
     r"(?:\w+\s+){0,2}?(?:correct|right|best|true|answer)(?![a-z]))"
 )
 _LEADING = re.compile(rf"^[\W_]*{_ALONE}(?=\s*$|[^\S\n]*[^\s\w'\"(&]|[^\S\n]*\n|\)|[\"'])")
-_BRACKETED = re.compile(rf"\({_ALONE}\)|(?i:(?:option|choice)s?)[\s:]*[\"'(]?{_ALONE}")
+_BRACKETED = re.compile(rf"\({_ALONE}\)|(?i:(?:option|choice|letter)s?)[\s:]*[\"'(]?{_ALONE}")
 _CAPITAL = re.compile(_ALONE)
 
 _LETTER_LIST = r"\(?[A-Za-z]\)?(?:\s*(?:,|or|nor|and)\s*\(?[A-Z]\)?)*(?![A-Za-z'])"
 _WRONG = (
     r"(?:\s+(?:clearly|also|all|both|definitely))?"
-    r"(?:n't|not|\s+(?:not|wrong|incorrect|false|ruled\s+out|eliminated|impossible))"
+    r"(?:n't|not|\s+(?:not|wrong|incorrect|false|(?:ruled\s+)?out|eliminated|impossible))"
 )
 _DENIED = (
     re.compile(
         r"(?i:\b(?:not|isn't|aren't|cannot|can't|never|neither|except|eliminate|exclude|excluding|rather\s+than|"
-        r"instead\s+of|unlike|over|than|rule\s+out|ruling\s+out)\s+(?:be\s+)?(?:the\s+)?(?:(?:option|choice|answer)s?\s+)?)"
-        r"\(?[A-Za-z]\)?(?:\s*(?:or|nor)\s*\(?[A-Z]\)?)*(?![A-Za-z'])"
+        r"instead\s+of|unlike|over|than|rul(?:e|ed|ing)\s+out)\s+(?:be\s+)?(?:the\s+)?(?:(?:option|choice|answer)s?\s+)?)"
+        r"\(?[A-Za-z]\)?(?:(?:\s*,\s*\(?[A-Z]\)?)*,?\s*(?:or|nor|and)\s*\(?[A-Z]\)?)*(?![A-Za-z'])"
     ),
     # "B, C is wrong" denies C alone, "B, C are wrong" both.
     re.compile(
         r"(?i:(?:(?:option|choice)s?\s+)?)(?<![A-Za-z0-9'])(?:"
-        rf"\(?[A-Za-z][).]?(?i:\s+(?:is|was|can|could){_WRONG})|{_LETTER_LIST}(?i:\s+(?:are|were|can|could){_WRONG}))\b"
+        rf"\(?[A-Za-z][).]?(?:\s*\([^()]*\))?(?i:\s+(?:is|was|can|could){_WRONG})|{_LETTER_LIST}(?i:\s+(?:are|were|can|could){_WRONG}))\b"
     ),
-    re.compile(r"(?<![A-Za-z0-9'])\(?[A-Za-z]\)?\s*\?\s*(?i:no|nope|wrong)\b"),
+    re.compile(r"(?<![A-Za-z0-9'])\(?[A-Za-z]\)?\s*(?:\?\s*(?i:no|nope|wrong)\b|[.:]?\s*[✗✘❌])"),
     re.compile(r"(?i:(?<![a-z])n\s*/\s*a(?![a-z])|(?<![a-z])n\.\s?a\.?(?![a-z]))"),
 )
 _NEGATIONS = re.compile(r"\b(?:not|no|never|neither|nor|cannot|without|isn't|aren't|doesn't|don't|can't|wasn't)\b")
 _AFTER_LETTER_A = re.compile(
-    r"\s+(?i:is|was|because|since|as|due|seems|looks|would|should|must|for)\b|\s+[^\w\s]|[^\S\n]*\n|"
+    r"\s+(?i:is|was|because|since|as|due|seems|looks|would|should|must|for|but)\b|\s+[^\w\s]|[^\S\n]*\n|"
     r"\s+(?:or|and)\s+\(?[A-Z]\b"
 )
 
@@ -85,6 +85,9 @@ def read_option(text: str, options: Sequence[str], others: Iterable[str] = ()) -
     wordings = (*options, *others)
     if len(text.strip()) > 1 and (exact := [option for option in wordings if option.strip() == text.strip()]):
         return exact[0]
+    whole = re.fullmatch(r"(?s)\W*([A-Za-z])[.):]\s*(.+?)\.?", text.strip())
+    if whole and whole[2] in (o.rstrip(".") for o, letter in zip(options, LETTERS, strict=False) if letter == whole[1]):
+        return options[LETTERS.index(whole[1])]  # "C. A and B", where these are the third option's words
     letter = read_letter(text, len(options))
     if letter is not None:
         return options[LETTERS.index(letter)] if len(letter) == 1 else None
@@ -136,7 +139,9 @@ def _is_letter(match: re.Match[str], text: str) -> bool:
     letter, rest = match[place], text[match.end(place) :]
     if letter.isupper() and letter not in "AI":
         return True
-    return not re.match(r"[^\S\n]+\w", rest) or (letter not in "Ii" and _AFTER_LETTER_A.match(rest) is not None)
+    return not re.match(r"[^\S\n]+[A-Za-z0-9]", rest) or (
+        letter not in "Ii" and _AFTER_LETTER_A.match(rest) is not None
+    )
 
 
 def _is_joined(text: str, place: int, count: int) -> bool:
@@ -152,6 +157,8 @@ def _plain(text: str) -> str:
     """Without markup: full-width signs, LaTeX, HTML and Markdown; every kind of bracket becomes a round one."""
     text = unicodedata.normalize("NFKC", text).translate(_QUOTES)
     text = re.sub(r"(?s)<think>.*?</think>", " ", text)
+    text = re.sub(r"(?s)~~.*?~~|<(del|s|strike)>.*?</\1>", " ", text)
+    text = re.sub(r"(?i)\b(option|choice|answer|letter)-(?=[a-z]\b)", r"\1 ", text)
     text = re.sub(r"(?s)<(\w+)(?:\s[^<>]*)?>(.*?)</\1>", r" \2 ", text)
     text = re.sub(r"</\w+>|<\|\w+\|>", " ", text)
     text = re.sub(r"\\(?:boxed|fbox)\s*\{", " answer: {", text)
@@ -170,15 +177,22 @@ def _by_words(text: str, options: Sequence[str]) -> str | None:
     known = {option: _words(option) for option in options}
     if equal := [option for option, words in known.items() if words and words == said]:
         return equal[0]
-    if _NEGATIONS.search(_plain(text).casefold()):
-        return None
+    first = _words(re.split(r"[,.;:!\n]", _plain(text).strip())[0])  # "No, there is not"
     held = [option for option, words in known.items() if words and f" {words} " in f" {said} "]
-    # "dark red" holds "red", too: the longer one is meant.
-    held = [o for o in held if not any(o != other and f" {known[o]} " in f" {known[other]} " for other in held)]
-    return held[0] if len(held) == 1 else None
+    if held and first == known[held[0]] and len(held) == 1:
+        return held[0]
+    named = "|".join(re.escape(words) for words in known.values() if words)
+    denied = rf"(?<!\S)(?:not|rather than|instead of) (?:{named})(?: (?:or|nor) (?:{named}))*(?!\S)"
+    for words in (said, re.sub(denied, " ", said)):
+        held = [option for option, phrase in known.items() if phrase and f" {phrase} " in f" {words} "]
+        # "dark red" holds "red", too: the longer one is meant.
+        held = [o for o in held if not any(o != other and f" {known[o]} " in f" {known[other]} " for other in held)]
+        if len(held) == 1 and not _NEGATIONS.search(f" {words} ".replace(f" {known[held[0]]} ", " ")):
+            return held[0]
+    return None
 
 
 def _words(text: str) -> str:
     words = re.findall(r"[^\W_]+(?:[.'/:°%-]+[^\W_]*)*|[^\s\w]", unicodedata.normalize("NFKC", text).casefold())
-    words = [word.rstrip(".") for word in words]
+    words = [word.rstrip(".'") for word in words]
     return " ".join(word for word in words if word not in ("a", "an", "the", "", '"', "'", ","))
