@@ -1,6 +1,7 @@
 """ChartQA (Masry et al. 2022): questions about charts, by people and by a program; relaxed accuracy.
 
-``ChartQA_TEST.tsv`` of VLMEvalKit, or lmms-lab's Parquet (``lmms-lab/ChartQA``).
+``test/test_human.json`` and ``test/test_augmented.json`` of the release (``{"imgname", "query", "label"}``) with
+``test/png/``; ``ChartQA_TEST.tsv`` of VLMEvalKit; or lmms-lab's Parquet (``lmms-lab/ChartQA``).
 """
 
 from collections.abc import Mapping
@@ -27,13 +28,18 @@ class ChartQA(TableBenchmark):
     max_new_tokens: ClassVar[int] = NEW_TOKENS
     files: ClassVar[Mapping[str, tuple[str, ...]]] = {"": ("ChartQA_TEST.tsv", "test-*.parquet")}
 
+    def _find(self, data: Path) -> list[Path]:
+        released = [data / "test" / f"test_{kind}.json" for kind in self.categories]
+        return released if all(path.is_file() for path in released) else super()._find(data)
+
     def sample(self, record: Record, data: Path, number: int) -> Sample:
         """The split's name says who asked."""
         answer = record.first("answer", "label")
+        kind = record.optional("split", "type", "human_or_machine") or Path(record.where.rpartition(",")[0]).stem
         return Sample(
             id=record.identity("index") if "index" in record else str(number),
-            category="augmented" if "augmented" in record.optional("split", "type", "human_or_machine") else "human",
-            images=record.images("image"),
+            category="augmented" if "augmented" in kind else "human",
+            images=record.images("image") or (data / "test" / "png" / record.text("imgname"),),
             prompt=f"{record.prompt('question', 'query')}\n{SHORT_ANSWER}",
             options=(),
             reference=[str(text) for text in as_list(answer) or [answer]]

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
 from llava_s2.eval.llava_prompts import lettered
-from llava_s2.eval.schema import LETTERS, Record, unique
+from llava_s2.eval.schema import LETTERS, Record, refuse_missing, unique
 from llava_s2.eval.tables import find_file, read_records
 from llava_s2.eval.vlmevalkit import RULES, read_by_rule
 
@@ -27,6 +27,9 @@ class TableBenchmark(Benchmark):
         paths = self._find(data)
         records = [record for path in paths for record in read_records(path, self.field, self.images)]
         samples = [self.sample(record, data, number) for number, record in enumerate(records)]
+        if scoring is not None:
+            blind = [record.where for record, sample in zip(records, samples, strict=True) if not sample.images]
+            refuse_missing([f"{where}: no image, neither its own nor another row's" for where in blind], len(records))
         unique([sample.id for sample in samples], paths[0])
         return samples
 

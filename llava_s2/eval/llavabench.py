@@ -7,6 +7,7 @@ Layout of the official release (``liuhaotian/llava-bench-in-the-wild``)::
     answers_gpt4.jsonl        {"question_id", "text"}
     images/001.jpg
 
+or lmms-lab's Parquet (``train-*.parquet``), or VLMEvalKit's ``LLaVABench.tsv``, each row with all of it.
 The judge gives both answers 1 to 10 points; the score is the sum of the model's over the sum of GPT-4's.
 """
 
@@ -18,7 +19,7 @@ from llava_s2.errors import InputError
 from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
 from llava_s2.eval.llava_prompts import MANY_NEW_TOKENS
 from llava_s2.eval.schema import unique
-from llava_s2.eval.tables import read_records
+from llava_s2.eval.tables import find_file, read_records
 
 _RULE = (Path(__file__).with_name("prompts") / "llavabench.txt").read_text(encoding="utf-8").strip()
 _SYSTEM = "You are a helpful and precise assistant for checking the quality of the answer."
@@ -43,26 +44,30 @@ class LLaVABench(Benchmark):
 
     def load(self, data: Path, scoring: Scoring | None) -> list[Sample]:
         """Reads the questions, and what the judge is told of each."""
-        records = read_records(data / "questions.jsonl")
-        captions = {r.text("image"): r.first("caption") for r in read_records(data / "context.jsonl")}
-        answers = {r.identity("question_id"): r.text("text") for r in read_records(data / "answers_gpt4.jsonl")}
+        paths = find_file(data, ("questions.jsonl", "train-*.parquet", "LLaVABench.tsv"))
+        captions: dict[str, Any] = {}
+        answers: dict[str, str] = {}
+        if paths[0].suffix == ".jsonl":
+            captions = {r.text("image"): r.first("caption") for r in read_records(data / "context.jsonl")}
+            answers = {r.identity("question_id"): r.text("text") for r in read_records(data / "answers_gpt4.jsonl")}
         samples = []
-        for record in records:
-            identity, image = record.identity("question_id"), record.text("image")
-            if identity not in answers or image not in captions:
+        for record in (record for path in paths for record in read_records(path, images=("image",))):
+            identity, shown = record.identity("question_id", "index"), record.images("image")
+            caption = record.first("caption") if shown else captions.get(record.text("image"))
+            answer = record.text("gpt_answer", "gpt4_ans") if shown else answers.get(identity)
+            if answer is None or caption is None:
                 raise record.fault("has no answer of GPT-4's, or its image no context")
-            caption = captions[image]
             samples.append(
                 Sample(
                     id=identity,
                     category=record.one_of("category", tuple(self.categories)),
-                    images=(data / "images" / image,),
-                    prompt=record.prompt("text"),
+                    images=shown or (data / "images" / record.text("image"),),
+                    prompt=record.prompt("text", "question"),
                     options=(),
                     reference={
                         "context": "\n".join(caption) if isinstance(caption, list) else str(caption),
-                        "question": record.text("text"),
-                        "answer": answers[identity],
+                        "question": record.text("text", "question"),
+                        "answer": answer,
                     },
                 )
             )

@@ -5,9 +5,9 @@ Layout of the official release (``AI4Math/MathVista`` on the hub)::
     testmini-00000-of-00001-….parquet      in the folder or in its data/
 
 with columns ``pid``, ``query`` (the official prompt), ``choices``, ``precision``, ``answer``, ``question_type``,
-``answer_type``, ``metadata`` (task, skills, …) and ``decoded_image``. Answers are extracted and graded by the rules of
-the official code. Where its rules find nothing it asks a language model, as a judge does here; without one the answer
-is taken as it is.
+``answer_type``, ``metadata`` (task, skills, …) and ``decoded_image``; or VLMEvalKit's ``MathVista_MINI.tsv``. Answers
+are extracted and graded by the rules of the official code. Where its rules find nothing it asks a language model, as a
+judge does here; without one the answer is taken as it is.
 """
 
 import re
@@ -30,6 +30,7 @@ class MathVista(Benchmark):
     """MathVista's testmini, by the official prompt and rules."""
 
     name: ClassVar[str] = "mathvista"
+    hub: ClassVar[tuple[str, ...]] = ("AI4Math/MathVista", "data/testmini*")
     protocols: ClassVar[Mapping[Scoring, str]] = {
         "generate": "MathVista: greedy decoding of the official query, answers extracted by the official rules"
     }
@@ -59,8 +60,9 @@ class MathVista(Benchmark):
 
     def load(self, data: Path, scoring: Scoring | None) -> list[Sample]:
         """Reads testmini; a question's category is its task, and it counts in each of its skills too."""
-        paths = find_file(data, ("testmini-*.parquet",))
-        records = [record for path in paths for record in read_records(path, images=("decoded_image",))]
+        paths = find_file(data, ("testmini-*.parquet", "MathVista_MINI.tsv"))
+        records = [record for path in paths for record in read_records(path, images=("decoded_image", "image"))]
+        records = [_from_kit(record) if "pid" not in record else record for record in records]
         if scoring is not None:
             lacking = [f"{r.where}: no decoded_image" for r in records if not r.images("decoded_image")]
             refuse_missing(lacking, len(records))
@@ -160,6 +162,20 @@ def edit_distance(a: str, b: str) -> int:
         for j, second in enumerate(b, start=1):
             diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (first != second))
     return row[-1]
+
+
+def _from_kit(record: Record) -> Record:
+    """A row of VLMEvalKit's table as one of the release; a float has the digits of its answer."""
+    choices = record.texts("choices") if record.optional("question_type") == _CHOICE else []
+    fields = {
+        "pid": record.identity("index"),
+        "query": record.text("question"),
+        "choices": choices,
+        "precision": len(record.text("answer").partition(".")[2]),
+        "metadata": {"task": record.text("task"), "skills": record.texts("skills")},
+        "decoded_image": record.first("image"),
+    }
+    return Record({**record, **fields}, record.where)
 
 
 def _sample(record: Record) -> Sample:

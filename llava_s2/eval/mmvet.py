@@ -5,13 +5,16 @@ Layout of the official release (``mm-vet.zip`` of yuweihao/MM-Vet)::
     mm-vet.json          {"v1_0": {"imagename", "question", "answer", "capability": ["ocr", "math"], …}, …}
     images/v1_0.png
 
+or lmms-lab's Parquet (``test-*.parquet``), or VLMEvalKit's ``MMVet.tsv``.
+
 The grading is the official one: its few-shot prompt at temperature 0, three tokens, the first word a score from 0.0 to
 1.0; an unreadable reply is asked for again with a sentence more and a rising temperature. Where the official code then
 counts 0.0, this one stops with an error.
 """
 
+import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,8 +22,8 @@ from llava_s2.errors import InputError
 from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
 from llava_s2.eval.llava_prompts import MANY_NEW_TOKENS
 from llava_s2.eval.run_folder import write_json
-from llava_s2.eval.schema import Record
-from llava_s2.eval.tables import read_value
+from llava_s2.eval.schema import Record, unique
+from llava_s2.eval.tables import find_file, read_records, read_value
 
 CAPABILITIES = {
     "rec": "recognition",
@@ -41,6 +44,7 @@ class MMVet(Benchmark):
     """MM-Vet by a judge."""
 
     name: ClassVar[str] = "mmvet"
+    hub: ClassVar[tuple[str, ...]] = ("lmms-lab/MMVet", "data/*")
     folders: ClassVar[tuple[str, ...]] = ("mm-vet",)
     protocols: ClassVar[Mapping[Scoring, str]] = {
         "generate": "MM-Vet: greedy decoding of the bare question, graded by a judge with the official prompt"
@@ -55,14 +59,9 @@ class MMVet(Benchmark):
 
     def load(self, data: Path, scoring: Scoring | None) -> list[Sample]:
         """Reads the questions; a question counts in each of its capabilities and in their integration."""
-        path = data / "mm-vet.json"
         samples = []
-        value = read_value(path)
-        for identity, fields in value.items() if isinstance(value, dict) else ():
-            if not isinstance(fields, dict):
-                raise InputError(f"{path}, {identity}: must be an object")
-            record = Record(fields, f"{path}, {identity}")
-            named = record.texts("capability")
+        for identity, record in _read(data):
+            named = re.findall(r"[a-z]+", str(record.first("capability", "category")))  # of a list, or of "rec,math"
             if not named or not set(named) <= CAPABILITIES.keys():
                 raise record.fault(f"'capability' must be a list of {', '.join(CAPABILITIES)}")
             capabilities = [name for name in CAPABILITIES if name in named]
@@ -71,7 +70,7 @@ class MMVet(Benchmark):
                 Sample(
                     id=identity,
                     category=" + ".join(capabilities) if len(capabilities) > 1 else f"{capabilities[0]} alone",
-                    images=(data / "images" / record.text("imagename"),),
+                    images=record.images("image") or (data / "images" / record.text("imagename"),),
                     prompt=question,
                     options=(),
                     reference={"question": question, "answer": record.text("answer")},
@@ -79,8 +78,7 @@ class MMVet(Benchmark):
                     also=tuple(capabilities),
                 )
             )
-        if not samples:
-            raise InputError(f"{path}: holds no question")
+        unique([sample.id for sample in samples], data)
         return samples
 
     def judge(
@@ -124,6 +122,19 @@ class MMVet(Benchmark):
         path = folder / "mm-vet.json"
         write_json(path, {sample.id: predictions[sample.id]["text"] for sample in samples})
         return path
+
+
+def _read(data: Path) -> Iterator[tuple[str, Record]]:
+    """The questions of whichever release, each with its id."""
+    paths = find_file(data, ("mm-vet.json", "test-*.parquet", "MMVet.tsv"))
+    if paths[0].suffix != ".json":
+        records = [record for path in paths for record in read_records(path, images=("image",))]
+        yield from ((record.identity("question_id", "index"), record) for record in records)
+        return
+    value = read_value(paths[0])
+    if not isinstance(value, dict) or not value or not all(isinstance(fields, dict) for fields in value.values()):
+        raise InputError(f"{paths[0]}: must be an object of id: question, at least one")
+    yield from ((identity, Record(fields, f"{paths[0]}, {identity}")) for identity, fields in value.items())
 
 
 def judge_prompt(question: str, answer: str, prediction: str) -> str:

@@ -7,7 +7,8 @@ Layout of the official release (``AILab-CVC/SEED-Bench`` on the hub), with the f
     SEED-Bench-image/DATA_ID                                      for "data_type": "image"
     SEED-Bench-video-image/QUESTION_TYPE_ID_QUESTION_ID.png       for "video"
 
-or VLMEvalKit's ``SEEDBench_IMG.tsv``, whose questions are about images alone.
+or VLMEvalKit's ``SEEDBench_IMG.tsv``, whose questions are about images alone, or lmms-lab's Parquet
+(``test-*.parquet``), where a video is a list of frames.
 """
 
 from collections.abc import Mapping
@@ -43,8 +44,14 @@ class SEEDBench(Benchmark):
 
         Without a variant named, a folder that has no frames of videos is asked about its images alone.
         """
-        (path,) = find_file(data, ("SEED-Bench.json", "SEEDBench_IMG.tsv"))
-        if path.suffix == ".tsv":
+        path, *others = find_file(data, ("SEED-Bench.json", "SEEDBench_IMG.tsv", "test-*.parquet"))
+        if path.suffix == ".parquet":
+            records = [record for part in (path, *others) for record in read_records(part, images=("image",))]
+            numbers = {r.get("question_type_id"): f"dimension {r.get('question_type_id')}" for r in records}
+            made = [_sample(record, data, numbers, scoring) for record in records]
+            self.variant = self.variant or "all"
+            samples = [sample for sample in made if self.variant == "all" or sample.also == ("image",)]
+        elif path.suffix == ".tsv":
             self.variant = "image"
             samples = [self._of_table(record, scoring) for record in read_records(path, images=("image",))]
         else:
@@ -91,11 +98,15 @@ def _sample(record: Record, data: Path, dimensions: Mapping[Any, str], scoring: 
     if dimension not in dimensions:
         raise record.fault(f"'question_type_id' {dimension!r} has no name in 'question_type'")
     options = [record.prompt(f"choice_{letter.lower()}") for letter in _LETTERS]
-    file = record.text("data_id") if kind == "image" else f"{dimension}_{identity}.png"
+    shown: tuple[Any, ...] = record.images("image")
+    if not shown:
+        shown = (
+            data / _FOLDERS[kind] / (record.text("data_id") if kind == "image" else f"{dimension}_{identity}.png"),
+        )
     return Sample(
         id=identity,
         category=dimensions[dimension],
-        images=(data / _FOLDERS[kind] / file,),
+        images=shown if kind == "image" else (shown[len(shown) // 2],),
         prompt=_prompt(record.prompt("question"), options, scoring),
         options=tuple(options),
         reference=record.letter("answer", len(_LETTERS)),

@@ -6,7 +6,7 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -37,26 +37,6 @@ def find_file(data: Path, names: Sequence[str], what: str = "") -> list[Path]:
             if paths := sorted(folder.glob(name)):
                 return _whole_split(paths) if paths[0].suffix == ".parquet" else paths[:1]
     raise InputError(f"{data}: holds none of {', '.join(names)}{what}; docs/data.md says where it comes from")
-
-
-def choose_variant(data: Path, files: Mapping[str, str], variant: str | None) -> str:
-    """The variant asked for, or the first whose file is in the folder.
-
-    Args:
-        data: a benchmark's data folder.
-        files: variant -> the name of a file, or a pattern, that it cannot be without.
-        variant: one of them, or None.
-
-    Raises:
-        InputError: no such folder, or it lacks the file.
-    """
-    if variant is None and data.is_dir():
-        variant = next((name for name, file in files.items() if any(data.glob(file))), None)
-    if variant is None:
-        find_file(data, list(dict.fromkeys(files.values())))
-        raise InputError(f"{data}: holds none of {', '.join(files.values())}")
-    find_file(data, [files[variant]], f", which variant {variant} needs")
-    return variant
 
 
 def read_records(path: Path, field: str | None = None, images: Sequence[str] = ()) -> list[Record]:
@@ -219,6 +199,8 @@ def _tsv(path: Path, images: Sequence[str]) -> list[Record]:
                 columns[0] = columns[0].removeprefix("\ufeff")
             shown = [name for name in images if name in columns]
             for number, (start, end, cells) in enumerate(rows, start=1):
+                if len(cells) > len(columns):
+                    raise InputError(f"{path}, row {number}: {len(cells)} cells under {len(columns)} columns")
                 row: dict[str, Any] = dict(zip(columns, [*cells, *[""] * len(columns)], strict=False))
                 for name in shown:
                     cell = row[name]

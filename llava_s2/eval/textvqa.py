@@ -6,6 +6,8 @@ Layout of the official release (textvqa.org), or of LLaVA's evaluation folder::
     train_images/IMAGE_ID.jpg
     TextVQA_Rosetta_OCR_v0.2_val.json   {"data": [{"image_id", "ocr_tokens": […]}, …]}, for the variant ocr; or
     llava_textvqa_val_v051_ocr.jsonl    LLaVA-1.5's own prompts, {"question_id": IMAGE_ID, "text": …} in the same order
+
+or lmms-lab's Parquet (``validation-*.parquet``, with OCR tokens), or VLMEvalKit's ``TextVQA_VAL.tsv`` (without).
 """
 
 from collections.abc import Mapping
@@ -14,8 +16,8 @@ from typing import Any, ClassVar
 
 from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
 from llava_s2.eval.llava_prompts import NEW_TOKENS, SHORT_ANSWER
-from llava_s2.eval.schema import unique
-from llava_s2.eval.tables import choose_variant, read_records
+from llava_s2.eval.schema import Record, unique
+from llava_s2.eval.tables import find_file, read_records
 from llava_s2.eval.vqa_accuracy import m4c_accuracy
 
 _QUESTIONS = "TextVQA_0.5.1_val.json"
@@ -28,6 +30,7 @@ class TextVQA(Benchmark):
     """TextVQA's validation questions, with LLaVA-1.5's prompt: the question alone, or with the OCR tokens."""
 
     name: ClassVar[str] = "textvqa"
+    hub: ClassVar[tuple[str, ...]] = ("lmms-lab/textvqa", "data/validation*")
     protocols: ClassVar[Mapping[Scoring, str]] = {
         "generate": "TextVQA: greedy decoding of LLaVA-1.5's short-answer prompt, M4C accuracy"
     }
@@ -40,33 +43,35 @@ class TextVQA(Benchmark):
 
     def load(self, data: Path, scoring: Scoring | None) -> list[Sample]:
         """Reads the questions and, of ``ocr``, the tokens, which every image must have."""
-        self.variant = choose_variant(data, dict.fromkeys(self.variants, _QUESTIONS), self.variant)
-        path = data / _QUESTIONS
-        prompts = _read_prompts(data) if self.variant == "ocr" else {}
+        paths = find_file(data, (_QUESTIONS, "validation-*.parquet", "TextVQA_VAL.tsv"))
+        self.variant = self.variant or next(iter(self.variants))
+        prompts = _read_prompts(data) if self.variant == "ocr" and paths[0].suffix == ".json" else {}
         samples = []
-        for record in read_records(path, "data"):
-            image = record.text("image_id")
+        for record in (record for path in paths for record in read_records(path, "data", ("image",))):
+            shown = record.images("image")
+            image = record.identity("image_id", "index")
             # LLaVA capitalizes the questions, which are in lower case in the release.
             question = record.prompt("question").capitalize()
             if record.get("set_name", "val") != "val":
                 raise record.fault(f"is of the split {record['set_name']!r}, not val; take {_QUESTIONS} as released")
             tokens = ""
             if self.variant == "ocr":
-                if (image, question) not in prompts and image not in prompts:
+                own = {image: _tokens_line(record)} if "ocr_tokens" in record else prompts
+                if (image, question) not in own and image not in own:
                     raise record.fault(f"image {image} has no OCR tokens; are the files of one split?")
-                tokens = prompts.get((image, question)) or prompts[image]
+                tokens = own.get((image, question)) or own[image]
             samples.append(
                 Sample(
-                    id=record.identity("question_id"),
+                    id=record.identity("question_id", "index"),
                     category="val",
-                    images=(data / "train_images" / f"{image}.jpg",),
+                    images=shown or (data / "train_images" / f"{image}.jpg",),
                     prompt="\n".join(filter(None, (question, tokens, SHORT_ANSWER))),
                     options=(),
-                    reference=record.texts("answers", count=_PEOPLE),
+                    reference=record.texts("answers", "answer", count=_PEOPLE),
                     aliases=(image,),
                 )
             )
-        unique([sample.id for sample in samples], path)
+        unique([sample.id for sample in samples], paths[0])
         return samples
 
     def grade(self, sample: Sample, prediction: Mapping[str, Any]) -> Grade:
@@ -82,7 +87,8 @@ def _read_prompts(data: Path) -> dict[Any, str]:
             question, tokens, _ = record.text("text").split("\n")
             lines[record.text("question_id"), question] = tokens
         return lines
-    return {
-        record.text("image_id"): f"Reference OCR token: {', '.join(record.texts('ocr_tokens'))}"
-        for record in read_records(data / _OCR, "data")
-    }
+    return {record.text("image_id"): _tokens_line(record) for record in read_records(data / _OCR, "data")}
+
+
+def _tokens_line(record: Record) -> str:
+    return f"Reference OCR token: {', '.join(record.texts('ocr_tokens'))}"

@@ -6,6 +6,8 @@ Layout of the official release (vizwiz.org)::
     val/VizWiz_val_00000000.jpg
     test.json    [{"image", "question"}, …]
     test/VizWiz_test_00000000.jpg
+
+or lmms-lab's Parquet (``val-*.parquet``, ``test-*.parquet``), or VLMEvalKit's ``VizWiz.tsv``, which is val's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +18,7 @@ from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
 from llava_s2.eval.llava_prompts import NEW_TOKENS, SHORT_ANSWER, UNANSWERABLE
 from llava_s2.eval.run_folder import write_json
 from llava_s2.eval.schema import unique
-from llava_s2.eval.tables import choose_variant, read_records
+from llava_s2.eval.tables import find_file, read_records
 from llava_s2.eval.vqa_accuracy import normalize_m4c, vizwiz_accuracy
 from llava_s2.eval.vqav2 import check_answers
 
@@ -25,6 +27,7 @@ class VizWiz(Benchmark):
     """VizWiz, with LLaVA-1.5's prompt and its way from a model's words to a submitted answer."""
 
     name: ClassVar[str] = "vizwiz"
+    hub: ClassVar[tuple[str, ...]] = ("lmms-lab/VizWiz-VQA", "data/*")
     protocols: ClassVar[Mapping[Scoring, str]] = {
         "generate": "VizWiz: greedy decoding of LLaVA-1.5's prompt with 'Unanswerable', M4C's answer processor, "
         "VizWiz accuracy"
@@ -35,31 +38,38 @@ class VizWiz(Benchmark):
 
     def load(self, data: Path, scoring: Scoring | None) -> list[Sample]:
         """Reads the split; a question's id is its image's name."""
-        self.variant = choose_variant(data, {name: f"{name}.json" for name in self.variants}, self.variant)
-        path = data / f"{self.variant}.json"
+        files = {"val": ("val.json", "val-*.parquet", "VizWiz.tsv"), "test": ("test.json", "test-*.parquet")}
+        paths = find_file(data, [name for v in self.variants if self.variant in (None, v) for name in files[v]])
+        self.variant = self.variant or ("test" if paths[0].name.startswith("test") else "val")
         samples = []
-        for number, record in enumerate(read_records(path)):
-            image = record.text("image")
+        records = (record for path in paths for record in read_records(path, images=("image",)))
+        for number, record in enumerate(records):
+            shown = record.images("image")
+            name = record.optional("question_id", "image") or f"VizWiz_val_{record.identity('index')}"
+            image = f"{name.removesuffix('.jpg')}.jpg"
             if not image.startswith(f"VizWiz_{self.variant}_"):
-                raise record.fault(f"image {image} is not of {self.variant}; is {path.name} another split's?")
-            answers, category = None, "unscored"
+                raise record.fault(f"image {image} is not of {self.variant}; is the file another split's?")
+            answers, category = None, "all"
             if self.variant == "val":
-                answers = [person["answer"] for person in check_answers(record)]
-                category = "answerable" if record.one_of("answerable", (0, 1)) else "unanswerable"
+                listed = record.get("answers")
+                named = isinstance(listed, list) and not isinstance(next(iter(listed), ""), str)
+                answers = [p["answer"] for p in check_answers(record)] if named else record.texts("answers", "answer")
+                given = record.first("answerable", "category")
+                category = "all" if given is None else "unanswerable" if given in (0, "unanswerable") else "answerable"
             # LLaVA capitalizes the questions and puts everything else of them in lower case.
             question = record.prompt("question").capitalize()
             samples.append(
                 Sample(
                     id=image,
                     category=category,
-                    images=(data / self.variant / image,),
+                    images=shown or (data / self.variant / image,),
                     prompt=f"{question}\n{UNANSWERABLE}\n{SHORT_ANSWER}",
                     options=(),
                     reference=answers,
                     aliases=(Path(image).stem, str(number)),
                 )
             )
-        unique([sample.id for sample in samples], path)
+        unique([sample.id for sample in samples], paths[0])
         return samples
 
     def answer(self, text: str) -> str:

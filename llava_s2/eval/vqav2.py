@@ -7,6 +7,8 @@ Layout of the official release (visualqa.org) with COCO's images beside it::
     val2014/COCO_val2014_000000000042.jpg
     v2_OpenEnded_mscoco_test-dev2015_questions.json, v2_OpenEnded_mscoco_test2015_questions.json
     test2015/COCO_test2015_000000000001.jpg
+
+or lmms-lab's Parquet (``validation-*.parquet``, ``testdev-*.parquet``, ``test-*.parquet``), each row with its answers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +20,7 @@ from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
 from llava_s2.eval.llava_prompts import NEW_TOKENS, SHORT_ANSWER
 from llava_s2.eval.run_folder import write_json
 from llava_s2.eval.schema import Record, unique
-from llava_s2.eval.tables import choose_variant, read_records
+from llava_s2.eval.tables import find_file, read_records
 from llava_s2.eval.vqa_accuracy import normalize_m4c, vqa_accuracy
 
 _QUESTIONS = {
@@ -26,6 +28,7 @@ _QUESTIONS = {
     "test-dev": "v2_OpenEnded_mscoco_test-dev2015_questions.json",
     "test": "v2_OpenEnded_mscoco_test2015_questions.json",
 }
+_TABLES = {"val": "validation-*.parquet", "test-dev": "testdev-*.parquet", "test": "test-*.parquet"}
 _ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
 
 
@@ -33,6 +36,7 @@ class VQAv2(Benchmark):
     """VQAv2, with LLaVA-1.5's prompt and its way from a model's words to a submitted answer."""
 
     name: ClassVar[str] = "vqav2"
+    hub: ClassVar[tuple[str, ...]] = ("lmms-lab/VQAv2", "data/validation*")
     protocols: ClassVar[Mapping[Scoring, str]] = {
         "generate": "VQAv2: greedy decoding of LLaVA-1.5's short-answer prompt, M4C's answer processor, VQA accuracy"
     }
@@ -46,23 +50,27 @@ class VQAv2(Benchmark):
 
     def load(self, data: Path, scoring: Scoring | None) -> list[Sample]:
         """Reads the questions and, of ``val``, the annotations; neither may stand without the other."""
-        self.variant = choose_variant(data, _QUESTIONS, self.variant)
-        path = data / _QUESTIONS[self.variant]
-        records = read_records(path, "questions")
-        unique([record.identity("question_id") for record in records], path)
-        questions = {str(r.number("question_id")): (r.number("image_id"), r.prompt("question")) for r in records}
-        annotations = _read_annotations(data / _ANNOTATIONS, questions) if self.variant == "val" else {}
+        names = {v: (_QUESTIONS[v], _TABLES[v]) for v in self.variants if self.variant in (None, v)}
+        paths = find_file(data, [name for pair in names.values() for name in pair])
+        self.variant = next(v for v, pair in names.items() if any(paths[0].match(name) for name in pair))
+        records = [record for path in paths for record in read_records(path, "questions", ("image",))]
+        unique([record.identity("question_id") for record in records], paths[0])
+        annotated: Mapping[str, Mapping[str, Any]] = {}
+        if self.variant == "val":
+            questions = {str(r.number("question_id")): r for r in records}
+            released = paths[0].suffix == ".json"
+            annotated = _read_annotations(data / _ANNOTATIONS if released else None, questions)
         split = "val2014" if self.variant == "val" else "test2015"
         return [
             Sample(
-                id=identity,
-                category=annotations[identity]["answer_type"] if annotations else "unscored",
-                images=(data / split / f"COCO_{split}_{image:012d}.jpg",),
-                prompt=f"{question}\n{SHORT_ANSWER}",
+                id=(identity := str(record.number("question_id"))),
+                category=annotated[identity]["answer_type"] if annotated else "unscored",
+                images=record.images("image") or (data / split / f"COCO_{split}_{record.number('image_id'):012d}.jpg",),
+                prompt=f"{record.prompt('question')}\n{SHORT_ANSWER}",
                 options=(),
-                reference=annotations[identity]["answers"] if annotations else None,
+                reference=annotated[identity]["answers"] if annotated else None,
             )
-            for identity, (image, question) in questions.items()
+            for record in records
         ]
 
     def answer(self, text: str) -> str:
@@ -84,12 +92,13 @@ class VQAv2(Benchmark):
         return path
 
 
-def _read_annotations(path: Path, questions: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    records = read_records(path, "annotations")
+def _read_annotations(path: Path | None, questions: Mapping[str, Record]) -> dict[str, dict[str, Any]]:
+    """Of each question its annotation, in a file of their own or, without ``path``, in the questions' records."""
+    records = list(questions.values()) if path is None else read_records(path, "annotations")
     for record in records:
         record.text("answer_type")
         check_answers(record)
-    unique([record.identity("question_id") for record in records], path)
+    unique([record.identity("question_id") for record in records], path or "")
     annotations: dict[str, dict[str, Any]] = {str(record["question_id"]): record for record in records}
     for alone, what in (
         (annotations.keys() - questions.keys(), "annotation(s) without a question"),
