@@ -6,6 +6,7 @@ gigabytes of tags.
 """
 
 import re
+import stat
 import struct
 import threading
 import warnings
@@ -131,10 +132,6 @@ def decode_image(
         return _finish(image, orientation if apply_orientation else 1, done, max_side)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
-    except FileNotFoundError:
-        raise InputError(f"{name}: no such image file") from None
-    except (IsADirectoryError, PermissionError) as error:
-        raise InputError(f"{name}: cannot be read ({error.strerror})") from None
     except UnidentifiedImageError:
         raise InputError(f"{name}: {_not_an_image(data)}") from None
     except (Image.DecompressionBombError, MemoryError) as error:
@@ -149,7 +146,16 @@ def decode_image(
 def _read(source: str | Path | BinaryIO | bytes) -> bytes:
     if isinstance(source, bytes):
         return source
-    return Path(source).read_bytes() if isinstance(source, str | Path) else source.read()
+    if not isinstance(source, str | Path):
+        return source.read()
+    try:
+        if not stat.S_ISREG(Path(source).stat().st_mode):  # a pipe would be waited for, a device never end
+            raise InputError("cannot be read (a folder, a pipe or a device, and no file)")
+        return Path(source).read_bytes()
+    except FileNotFoundError:
+        raise InputError("no such image file") from None
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})") from None
 
 
 def _not_an_image(data: bytes) -> str:

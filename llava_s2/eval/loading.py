@@ -103,7 +103,8 @@ def check_images(everything: Sequence[Sample], samples: Sequence[Sample]) -> Non
     """
     way_out = "; --on-bad-image skip counts such questions as wrong"
     wanted = dict.fromkeys(image for sample in everything for image in sample.images if isinstance(image, Path))
-    if missing := [path for path in wanted if not path.is_file()]:
+    # Path.is_file raises where a folder may not be searched or a name is too long.
+    if missing := [path for path in wanted if not os.path.isfile(path)]:  # noqa: PTH113
         raise InputError(f"{missing[0]}: no such image file (so for {len(missing)} of {len(wanted)} images){way_out}")
     shown = list(dict.fromkeys(image for sample in samples for image in sample.images))[:_IMAGES_DECODED_AHEAD]
     if bad := unreadable(shown):

@@ -250,7 +250,14 @@ def _record(benchmark: Benchmark, sample: Sample, prediction: dict[str, Any]) ->
 
 def _sizes(sample: Sample) -> list[int]:
     """Of the image files of a question, by which a repaired one is told from what it was."""
-    return [image.stat().st_size if image.is_file() else -1 for image in sample.images if isinstance(image, Path)]
+    return [_size(image) for image in sample.images if isinstance(image, Path)]
+
+
+def _size(image: Path) -> int:
+    try:
+        return image.stat().st_size
+    except OSError:
+        return -1
 
 
 def _stale(samples: Sequence[Sample], done: Mapping[str, Mapping[str, Any]]) -> list[str]:

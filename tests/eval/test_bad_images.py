@@ -10,6 +10,8 @@ from tiny_model import MODEL
 from vstar_data import ATTRIBUTES, POSITIONS, write_vstar
 
 from llava_s2 import cli
+from llava_s2.data.image_decoding import open_image
+from llava_s2.errors import InputError
 
 
 @pytest.fixture
@@ -113,3 +115,18 @@ def test_a_run_killed_twice_among_bad_images_ends_as_if_it_never_was(data, tmp_p
         assert evaluate(data, killed, "--on-bad-image", "skip") == 0
     untimed = [{i: {**r, "seconds": 0} for i, r in records(run).items()} for run in (whole, killed)]
     assert untimed[0] == untimed[1] and report(whole)["bad_images"] == report(killed)["bad_images"]
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (os.mkfifo, "a folder, a pipe or a device"),  # reading it would wait for ever
+        (lambda path: path.symlink_to("/dev/zero"), "a folder, a pipe or a device"),  # and this never end
+        (lambda path: path.symlink_to(path.name), "Too many levels of symbolic links"),
+        (lambda path: path.symlink_to("nowhere"), "no such image file"),
+    ],
+)
+def test_what_is_no_file_is_named_and_never_waited_for(make, reason, tmp_path):
+    make(tmp_path / "a.jpg")
+    with pytest.raises(InputError, match=f"a.jpg: .*{reason}"):
+        open_image(tmp_path / "a.jpg")
