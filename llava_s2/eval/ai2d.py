@@ -42,7 +42,7 @@ class AI2D(ChoiceBenchmark):
             return super().load(data, scoring)
         self.variant, self._scoring = "no-mask", scoring
         (table,) = find_file(data, ("ai2d_test_ids.csv",))
-        samples = []
+        samples: list[Sample] = []
         for image in (f"{number}.png" for number in table.read_text(encoding="utf-8").split()):
             path = data / "questions" / f"{image}.json"
             for text, fields in Record(read_value(path), str(path)).get("questions", {}).items():

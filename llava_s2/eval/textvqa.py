@@ -56,7 +56,7 @@ class TextVQA(Benchmark):
                 raise record.fault(f"is of the split {record['set_name']!r}, not val; take {_QUESTIONS} as released")
             tokens = ""
             if self.variant == "ocr":
-                own = {image: _tokens_line(record)} if "ocr_tokens" in record else prompts
+                own: dict[Any, str] = {image: _tokens_line(record)} if "ocr_tokens" in record else prompts
                 if (image, question) not in own and image not in own:
                     raise record.fault(f"image {image} has no OCR tokens; are the files of one split?")
                 tokens = own.get((image, question)) or own[image]
