@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
+# Huge pages for malloc: a processor spends most of a small model's training on the page faults of fresh tensors.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .PHONY: quickstart test check format docs lmms-eval clean

@@ -62,7 +62,8 @@ def create_native(
         "projector_type": projector_type,
         "gguf_file": gguf_file,
     }
-    if split_gguf(resolve_language_model(llm), gguf_file)[1] is None and (kind := identify(llm).kind) != "llm":
+    folder, file = split_gguf(resolve_language_model(llm), gguf_file)
+    if file is None and (kind := identify(folder).kind) != "llm":
         raise InputError(f"--llm {llm}: not a language model but a LLaVA ({kind}); --widen_from makes it S²")
     contents = contents_of_parts(
         stored_language_model,

@@ -36,8 +36,8 @@ def main() -> None:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     path = language_model()
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
     model.requires_grad_(False)
     embedding = model.model.embed_tokens.weight.detach().float()
 

@@ -1,13 +1,14 @@
 """A served model for the tests: the command in a process of its own, or the app in a thread."""
 
 import contextlib
+import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-
-from warm import Process
 
 GOLDEN = Path(__file__).parents[1] / "golden/llava_tiny"
 KEY = "a-key-for-the-tests-only"
@@ -20,14 +21,21 @@ class Command:
     def __init__(self, folder: Path, *flags: str) -> None:
         keys = folder / "keys"
         keys.write_text(f"# tests\n{KEY}\n")
-        command = ["-m", "llava_s2.cli", "serve", "--port", "0", "--model-name", NAME]
+        command = [sys.executable, "-m", "llava_s2.cli", "serve", "--port", "0", "--model-name", NAME]
         command += ["--model", str(GOLDEN / "llava-tiny-s2"), "--vision_tower", str(GOLDEN / "clip-tiny")]
         command += ["--dtype", "float32", "--api-key-file", str(keys), *flags]
-        self.process = Process(command)
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        )
         self.lines: list[str] = []
         started = threading.Event()
 
         def read() -> None:
+            assert self.process.stdout is not None
             for line in self.process.stdout:
                 self.lines.append(line)
                 if "running on" in line:

