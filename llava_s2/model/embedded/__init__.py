@@ -62,13 +62,13 @@ def _read_once(gguf_file: Path, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as scratch:
         written = Path(scratch) / folder.name
-        source = {"pretrained_model_name_or_path": gguf_file.parent, "gguf_file": gguf_file.name}
-        read = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        source, file = str(gguf_file.parent), gguf_file.name
+        read = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
         del read.config.quantization_config  # transformers writes no model that it holds for quantized
         model = AutoModelForCausalLM.from_config(read.config)
         model.load_state_dict(read.state_dict())
         model.save_pretrained(written)
-        AutoTokenizer.from_pretrained(**source).save_pretrained(written)
+        AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(written)
         sync_folder(written)
         if not folder.exists():  # another process may have been faster
             written.rename(folder)
