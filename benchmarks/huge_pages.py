@@ -23,7 +23,7 @@ SETTINGS = {"small pages": "glibc.malloc.hugetlb=0", "huge pages": "glibc.malloc
 
 
 def step_seconds() -> float:
-    """CPU seconds of a step of SmolLM2-135M's shape with six blocks, four rows of 256 tokens in bfloat16; median of 6."""
+    """CPU seconds of a step of SmolLM2-135M's shape with six blocks, four rows of 256 tokens, bfloat16; the median."""
     torch.set_num_threads(1)
     config = LlamaConfig(
         vocab_size=4096, hidden_size=576, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=9
