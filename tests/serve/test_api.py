@@ -246,6 +246,9 @@ def test_many_clients_at_once_get_what_each_gets_alone(server, ai):
         ({"messages": [user([{"type": "input_audio"}])]}, "messages[0].content[0]"),
         ({"messages": [user([{"type": "text", "text": 3}])]}, "messages[0].content[0].text"),
         ({"messages": [user(3)]}, "messages[0].content"),
+        ({"messages": [user(None)]}, "messages[0]"),
+        ({"messages": [{"role": "user"}]}, "messages[0]"),
+        ({"messages": [user("Hi"), {"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages[1]"),
         ({"messages": [user([{"type": "image_url", "image_url": 3}])]}, "messages[0].content[0].image_url"),
         ({"messages": [{"role": "assistant", "content": [image_part("x")]}]}, "messages[0].content[0]"),
         ({"messages": [user([image_part("x")] * 9)]}, "messages"),
@@ -808,10 +811,14 @@ def test_sigterm_waits_no_longer_than_it_is_told(tmp_path):
 
 def test_a_field_that_changes_nothing_is_told_once_where_the_server_runs(tmp_path):
     server = Command(tmp_path)
+    part = image_part(encoded())
+    part["image_url"] |= {"detail": "high"}
+    messages = [{**user([part | {"cache_control": {}}]), "name": "Ada"}]
     for _ in range(2):
-        client(server.url).chat.completions.create(**asked(), extra_body={"frobnicate": 1})
+        client(server.url).chat.completions.create(**asked() | {"messages": messages}, extra_body={"frobnicate": 1})
     server.stop()
-    assert server.log.count("'frobnicate'") == 1
+    for name in ("frobnicate", "detail", "cache_control", "name"):
+        assert server.log.count(f"'{name}'") == 1, name
 
 
 @pytest.mark.parametrize(

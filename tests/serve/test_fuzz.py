@@ -31,8 +31,11 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 
 
 def made_answerable(body):
-    """What the schema cannot say is put right: who shows images, and that an image's URL leads to an image."""
+    """What the schema cannot say is put right: who shows images and who may be silent, and that an image's URL leads to
+    an image."""
     for message in body["messages"]:
+        if message.get("content") is None:
+            message["content"] = "?"
         for part in message["content"] if isinstance(message.get("content"), list) else []:
             if isinstance(part, dict) and part["type"] == "image_url":
                 message["role"] = "user"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from openai.types import Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from llava_s2.serve.api.api_errors import invalid
 
@@ -53,9 +53,9 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 class _Given(BaseModel):
-    """Numbers must be numbers; fields that are not known here are left out."""
+    """Numbers must be numbers; fields that are not known here are kept, to be told of."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True)
 
 
 class TextPart(_Given):
@@ -110,6 +110,15 @@ class Message(_Given):
     ] = Field(default_factory=lambda: list[Part]([TextPart(type="text", text="")]))
     tool_calls: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="Nobody calls tools here")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _check(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("tool_calls"):
+            raise ValueError("tool_calls is not supported; leave it out")
+        if isinstance(given, dict) and given.get("content") is None and given.get("role") != "assistant":
+            raise ValueError("content is missing; only an assistant's message may be without")
+        return given
+
 
 def _as_integer(value: Any) -> Any:
     """``6.0`` is an integer in JSON."""
@@ -148,8 +157,6 @@ class Asked(_Given):
 
 class ChatRequest(Asked):
     """OpenAI's chat completion request, with vLLM's sampling fields. Null is the same as nothing."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: Annotated[_Integer, Field(ge=1, le=_INT64)] | None = None
@@ -250,6 +257,11 @@ def parse_chat(body: bytes | bytearray) -> ChatRequest:
             _log_once(name)
         elif not (value is None or value in _NEUTRAL[name] or (name == "tools" and more.get("tool_choice") == "none")):
             raise invalid(f"{name} is not supported; leave it out", name, "unsupported_parameter")
+    for message in request.messages:
+        images = [part.image_url for part in message.content if isinstance(part, ImagePart)]
+        for given in (message, *message.content, *images):
+            for name in given.model_extra or ():
+                _log_once(name)
     return request
 
 
@@ -284,7 +296,8 @@ def _parse(kind: type[Any], body: bytes | bytearray) -> Any:
     param = _path(problem["loc"])
     if problem["type"] == "missing":
         raise invalid(f"{param} is missing", param, "missing_required_parameter") from None
-    raise invalid(f"{param}: {problem['msg']}" if param else problem["msg"], param or None, "invalid_value") from None
+    told = problem["msg"].removeprefix("Value error, ")
+    raise invalid(f"{param}: {told}" if param else told, param or None, "invalid_value") from None
 
 
 def _path(location: tuple[int | str, ...]) -> str:
