@@ -180,7 +180,8 @@ class Judge:
                     fault = f"an answer that is no chat completion: {self._plain(response.text)}"
                 else:
                     fault = f"HTTP {response.status_code}: {self._plain(response.text)}"
-                    if response.status_code == 400 and "max_completion_tokens" in response.text and not self._renamed:
+                    wants_new_name = response.status_code == 400 and "max_completion_tokens" in response.text
+                    if wants_new_name and "max_tokens" in sent:  # several requests may hear it at once
                         self._renamed = True
                         continue
                     transient = response.status_code in _TRANSIENT or response.status_code >= 500

@@ -15,6 +15,7 @@ class JudgeServer:
     Attributes:
         reply: gives the text of an answer from the request's body.
         faults: of the coming requests, each used once: ``(status, headers, body)``, or "hang", or "cut".
+        refusal: what a request with this body always fails with, as one of ``faults``; None where it does not.
         requests: bodies and ``Authorization`` of every request, in order.
         most: the largest number of requests in work at once.
     """
@@ -22,6 +23,7 @@ class JudgeServer:
     def __init__(self, reply: Callable[[dict[str, Any]], str]) -> None:
         self.reply = reply
         self.faults: list[Any] = []
+        self.refusal: Callable[[dict[str, Any]], Any] = lambda body: None
         self.requests: list[tuple[dict[str, Any], str | None, float]] = []
         self.most = self._now = 0
         self._lock = threading.Lock()
@@ -35,7 +37,7 @@ class JudgeServer:
             self._now += 1
             self.most = max(self.most, self._now)
             self.requests.append((body, handler.headers.get("Authorization"), time.monotonic()))
-            fault = self.faults.pop(0) if self.faults else None
+            fault = self.faults.pop(0) if self.faults else self.refusal(body)
         time.sleep(0.005)
         status, headers, text = 200, {}, self._completion(body)
         if fault == "hang":

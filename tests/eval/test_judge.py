@@ -129,6 +129,21 @@ def test_failures_that_pass_are_waited_out(tmp_path, server, capsys):
     assert 1 < server.most <= 3 and "8 retries" in out
 
 
+def test_a_judge_that_takes_the_newer_bound_is_asked_by_it(tmp_path, server, capsys):
+    data, path = write_mmvet(tmp_path / "data"), predictions(tmp_path, TEXTS)
+    _, wanted, _ = score("mmvet", data, path, server, capsys)
+    (tmp_path / "again").mkdir()
+    path = predictions(tmp_path / "again", TEXTS)
+    told = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+    server.refusal = lambda body: (400, {}, json.dumps({"error": {"message": told}})) if "max_tokens" in body else None
+    server.requests.clear()
+    status, scored, _ = score("mmvet", data, path, server, capsys)
+    assert status == 0, scored
+    assert scored["scores"] == wanted["scores"]
+    bounds = [body.get("max_completion_tokens") for body, _, _ in server.requests if "max_tokens" not in body]
+    assert len(bounds) == wanted["judge"]["requests"] and len({*bounds}) == 1
+
+
 def test_retry_after_is_honoured(tmp_path, server, capsys):
     server.faults = [(429, {"Retry-After": "1"}, "{}")]
     data, path = write_mmvet(tmp_path / "data"), predictions(tmp_path, TEXTS)
