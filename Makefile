@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
-# Huge pages for malloc: a processor spends most of a small model's training on the page faults of fresh tensors.
+# Huge pages for malloc: with small ones a fifth of a small model's step on a CPU is lost (benchmarks/huge_pages.py).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
