@@ -78,10 +78,17 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         help="most questions at once, or auto: what the memory takes; too many are halved (default: %(default)s)",
     )
     parser.add_argument(
+        "--max-new-tokens",
+        type=positive,
+        metavar="N",
+        help="bound on a generated answer; models that reason before it need more (default: the benchmark's own)",
+    )
+    parser.add_argument(
         "--on-bad-image",
         choices=("error", "skip"),
         default="error",
-        help="where an image cannot be read: stop, or count its questions as wrong and name it (default: %(default)s)",
+        help="where an image cannot be read, or a server refuses a question: stop, or count it as wrong and name it "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--exif",
@@ -311,6 +318,7 @@ def _eval_one(args: argparse.Namespace, model: "Model") -> "Mapping[str, Any] | 
         scoring=args.scoring,
         limit=args.limit,
         batch_size=args.batch_size,
+        max_new_tokens=args.max_new_tokens,
         text_only=args.text_only,
         on_bad_image=args.on_bad_image,
         exif=args.exif,

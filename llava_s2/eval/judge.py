@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from llava_s2.errors import InputError
+from llava_s2.eval.openai_servers import OUT_OF_TOKENS, Dialect, reply_text, without_reasoning
 
 _ATTEMPTS = 8
 _LONGEST_WAIT = 600.0  # seconds that a server may ask for before we give up
@@ -83,7 +84,7 @@ class Judge:
         self._stop = threading.Event()
         self._counts: Counter[str] = Counter()
         self._models: set[str] = set()
-        self._renamed = False
+        self._dialect = Dialect()
 
     def __enter__(self) -> "Judge":
         return self
@@ -134,6 +135,7 @@ class Judge:
         with self._lock:
             self._models.add(answer["model"])
             self._counts.update({k: answer[k] for k in ("prompt_tokens", "completion_tokens")})
+            self._counts["own_temperature"] += answer.get("own_temperature", False)
             self._counts[kind] += 1
         return answer["text"]
 
@@ -147,7 +149,8 @@ class Judge:
         Returns:
             ``requests`` sent and answered, ``cached`` ones that were not sent, ``retries``; ``prompt_tokens`` and
             ``completion_tokens`` of both, as the server counts them; ``dollars`` for these if prices are known;
-            ``models``, the names under which the server answered.
+            ``models``, the names under which the server answered; ``own_temperature``, how many were drawn at the
+            server's own since it refuses the official one, if any.
         """
         counts = {k: self._counts[k] for k in ("requests", "cached", "retries", "prompt_tokens", "completion_tokens")}
         dollars = {}
@@ -155,19 +158,17 @@ class Judge:
             tokens = (counts["prompt_tokens"], counts["completion_tokens"])
             spent = sum(count * price for count, price in zip(tokens, self.source.prices, strict=True)) / 1e6
             dollars = {"dollars": round(spent, 6)}
-        return {**counts, **dollars, "models": sorted(self._models)}
+        own = {"own_temperature": drawn} if (drawn := self._counts["own_temperature"]) else {}
+        return {**counts, **dollars, **own, "models": sorted(self._models)}
 
     def _post(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """One request until it is answered: ``text``, ``model`` and the two counts of tokens."""
+        """One request until it is answered: ``text``, ``model``, two counts of tokens, perhaps ``own_temperature``."""
         fault = ""
         for attempt in range(_ATTEMPTS):
             if self._stop.is_set():
                 raise Stopped
             wait = random.uniform(0.5, 1.0) * min(_LONGEST_BACKOFF, 2.0**attempt)
-            # Newer models take the bound on the reply under another name only.
-            sent = dict(request)
-            if self._renamed:
-                sent["max_completion_tokens"] = sent.pop("max_tokens")
+            sent = self._dialect.spell(request)
             try:
                 response = self._client.post(self._address, json=sent)
             except self._failures as error:
@@ -175,14 +176,21 @@ class Judge:
             else:
                 if response.status_code == 200:
                     answer = _parse(response.content)
+                    if answer is not None and answer.pop("all_reasoning"):
+                        if self._dialect.give_room(sent):
+                            continue
+                        raise InputError(
+                            f"judge {self._address}: all tokens went into its reasoning and none into a verdict; "
+                            "name another --judge-model"
+                        )
                     if answer is not None:
-                        return answer
+                        return answer if "temperature" in sent else {**answer, "own_temperature": True}
                     fault = f"an answer that is no chat completion: {self._plain(response.text)}"
                 else:
                     fault = f"HTTP {response.status_code}: {self._plain(response.text)}"
-                    wants_new_name = response.status_code == 400 and "max_completion_tokens" in response.text
-                    if wants_new_name and "max_tokens" in sent:  # several requests may hear it at once
-                        self._renamed = True
+                    if response.status_code in (400, 422) and self._dialect.learn(sent, response.text):
+                        continue
+                    if response.status_code == 400 and OUT_OF_TOKENS in response.text and self._dialect.give_room(sent):
                         continue
                     transient = response.status_code in _TRANSIENT or response.status_code >= 500
                     if not transient or "insufficient_quota" in response.text:
@@ -212,14 +220,16 @@ class Judge:
 def _parse(body: bytes) -> dict[str, Any] | None:
     try:
         completion = json.loads(body)
-        text = completion["choices"][0]["message"]["content"]
+        choice = completion["choices"][0]
+        text = without_reasoning(reply_text(choice["message"]))
         usage = completion.get("usage") or {}
         counts = {name: int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")}
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
-    if not isinstance(text, str):
+    reasoned = not text and choice.get("finish_reason") == "length"
+    if choice["message"].get("content") is None and not text and not reasoned:
         return None
-    return {"text": text, "model": str(completion.get("model") or ""), **counts}
+    return {"text": text, "model": str(completion.get("model") or ""), **counts, "all_reasoning": reasoned}
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

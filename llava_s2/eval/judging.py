@@ -130,6 +130,8 @@ def format_judge(judge: Mapping[str, Any]) -> str:
             f"retries; {judge['prompt_tokens']:,} prompt and {judge['completion_tokens']:,} completion tokens in all"
             + (f", ${judge['dollars']:,.2f}" if "dollars" in judge else "")
         )
+    if drawn := judge.get("own_temperature"):
+        lines.append(f"{drawn} verdicts were drawn at the judge's own temperature, since it refuses the official one")
     return "\n".join(lines)
 
 

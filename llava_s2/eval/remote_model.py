@@ -13,8 +13,12 @@ from typing import Any
 from llava_s2.errors import InputError
 from llava_s2.eval.benchmark import Sample
 from llava_s2.eval.local_model import content
+from llava_s2.eval.openai_servers import OUT_OF_TOKENS, Dialect, reply_text
+from llava_s2.eval.report import REFUSED
 
 _RETRIES = 8
+_REFUSALS = (400, 413, 422)
+"""Of one request, as too large an image; others are the server's or the key's fault."""
 
 
 class RemoteModel:
@@ -41,6 +45,7 @@ class RemoteModel:
         self._model = model
         self._concurrency = concurrency
         key = os.environ.get(key_variable, "").strip() or "none"
+        self._dialect = Dialect()
         self._client = OpenAI(base_url=self._url, api_key=key, max_retries=_RETRIES, timeout=600)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -49,9 +54,17 @@ class RemoteModel:
 
     def about(self) -> dict[str, Any]:
         """What the server says of itself. Raises InputError if it does not answer or does not have the model."""
-        known = [model.id for model in self._asked(self._client.models.list).data]
-        if known and self._model not in known:
-            raise InputError(f"{self._url}: has no model {self._model!r}; it has {', '.join(known)}")
+        import openai
+
+        try:
+            listed: Any = self._client.models.list()
+        except openai.NotFoundError:  # some servers have no list of their models
+            listed = None
+        except openai.OpenAIError as error:
+            raise self._fault(error) from None
+        known = [model.id for model in getattr(listed, "data", None) or ()]
+        if known and not any(self._model in (name, name.rpartition("/")[2]) for name in known):
+            raise InputError(f"{self._url}: has no model {self._model!r}; it has {', '.join(known[:20])}")
         return {"template": "the server's", "image_mode": "the server's", "dtype": "the server's"}
 
     def automatic_size(self, samples: Sequence[Sample], answer_tokens: int) -> int:
@@ -65,15 +78,30 @@ class RemoteModel:
         return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
     def generate(self, batch: Sequence[tuple[Sample, Any]], max_new_tokens: int) -> list[dict[str, Any]]:
-        """The greedy answer to each question."""
+        """The greedy answer to each question, or one at the server's own temperature where it refuses 0.
+
+        Returns:
+            ``text``; and where it is so, ``cut``: it ended at ``max_new_tokens``; ``withheld``: by the server;
+            ``own_temperature``; ``reasoning``; ``server_refused``: why the question has no answer.
+
+        Raises:
+            InputError: the server fails.
+        """
 
         def ask(pair: tuple[Sample, Any]) -> dict[str, Any]:
-            completion = self._asked(
-                lambda: self._client.chat.completions.create(
-                    model=self._model, messages=_messages([_user(*pair)]), max_tokens=max_new_tokens, temperature=0
-                )
-            )
-            return {"text": (completion.choices[0].message.content or "").strip()}
+            try:
+                sent, completion = self._chat([_user(*pair)], max_new_tokens)
+            except _Refused as error:
+                return {"text": "", "cut": True} if OUT_OF_TOKENS in str(error) else {"text": "", REFUSED: str(error)}
+            choice = completion.choices[0]
+            message = choice.message.to_dict(warnings=False)
+            flags = {
+                "cut": choice.finish_reason == "length",
+                "withheld": choice.finish_reason == "content_filter" or bool(message.get("refusal")),
+                "reasoning": bool(message.get("reasoning_content") or message.get("reasoning")),
+                "own_temperature": "temperature" not in sent,
+            }
+            return {"text": reply_text(message).strip(), **{name: True for name, so in flags.items() if so}}
 
         with ThreadPoolExecutor(self._concurrency) as pool:
             return list(pool.map(ask, batch))
@@ -98,28 +126,48 @@ class RemoteModel:
     def _prompt(self, messages: list[dict[str, Any]], *, opens: bool) -> list[Any]:
         """Log-probability of each token of a prompt, of the first none; ``opens``: up to where the assistant begins."""
         extra = {"prompt_logprobs": 0, "add_generation_prompt": opens, "continue_final_message": False}
-        completion = self._asked(
-            lambda: self._client.chat.completions.create(
-                model=self._model, messages=_messages(messages), max_tokens=1, temperature=0, extra_body=extra
-            )
-        )
+        try:
+            _, completion = self._chat(messages, 1, extra)
+        except _Refused as error:
+            raise InputError(f"{error}; likelihood takes prompt_logprobs, --scoring generate does not") from None
         told = (completion.model_extra or {}).get("prompt_logprobs")
         if not isinstance(told, list):
             raise InputError(f"{self._url}: gives no prompt_logprobs, which likelihood takes; use --scoring generate")
         return [next(iter(entry.values()))["logprob"] if entry else None for entry in told]
 
-    def _asked(self, ask: Any) -> Any:
+    def _chat(
+        self, messages: list[dict[str, Any]], max_tokens: int, extra: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], Any]:
+        """The request as the server took it, and its completion, which has a choice."""
         import openai
 
-        try:
-            return ask()
-        except openai.OpenAIError as error:
-            raise InputError(f"{self._url}: {' '.join(str(error).split())[:300]}") from None
+        request = {"model": self._model, "messages": messages, "max_tokens": max_tokens, "temperature": 0}
+        while True:
+            sent = self._dialect.spell(request)
+            try:
+                completion: Any = self._client.chat.completions.create(**sent, extra_body=extra)
+            except openai.APIStatusError as error:
+                if error.status_code not in _REFUSALS:
+                    raise self._fault(error) from None
+                if not self._dialect.learn(sent, str(error)):
+                    raise _Refused(self._fault(error)) from None
+            except openai.OpenAIError as error:
+                raise self._fault(error) from None
+            else:
+                if not getattr(completion, "choices", None):
+                    raise InputError(f"{self._url}: its reply is no chat completion: {_line(completion)}")
+                return sent, completion
+
+    def _fault(self, error: Exception) -> InputError:
+        return InputError(f"{self._url}: {_line(error)}")
 
 
-def _messages(messages: list[dict[str, Any]]) -> Any:
-    """The same, for a client whose types have a class for every kind of message."""
-    return messages
+class _Refused(InputError):
+    """The server takes requests, but not this one."""
+
+
+def _line(told: object) -> str:
+    return " ".join(str(told).split())[:300]
 
 
 def _user(sample: Sample, images: Sequence[str]) -> dict[str, Any]:

@@ -11,13 +11,26 @@ from llava_s2.eval.statistics import bootstrap_interval, wilson_interval
 OVERALL = "overall"
 BAD_IMAGE = "bad_image"
 """Field of a prediction whose image could not be read: the reason."""
+REFUSED = "server_refused"
+"""Field of a prediction that a server refused to make: the reason."""
+REPLIES = {
+    "without_answer": "{count} answer(s) are empty because all {bound} new tokens went into reasoning; raise "
+    "--max-new-tokens",
+    "cut": "{count} answer(s) ended at {bound} new tokens (--max-new-tokens)",
+    "reasoning": "{count} answer(s) came with reasoning (<think>…</think>), which is left out",
+    "withheld": "{count} answer(s) were withheld by the server (its refusal, if any, stands as the answer)",
+    "own_temperature": "{count} answer(s) were drawn at the server's own temperature, since it refuses 0; another run "
+    "may differ",
+}
+"""What the report counts of replies (``replies``) -> the sentence that tells it."""
 _HALF = ("float16", "bfloat16")
 
 
 def grade_of(benchmark: Benchmark, sample: Sample, record: Mapping[str, Any]) -> Grade | None:
-    """The benchmark's grade of a prediction; wrong, whatever an empty text would be, where the image is unreadable."""
+    """The benchmark's grade of a prediction; wrong, whatever an empty text would be, where no model saw it."""
     grade = benchmark.grade(sample, record)
-    return grade if grade is None or BAD_IMAGE not in record else Grade(type(grade.correct)(0))
+    unseen = BAD_IMAGE in record or REFUSED in record
+    return Grade(type(grade.correct)(0)) if grade is not None and unseen else grade
 
 
 def graded_record(benchmark: Benchmark, sample: Sample, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,6 +165,12 @@ def notes(report: Mapping[str, Any]) -> list[str]:
         names = list(dict.fromkeys(bad.values()))
         listed = "; ".join(names[:10]) + ("; …" if len(names) > 10 else "")
         found.append(f"{len(bad)} question(s) count as wrong because their image could not be read: {listed}")
+    if refused := report.get("server_refused"):
+        reason = next(iter(refused.values()))
+        found.append(f"{len(refused)} question(s) count as wrong because the server refused them, as {reason}")
+    for key, sentence in REPLIES.items():
+        if count := report.get("replies", {}).get(key):
+            found.append(sentence.format(count=count, bound=report["max_new_tokens"]))
     if converted := report.get("converted_images"):
         listed = ", ".join(f"{CONVERSIONS.get(name, name)}: {count}" for name, count in converted.items())
         found.append(f"images converted while decoding, by question: {listed}")

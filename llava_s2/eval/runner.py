@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import platform
 import time
 from collections import Counter
@@ -20,8 +21,9 @@ from llava_s2.eval.batching import Halving, batches
 from llava_s2.eval.benchmark import Benchmark, Sample, Scoring
 from llava_s2.eval.loading import check_images, load_ahead, unreadable
 from llava_s2.eval.local_model import LocalModel, chosen
+from llava_s2.eval.openai_servers import without_reasoning
 from llava_s2.eval.processes import Processes
-from llava_s2.eval.report import BAD_IMAGE, fold_groups, grade_of, graded_record, headline, tally
+from llava_s2.eval.report import BAD_IMAGE, REFUSED, REPLIES, fold_groups, grade_of, graded_record, headline, tally
 from llava_s2.eval.run_folder import (
     PREDICTIONS,
     REPORT,
@@ -35,6 +37,7 @@ from llava_s2.formats.model_source import ModelSource
 
 OnBadImage = Literal["error", "skip"]
 
+_log = logging.getLogger(__name__)
 _PACKAGES = ("torch", "transformers", "tokenizers", "peft", "accelerate", "numpy", "pillow")
 _SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -60,6 +63,7 @@ class _Job:
     output: Path
     scoring: Scoring
     limit: int | None
+    max_new_tokens: int
     text_only: bool
     skip: bool
     turn: bool
@@ -74,6 +78,7 @@ def evaluate(
     scoring: Scoring | None = None,
     limit: int | None = None,
     batch_size: int | None = None,
+    max_new_tokens: int | None = None,
     text_only: bool = False,
     on_bad_image: OnBadImage = "error",
     exif: Literal["turn", "ignore"] = "turn",
@@ -93,8 +98,10 @@ def evaluate(
         limit: number of questions, spread evenly over the categories; a larger limit continues a smaller one.
         batch_size: most questions at once, by default what the memory takes. Likelihood takes the options of a question
             at once, and questions together only if they are about the same images.
+        max_new_tokens: bound on a generated answer, by default the benchmark's.
         text_only: leaves the images out, to see what the questions alone give away.
-        on_bad_image: what to do where an image cannot be read: stop, or count its questions as wrong and name it.
+        on_bad_image: what to do where an image cannot be read, or a server refuses a question that it was asked: stop,
+            or count the questions as wrong and name the reason.
         exif: whether images are turned as their EXIF orientation says; the benchmarks' own code does not.
 
     Returns:
@@ -107,7 +114,9 @@ def evaluate(
     if scoring not in benchmark.protocols:
         raise InputError(f"{benchmark.name} has no scoring {scoring!r}; use {' or '.join(benchmark.protocols)}")
     asked: Model = LocalModel(model) if isinstance(model, ModelSource) else model
-    job = _Job(benchmark, asked, data, output, scoring, limit, text_only, on_bad_image == "skip", exif == "turn")
+    new_tokens = max_new_tokens or benchmark.max_new_tokens
+    skip, turn = on_bad_image == "skip", exif == "turn"
+    job = _Job(benchmark, asked, data, output, scoring, limit, new_tokens, text_only, skip, turn)
     processes = Processes.from_environment(str(output.resolve()))
     if not processes.first:
         _run_worker(processes, job)
@@ -192,9 +201,10 @@ class _Work:
         folder: RunFolder | None = None,
     ) -> None:
         self._job = job
+        self._warned = False
         about = job.model.about()  # loads the model
         size = processes.share(
-            "batch size", lambda: batch_size or job.model.automatic_size(pending, job.benchmark.max_new_tokens)
+            "batch size", lambda: batch_size or job.model.automatic_size(pending, job.max_new_tokens)
         )
         if folder is not None:
             folder.note(about)
@@ -227,11 +237,31 @@ class _Work:
             ranked = self._job.model.rank(batch)
             return [chosen(sample, prediction) for (sample, _), prediction in zip(batch, ranked, strict=True)]
         predictions = []
-        for prediction in self._job.model.generate(batch, self._job.benchmark.max_new_tokens):
-            text = self._job.benchmark.answer(prediction["text"])
-            raw = {} if text == prediction["text"] else {"generated": prediction["text"]}
-            predictions.append({**prediction, "text": text, **raw})
+        made = self._job.model.generate(batch, self._job.max_new_tokens)
+        for (sample, _), prediction in zip(batch, made, strict=True):
+            if REFUSED in prediction and not self._job.skip:
+                raise InputError(
+                    f"question {sample.id}: {prediction[REFUSED]}; --on-bad-image skip counts such questions as wrong"
+                )
+            whole = prediction.pop("text")
+            spoken = without_reasoning(whole)
+            text = self._job.benchmark.answer(spoken)
+            told = {"generated": whole} if text != whole else {}
+            if spoken != whole:
+                told["reasoning"] = True
+            if not spoken and (prediction.pop("cut", False) or whole):
+                told["without_answer"] = True
+                self._warn_of_reasoning()
+            predictions.append({"text": text, **prediction, **told})
         return predictions
+
+    def _warn_of_reasoning(self) -> None:
+        if not self._warned:
+            bound = self._job.max_new_tokens
+            _log.warning(
+                "an answer is empty because all %d new tokens went into reasoning; see --max-new-tokens", bound
+            )
+        self._warned = True
 
 
 def _record(benchmark: Benchmark, sample: Sample, prediction: dict[str, Any]) -> dict[str, Any]:
@@ -261,13 +291,15 @@ def _size(image: Path) -> int:
 
 
 def _stale(samples: Sequence[Sample], done: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Questions to ask again: the files of their images have changed, or an image that was unreadable no longer is."""
+    """Questions to ask again: a server refused them, their images' files have changed, or are unreadable no longer."""
     stale = []
     skipped = {}
     for sample in samples:
         if (record := done.get(sample.id)) is None:
             continue
-        if BAD_IMAGE in record:
+        if REFUSED in record:
+            stale.append(sample.id)
+        elif BAD_IMAGE in record:
             skipped[sample.id] = sample.images
         elif record.get("image_bytes") and record["image_bytes"] != _sizes(sample):
             stale.append(sample.id)
@@ -286,7 +318,7 @@ def _run(job: _Job, everything: Sequence[Sample]) -> dict[str, Any]:
         **({"rule": benchmark.rule} if benchmark.rule else {}),
         **({"seed": benchmark.seed} if benchmark.seed is not None else {}),
         "protocol": benchmark.protocol(job.scoring) + (", without the image" if job.text_only else ""),
-        "max_new_tokens": benchmark.max_new_tokens,
+        "max_new_tokens": job.max_new_tokens,
         "exif_orientation": "turned" if job.turn else "ignored",
         **job.model.fingerprint(),
         "questions": _digest([(s.id, s.category, shown) for s, shown in zip(everything, names, strict=True)]),
@@ -304,12 +336,20 @@ def _report(
     grades = [(sample, grade_of(benchmark, sample, done[sample.id])) for sample in samples]
     graded = [(sample, grade) for sample, grade in grades if grade is not None]
     bad = {sample.id: done[sample.id][BAD_IMAGE] for sample in samples if BAD_IMAGE in done[sample.id]}
+    refused = {sample.id: done[sample.id][REFUSED] for sample in samples if REFUSED in done[sample.id]}
+    if len(refused) == len(samples):
+        raise InputError(f"the server refused every question, as {next(iter(refused.values()))}")
+    replies = {kind: count for kind in REPLIES if (count := sum(kind in done[sample.id] for sample in samples))}
+    if "reasoning" in replies:
+        about = about | {"protocol": f"{about['protocol']}; without the reasoning that answers begin with"}
     return {
         **about,
         "results": tally(benchmark, fold_groups(graded)),
         **headline(benchmark, graded, done),
         "near_ties": sum(bool(done[sample.id].get("near_tie")) for sample in samples),
         **({"bad_images": bad} if bad else {}),
+        **({REFUSED: refused} if refused else {}),
+        **({"replies": replies} if replies else {}),
         "converted_images": _conversions(samples, done),
         "seconds_per_image": sum(done[sample.id]["seconds"] for sample in samples) / len(samples),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",

@@ -14,14 +14,16 @@ class JudgeServer:
 
     Attributes:
         reply: gives the text of an answer from the request's body.
+        finish: gives an answer's reason of ending from the request's body.
         faults: of the coming requests, each used once: ``(status, headers, body)``, or "hang", or "cut".
         refusal: what a request with this body always fails with, as one of ``faults``; None where it does not.
         requests: bodies and ``Authorization`` of every request, in order.
         most: the largest number of requests in work at once.
     """
 
-    def __init__(self, reply: Callable[[dict[str, Any]], str]) -> None:
+    def __init__(self, reply: Callable[[dict[str, Any]], str | None]) -> None:
         self.reply = reply
+        self.finish: Callable[[dict[str, Any]], str] = lambda body: "stop"
         self.faults: list[Any] = []
         self.refusal: Callable[[dict[str, Any]], Any] = lambda body: None
         self.requests: list[tuple[dict[str, Any], str | None, float]] = []
@@ -56,8 +58,8 @@ class JudgeServer:
 
     def _completion(self, body: dict[str, Any]) -> str:
         usage = {"prompt_tokens": 700, "completion_tokens": 2, "total_tokens": 702}
-        message = {"role": "assistant", "content": self.reply(body)}
-        return json.dumps({"model": "judge-0613", "choices": [{"message": message}], "usage": usage})
+        choice = {"message": {"role": "assistant", "content": self.reply(body)}, "finish_reason": self.finish(body)}
+        return json.dumps({"model": "judge-0613", "choices": [choice], "usage": usage})
 
     @contextmanager
     def running(self) -> Iterator["JudgeServer"]:

@@ -144,6 +144,35 @@ def test_a_judge_that_takes_the_newer_bound_is_asked_by_it(tmp_path, server, cap
     assert len(bounds) == wanted["judge"]["requests"] and len({*bounds}) == 1
 
 
+def test_a_judge_that_refuses_temperatures_is_asked_at_its_own(tmp_path, server, capsys):
+    told = "Unsupported value: 'temperature' does not support 0.0 with this model."
+    server.refusal = lambda body: (400, {}, json.dumps({"error": {"message": told}})) if "temperature" in body else None
+    data, path = write_mmvet(tmp_path / "data"), predictions(tmp_path, TEXTS)
+    status, scored, out = score("mmvet", data, path, server, capsys, "--judge-runs", "1")
+    assert status == 0 and scored["scores"]["v1_1"] == 1.0
+    assert scored["judge"]["own_temperature"] == 6 and "6 verdicts were drawn at the judge's own temperature" in out
+    _, again, _ = score("mmvet", data, path, server, capsys, "--judge-runs", "1")
+    assert again["judge"]["cached"] == again["judge"]["own_temperature"] == 6
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_judge_that_reasons_gets_room_for_it(refused, tmp_path, server, capsys):
+    server.reply = lambda body: f"<think>0.7?</think> {by_answer(body)}" if body["max_tokens"] > 3 else None
+    server.finish = lambda body: "stop" if body["max_tokens"] > 3 else "length"
+    if refused:  # OpenAI's way to say so
+        told = "Could not finish the message because max_tokens or model output limit was reached."
+        server.refusal = lambda body: (
+            (400, {}, json.dumps({"error": {"message": told}})) if body["max_tokens"] == 3 else None
+        )
+    data, path = write_mmvet(tmp_path / "data"), predictions(tmp_path, TEXTS)
+    status, scored, _ = score("mmvet", data, path, server, capsys, "--judge-runs", "1")
+    assert status == 0 and scored["scores"]["v1_5"] == 0.3 and "own_temperature" not in scored["judge"]
+    server.reply, server.finish = lambda body: "<think>0.7", lambda body: "length"
+    path = predictions(tmp_path, TEXTS | {"v1_0": "my answer v1_0, another"})
+    status, error, _ = score("mmvet", data, path, server, capsys, "--judge-runs", "1")
+    assert status == 2 and "all tokens went into its reasoning" in error
+
+
 def test_retry_after_is_honoured(tmp_path, server, capsys):
     server.faults = [(429, {"Retry-After": "1"}, "{}")]
     data, path = write_mmvet(tmp_path / "data"), predictions(tmp_path, TEXTS)

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import threading
+from copy import copy
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -18,16 +19,24 @@ class Handler(BaseHTTPRequestHandler):
 
     seen: list[dict] = []  # noqa: RUF012
     gives_logprobs = True
+    lists_models = True
+    reply = staticmethod(lambda body: {"content": " B\n"})  # a message; its finish_reason beside; or (status, words)
 
     def do_GET(self):
+        if not self.lists_models:
+            return self.send({"detail": "Not Found"}, 404)
         self.send({"object": "list", "data": [{"id": "served", "object": "model", "created": 0, "owned_by": "x"}]})
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.seen.append(body)
-        message = {"role": "assistant", "content": " B\n"}
+        told = self.reply(body)
+        if isinstance(told, tuple):
+            return self.send({"error": {"message": told[1]}}, told[0])
+        finish = told.pop("finish_reason", "stop")
+        message = {"role": "assistant", **told}
         answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "served"}
-        answer["choices"] = [{"index": 0, "finish_reason": "stop", "message": message}]
+        answer["choices"] = [{"index": 0, "finish_reason": finish, "message": message}]
         if "prompt_logprobs" in body and self.gives_logprobs:
             words = ["<s>"]
             for turn in body["messages"]:
@@ -41,8 +50,8 @@ class Handler(BaseHTTPRequestHandler):
             answer["prompt_logprobs"] = [None, *({"7": {"logprob": -float(len(word))}} for word in words[1:])]
         self.send(answer)
 
-    def send(self, value):
-        self.send_response(200)
+    def send(self, value, status=200):
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.end_headers()
         self.wfile.write(json.dumps(value).encode())
@@ -63,7 +72,9 @@ def url(monkeypatch):
 
 
 def evaluate(folder, url, *more):
-    data = write_lettered(write_vstar(folder / "vstar"))
+    data = folder / "vstar"
+    if not data.exists():
+        write_lettered(write_vstar(data))
     where = ["--data", str(data), "--output", str(folder / "run"), "--model", "served", "--model-url", url]
     return cli.main(["eval", "vstar", *where, *more])
 
@@ -99,3 +110,90 @@ def test_a_server_without_log_probabilities_and_an_unknown_model_are_one_line(tm
     assert "prompt_logprobs" in capsys.readouterr().err.splitlines()[-1]
     assert evaluate(tmp_path / "b", url, "--model", "other") == 2
     assert "has no model 'other'; it has served" in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.setattr(Handler, "reply", staticmethod(lambda body: (400, "Unrecognized argument: prompt_logprobs")))
+    assert evaluate(tmp_path / "c", url) == 2
+    assert "likelihood takes prompt_logprobs, --scoring generate does not" in capsys.readouterr().err.splitlines()[-1]
+
+
+def replies(monkeypatch, reply):
+    monkeypatch.setattr(Handler, "reply", staticmethod(reply))
+
+
+def report(folder):
+    return json.loads((folder / "run/report.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"content": "<think>A? No, it is C.</think>\nB"}, "B"),
+        ({"content": "A? No, it is C.</think>B"}, "B"),  # where the template opens the reasoning
+        ({"content": "<Thinking>A</Thinking> B"}, "B"),
+        ({"content": "◁think▷A◁/think▷B"}, "B"),
+        ({"content": "B", "reasoning_content": "A?"}, "B"),
+        ({"content": [{"type": "thinking", "thinking": []}, {"type": "text", "text": "B"}]}, "B"),
+        ({"content": None, "refusal": "I cannot help."}, "I cannot help."),
+    ],
+)
+def test_the_answer_is_what_follows_the_reasoning(message, text, tmp_path, url, monkeypatch):
+    replies(monkeypatch, lambda body: dict(message))
+    assert evaluate(tmp_path, url, "--scoring", "generate") == 0
+    assert {record["text"] for record in records(tmp_path)} == {text}
+    told = report(tmp_path)
+    assert ("without the reasoning" in told["protocol"]) == (text == "B" and "thinking" not in str(message))
+    assert told.get("replies", {}).get("withheld", 0) == (5 if "refusal" in message else 0)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        {"content": None, "reasoning_content": "Let me see", "finish_reason": "length"},
+        {"content": "", "finish_reason": "length"},
+        {"content": "<think>Let me see", "finish_reason": "length"},
+        (400, "Could not finish the message because max_tokens or model output limit was reached."),
+    ],
+)
+def test_an_answer_that_all_went_into_reasoning_is_told(reply, tmp_path, url, monkeypatch, capsys, caplog):
+    replies(monkeypatch, lambda body: copy(reply) if "cup?" in str(body) else {"content": "B"})
+    assert evaluate(tmp_path, url, "--scoring", "generate", "--max-new-tokens", "77") == 0
+    assert {body["max_tokens"] for body in Handler.seen} == {77}
+    spent = sum("cup?" in str(body) for body in Handler.seen)
+    assert report(tmp_path)["replies"]["without_answer"] == spent == 1 and report(tmp_path)["max_new_tokens"] == 77
+    assert "1 answer(s) are empty because all 77 new tokens went into reasoning" in capsys.readouterr().out
+    assert "see --max-new-tokens" in caplog.text
+
+
+def test_parameters_that_the_server_refuses_are_left_out_also_by_requests_under_way(tmp_path, url, monkeypatch, capsys):
+    def picky(body):
+        if "max_tokens" in body:
+            return 400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+        if "temperature" in body:
+            return 400, "Unsupported value: 'temperature' does not support 0 with this model."
+        return {"content": "B"}
+
+    replies(monkeypatch, picky)
+    monkeypatch.setattr(Handler, "lists_models", False)
+    assert evaluate(tmp_path, url, "--scoring", "generate") == 0
+    assert {record["text"] for record in records(tmp_path)} == {"B"}
+    assert report(tmp_path)["replies"] == {"own_temperature": 5}
+    assert "5 answer(s) were drawn at the server's own temperature" in capsys.readouterr().out
+
+
+def test_a_question_that_the_server_refuses_does_not_end_every_run(tmp_path, url, monkeypatch, capsys):
+    refusal = 400, "At most 0 image(s) may be provided."
+    replies(monkeypatch, lambda body: refusal if "cup?" in str(body) else {"content": "B"})
+    assert evaluate(tmp_path, url, "--scoring", "generate") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "question direct_attributes/sa_1: " in error and "At most 0 image(s)" in error and "--on-bad-image" in error
+    flags = ("--scoring", "generate", "--on-bad-image", "skip")
+    assert evaluate(tmp_path, url, *flags) == 0
+    (told,) = report(tmp_path)["server_refused"].items()
+    assert told[0] == "direct_attributes/sa_1" and "At most 0 image(s)" in told[1]
+    assert "1 question(s) count as wrong because the server refused them" in capsys.readouterr().out
+    replies(monkeypatch, lambda body: {"content": "B"})
+    Handler.seen.clear()
+    assert evaluate(tmp_path, url, *flags) == 0  # asked again, and nothing else
+    assert len(Handler.seen) == 1 and "server_refused" not in report(tmp_path)
+    replies(monkeypatch, lambda body: refusal)
+    assert evaluate(tmp_path / "all", url, *flags) == 2
+    assert "refused every question" in capsys.readouterr().err.splitlines()[-1]
