@@ -13,20 +13,8 @@ from llava_s2.eval.benchmark import Benchmark
 from llava_s2.eval.report import OVERALL, format_table
 
 _OF_TASK = (
-    *(
-        "task",
-        "data",
-        "output",
-        "scoring",
-        "variant",
-        "rule",
-        "seed",
-        "limit",
-        "batch_size",
-        "max_new_tokens",
-        "on_bad_image",
-        "exif",
-    ),
+    *("task", "data", "output", "scoring", "variant", "rule", "seed", "limit", "batch_size", "max_new_tokens"),
+    *("on_bad_image", "exif"),
     *("text_only", "judge_url", "judge_model", "judge_key_variable", "judge_runs", "judge_concurrency"),
     *("judge_timeout", "judge_prices", "download"),
 )
@@ -86,11 +74,8 @@ def _value(key: str, value: Any) -> Any:
         raise InputError(f"{key} {value!r} is not known; use {' or '.join(_CHOICES[key])}")
     if key in ("limit", "batch_size") and value == "auto":
         return None
-    if (
-        key in ("limit", "batch_size", "max_new_tokens")
-        and value is not None
-        and (not isinstance(value, int) or value < 1)
-    ):
+    counts = ("limit", "batch_size", "max_new_tokens")
+    if key in counts and value is not None and (not isinstance(value, int) or value < 1):
         raise InputError(f"{key} {value!r} is no whole number of 1 or more")
     return Path(value) if key in ("data", "output") else value
 
