@@ -17,6 +17,7 @@ RULE = "letters by llava-s2's rule 1 (eval/letters.py)"
 _CONFLICT = "conflict"
 # After NFKC, which makes half-width ones of the full-width brackets and signs.
 _BRACKETS = str.maketrans("[{<【「『《〈", "((((((((") | str.maketrans("]}>】」』》〉", "))))))))")
+_ENCLOSED = {first + n: letter for first in (0x1F150, 0x1F170) for n, letter in enumerate(LETTERS)}  # NFKC leaves these
 _QUOTES = {0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"', 0x3014: "(", 0x3015: ")"}
 
 # A letter by itself: no part of a word, an abbreviation or a compound.
@@ -48,11 +49,16 @@ _CAPITAL = re.compile(_ALONE)
 _LETTER_LIST = r"\(?[A-Za-z]\)?(?:\s*(?:,|or|nor|and)\s*\(?[A-Z]\)?)*(?![A-Za-z'])"
 _WRONG = (
     r"(?:\s+(?:clearly|also|all|both|definitely))?"
-    r"(?:n't|not|\s+(?:not|wrong|incorrect|false|(?:ruled\s+)?out|eliminated|impossible))"
+    r"(?:n't|not|\s+(?:be\s+)?(?:not|wrong|incorrect|false|(?:ruled\s+)?out|eliminated|impossible))"
+)
+# What a letter after it makes a name of, such as "vitamin B".
+_NAMED = (
+    "vitamins?|plan|grade|hepatitis|type|group|team|class|section|room|gate|level|terminal|platform|building|size|"
+    "player|exit|row|column|channel|route|chapter|appendix|zone|area|mr|mrs|ms|dr"
 )
 _DENIED = (
     re.compile(
-        r"(?i:\b(?:not|isn't|aren't|cannot|can't|never|neither|except|eliminate|exclude|excluding|rather\s+than|"
+        r"(?i:\b(?:not|isn't|aren't|cannot|can't|never|neither|except|eliminat(?:e|es|ing)|exclud(?:e|es|ing)|dismiss(?:ing)?|discard(?:ing)?|rather\s+than|"
         r"instead\s+of|unlike|over|than|rul(?:e|ed|ing)\s+out)\s+(?:be\s+)?(?:the\s+)?(?:(?:option|choice|answer)s?\s+)?)"
         r"\(?[A-Za-z]\)?(?:(?:\s*,\s*\(?[A-Z]\)?)*,?\s*(?:or|nor|and)\s*\(?[A-Z]\)?)*(?![A-Za-z'])"
     ),
@@ -62,7 +68,15 @@ _DENIED = (
         rf"\(?[A-Za-z][).]?(?:\s*\([^()]*\))?(?i:\s+(?:is|was|can|could){_WRONG})|{_LETTER_LIST}(?i:\s+(?:are|were|can|could){_WRONG}))\b"
     ),
     re.compile(r"(?<![A-Za-z0-9'])\(?[A-Za-z]\)?\s*(?:\?\s*(?i:no|nope|wrong)\b|[.:]?\s*[✗✘❌])"),
+    re.compile(rf"(?:不是|不选|不選|并非|並非|排除)\s*{_LETTER_LIST}"),
+    re.compile(rf"{_LETTER_LIST}\s*(?:是?错|是?錯|不对|不對|不正[确確]|不是|ではな|[가이]?\s*아니)"),
+    re.compile(r"(?<![A-Za-z0-9])[A-Za-z](?:\++|#)(?![\w+#])"),  # "A+", "C#"
+    re.compile(rf"(?i:(?<![a-z])(?:{_NAMED})\.?\s+)[A-Z](?![A-Za-z])"),
     re.compile(r"(?i:(?<![a-z])n\s*/\s*a(?![a-z])|(?<![a-z])n\.\s?a\.?(?![a-z]))"),
+)
+_RIGHT, _NOT_RIGHT = {"yes", "right", "correct", "true"}, {"no", "wrong", "incorrect", "false"}
+_VERDICT = re.compile(
+    rf"(?<![A-Za-z0-9'])\(?([A-Z])\)?\s*[.:-]?\s*\(?(?i:({'|'.join(_RIGHT | _NOT_RIGHT)}))(?![A-Za-z])"
 )
 _NEGATIONS = re.compile(r"\b(?:not|no|never|neither|nor|cannot|without|isn't|aren't|doesn't|don't|can't|wasn't)\b")
 _AFTER_LETTER_A = re.compile(
@@ -88,15 +102,15 @@ def read_option(text: str, options: Sequence[str], others: Iterable[str] = ()) -
     whole = re.fullmatch(r"(?s)\W*([A-Za-z])[.):]\s*(.+?)\.?", text.strip())
     if whole and whole[2] in (o.rstrip(".") for o, letter in zip(options, LETTERS, strict=False) if letter == whole[1]):
         return options[LETTERS.index(whole[1])]  # "C. A and B", where these are the third option's words
-    letter = read_letter(text, len(options))
+    letter = read_letter(text, options)
     if letter is not None:
         return options[LETTERS.index(letter)] if len(letter) == 1 else None
     return _by_words(text, wordings)
 
 
-def read_letter(text: str, count: int) -> str | None:
-    """The letter that an answer names; "conflict" if it names several, or one beyond ``count``; None if none."""
-    text = _plain(text)
+def read_letter(text: str, options: Sequence[str]) -> str | None:
+    """The letter that an answer names; "conflict" if it names several, or one that no option has; None if none."""
+    text, count = _plain(text), len(options)
     for denied in _DENIED:
         text = denied.sub(" ", text)
     bare = re.sub(r"\b(?:and|or)\b", " ", text)
@@ -108,6 +122,9 @@ def read_letter(text: str, count: int) -> str | None:
     if stated:
         last = max(stated, key=lambda match: match.start(1))
         return _CONFLICT if _is_joined(text, last.start(1), count) else _only([last[1]], count)
+    verdicts = {match[1]: match[2].lower() in _RIGHT for match in _VERDICT.finditer(text)}
+    if len(verdicts) > 1 and not any(_words(o) in _RIGHT | _NOT_RIGHT for o in options):  # "A: wrong, B: right"
+        return _only([letter for letter, right in verdicts.items() if right], count)
     leading = _LEADING.match(text)
     if leading and _is_letter(leading, text):
         letter = leading[1].upper()
@@ -129,8 +146,7 @@ def read_letter(text: str, count: int) -> str | None:
 
 def _only(letters: Sequence[str], count: int) -> str:
     distinct = {letter.upper() for letter in letters}
-    letter = distinct.pop()
-    return letter if not distinct and letter in LETTERS[:count] else _CONFLICT
+    return next(iter(distinct)) if len(distinct) == 1 and distinct <= set(LETTERS[:count]) else _CONFLICT
 
 
 def _is_letter(match: re.Match[str], text: str) -> bool:
@@ -155,15 +171,17 @@ def _is_joined(text: str, place: int, count: int) -> bool:
 
 def _plain(text: str) -> str:
     """Without markup: full-width signs, LaTeX, HTML and Markdown; every kind of bracket becomes a round one."""
-    text = unicodedata.normalize("NFKC", text).translate(_QUOTES)
-    text = re.sub(r"(?s)<think>.*?</think>", " ", text)
+    text = unicodedata.normalize("NFKC", text).translate(_QUOTES | _ENCLOSED)
+    text = re.sub(r"(?s)^.*</think>", " ", text)
+    text = re.sub(r"(?s)^Q:.*\nA:|^A:(?=\s*\(?[A-Za-z]\)?\.?\s*$)", " ", text)  # question and answer
+    text = re.sub(r"(?:\[ ?\]|[☐⬜])[^\n\[☐⬜☑✅]*|\[[xX]\]", " ", text)  # boxes that are not ticked
     text = re.sub(r"(?s)~~.*?~~|<(del|s|strike)>.*?</\1>", " ", text)
     text = re.sub(r"(?i)\b(option|choice|answer|letter)-(?=[a-z]\b)", r"\1 ", text)
     text = re.sub(r"(?s)<(\w+)(?:\s[^<>]*)?>(.*?)</\1>", r" \2 ", text)
-    text = re.sub(r"</\w+>|<\|\w+\|>", " ", text)
+    text = re.sub(r"<s>|</\w+>|<\|\w+\|>", " ", text)
     text = re.sub(r"\\(?:boxed|fbox)\s*\{", " answer: {", text)
     text = re.sub(r"\\[a-zA-Z]+\s*(?=\{)|\\[,;!() ]|\\[a-zA-Z]+", " ", text)
-    text = re.sub(r"[*_`$#~\\|]+|^\s*>", " ", text)
+    text = re.sub(r"[*_`$~\\|]+|(?<![A-Za-z])#+|^\s*>", " ", text)
     text = text.translate(_BRACKETS)
     text = re.sub(r"\(\s+", "(", re.sub(r"\s+\)", ")", text))
     while (bare := re.sub(r"\(\(([A-Za-z])\)\)", r"(\1)", text)) != text:
@@ -183,7 +201,8 @@ def _by_words(text: str, options: Sequence[str]) -> str | None:
         return held[0]
     named = "|".join(re.escape(words) for words in known.values() if words)
     denied = rf"(?<!\S)(?:not|rather than|instead of) (?:{named})(?: (?:or|nor) (?:{named}))*(?!\S)"
-    for words in (said, re.sub(denied, " ", said)):
+    corrected = re.sub(r"^.*\? no (?=\S)", "", said)  # "bluish? no, blue"
+    for words in (said, re.sub(denied, " ", said), corrected):
         held = [option for option, phrase in known.items() if phrase and f" {phrase} " in f" {words} "]
         # "dark red" holds "red", too: the longer one is meant.
         held = [o for o in held if not any(o != other and f" {known[o]} " in f" {known[other]} " for other in held)]
