@@ -230,6 +230,11 @@ def test_many_clients_at_once_get_what_each_gets_alone(server, ai):
         ({"frequency_penalty": 2.5}, "frequency_penalty"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"max_new_tokens": 1}, "max_new_tokens"),  # other servers' words for what is done here under another name
+        ({"system": "Be a pirate."}, "system"),
+        ({"grammar": "root ::= x"}, "grammar"),
+        ({"mirostat": 2}, "mirostat"),
+        ({"functions": [{"name": "f"}], "function_call": "auto"}, "functions"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"max_tokens": 0}, "max_tokens"),
@@ -249,6 +254,8 @@ def test_many_clients_at_once_get_what_each_gets_alone(server, ai):
         ({"messages": [user(None)]}, "messages[0]"),
         ({"messages": [{"role": "user"}]}, "messages[0]"),
         ({"messages": [user("Hi"), {"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages[1]"),
+        ({"messages": [user("Hi"), {"role": "assistant", "function_call": {"name": "f"}}]}, "messages[1]"),
+        ({"messages": [user("Hi"), {"role": "assistant", "audio": {"id": "1"}}]}, "messages[1]"),
         ({"messages": [user([{"type": "image_url", "image_url": 3}])]}, "messages[0].content[0].image_url"),
         ({"messages": [{"role": "assistant", "content": [image_part("x")]}]}, "messages[0].content[0]"),
         ({"messages": [user([image_part("x")] * 9)]}, "messages"),
@@ -279,6 +286,13 @@ def test_what_would_change_the_answer_is_a_400_that_names_it(ai, http_client, ch
         {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none", "logit_bias": {"5": 0}},
         {"skip_special_tokens": True, "truncate_prompt_tokens": None, "add_generation_prompt": True, "max_tokens": 3.0},
         {"prediction": {"type": "content", "content": "Hi"}, "continue_final_message": False, "stop": ["zz"] * 8},
+        {
+            "functions": [{"name": "f"}],
+            "function_call": "none",
+            "structured_outputs": {},
+            "typical_p": 1.0,
+            "num_beams": 1,
+        },
         {"modalities": ["text"], "audio": None, "prediction": None, "functions": None, "repetition_penalty": 1.0},
     ],
 )
@@ -329,6 +343,9 @@ def test_a_refusal_is_taken_back_and_a_last_message_need_not_be_continued(http_c
         return http_client.post(CHAT, json=body).json()["usage"]["prompt_tokens"]
 
     assert used(said, user("Why?")) == used(texts, user("Why?"))
+    assert used({"role": "assistant", "content": None, "refusal": "No."}, user("Why?")) == used(said, user("Why?"))
+    empty = [{"role": "assistant", "content": content, "refusal": None} for content in (None, [], "")]
+    assert len({used(one, user("Why?")) for one in empty}) == 1
     assert used(texts, continue_final_message=False) > used(texts) == used(texts, continue_final_message=True)
 
 
@@ -478,6 +495,14 @@ def test_only_health_is_open(server):
 def test_other_paths_and_methods_have_the_same_shape(http_client):
     check_error(http_client.get("/none"), 404)
     check_error(http_client.get("/../../etc/passwd"), 404)
+    assert CHAT in check_error(http_client.post("/v1/completions", json={}), 404)
+    for path in ("/health", "/v1/models"):
+        head, whole = http_client.head(path), http_client.get(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-length"] == whole.headers["content-length"]
+    assert http_client.post(f"{CHAT}/", json=asked()).status_code == 200
+    assert http_client.get("/v1/models/").json() == http_client.get("/v1/models").json()
+    assert http_client.head(CHAT).headers["allow"] == "POST"
     response = http_client.delete(CHAT)
     check_error(response, 405)
     assert response.headers["allow"] == "POST"

@@ -44,12 +44,37 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "allowed_token_ids": (),
     "prompt_logprobs": (0,),
     "chat_template": (),
-    "structured_outputs": (),
     "guided_json": (),
     "guided_regex": (),
     "guided_choice": (),
     "guided_grammar": (),
+    "structured_outputs": ({},),
+    "return_token_ids": (False,),
+    # Of other servers: TGI's, llama.cpp's, SGLang's, Ollama's, Anthropic's.
+    "system": ("",),
+    "prompt": (),
+    "input": (),
+    "images": ([],),
+    "max_new_tokens": (),
+    "min_new_tokens": (0,),
+    "num_predict": (),
+    "stop_sequences": ([],),
+    "stop_regex": ([], ""),
+    "grammar": ("",),
+    "ebnf": ("",),
+    "regex": ("",),
+    "json_schema": (),
+    "num_beams": (1,),
+    "typical_p": (1,),
+    "top_a": (0,),
+    "tfs_z": (1,),
+    "mirostat": (0,),
+    "xtc_probability": (0,),
+    "dry_multiplier": (0,),
+    "dynatemp_range": (0,),
 }
+_UNLESS_NONE = {"tools": "tool_choice", "functions": "function_call"}
+"""Field -> the one that says "none" where the model is not to use it."""
 
 
 class _Given(BaseModel):
@@ -113,9 +138,14 @@ class Message(_Given):
     @model_validator(mode="before")
     @classmethod
     def _check(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("tool_calls"):
-            raise ValueError("tool_calls is not supported; leave it out")
-        if isinstance(given, dict) and given.get("content") is None and given.get("role") != "assistant":
+        if not isinstance(given, dict):
+            return given
+        for name in ("tool_calls", "function_call", "audio"):
+            if given.get(name):
+                raise ValueError(f"{name} is not supported; leave it out")
+        if given.get("content") in (None, []) and given.get("role") == "assistant":
+            return {**given, "content": given.get("refusal")}  # a refusal stands in place of an answer
+        if given.get("content") is None:
             raise ValueError("content is missing; only an assistant's message may be without")
         return given
 
@@ -255,7 +285,7 @@ def parse_chat(body: bytes | bytearray) -> ChatRequest:
     for name, value in more.items():
         if name not in _NEUTRAL:
             _log_once(name)
-        elif not (value is None or value in _NEUTRAL[name] or (name == "tools" and more.get("tool_choice") == "none")):
+        elif value is not None and value not in _NEUTRAL[name] and more.get(_UNLESS_NONE.get(name, "")) != "none":
             raise invalid(f"{name} is not supported; leave it out", name, "unsupported_parameter")
     for message in request.messages:
         images = [part.image_url for part in message.content if isinstance(part, ImagePart)]

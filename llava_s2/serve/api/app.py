@@ -72,7 +72,7 @@ def build_app(
 
 
 def _routes(service: Service) -> FastAPI:
-    app = FastAPI(title="LLaVA-S2", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="LLaVA-S2", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(HTTPException, _not_found)
     chats = Chats(service)
@@ -143,5 +143,6 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _not_found(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    refusal = ApiError(error.status_code, str(error.detail))
+    served = f"no such path; POST {CHAT} answers a conversation, GET /openapi.json says what else is served"
+    refusal = ApiError(error.status_code, served if error.status_code == 404 else str(error.detail))
     return JSONResponse(refusal.body(), error.status_code, error.headers)
