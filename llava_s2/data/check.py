@@ -1,6 +1,7 @@
 """A training file looked at whole before a GPU is rented: what is wrong with which record, and how long all are."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -15,8 +16,9 @@ from transformers import LlavaProcessor
 from llava_s2.data.conversation import encode_record
 from llava_s2.data.image_files import ImageFiles
 from llava_s2.data.json_records import Records
+from llava_s2.data.record_shapes import unread_keys
 from llava_s2.data.sources import Reader, read_records
-from llava_s2.data.training_records import repeated
+from llava_s2.data.training_records import describe_unread, repeated
 from llava_s2.data.validate_record import validate_record
 from llava_s2.data.validation_error import KINDS, ValidationError
 from llava_s2.errors import InputError
@@ -56,6 +58,7 @@ class Check:
         lengths: int64 (records,): tokens of each as training makes them; -1 of what has none.
         ignored: kinds that are listed and do not count.
         with_images: records that name images; the others that can be read are text alone.
+        unread_keys: keys that are not read -> how many records have them.
     """
 
     records: int
@@ -63,6 +66,7 @@ class Check:
     lengths: np.ndarray
     ignored: Sequence[str] = ()
     with_images: int = 0
+    unread_keys: Counter[str] = field(default_factory=Counter)
     reader: Any = field(default=None, repr=False)
 
     @property
@@ -81,6 +85,7 @@ class _Checked:
     length: int
     has_images: bool
     faults: list[tuple[str, str, int | None]]
+    unread_keys: list[str] = field(default_factory=list)
 
 
 class _Chunks(Dataset[list[_Checked]]):
@@ -119,7 +124,8 @@ class _Chunks(Dataset[list[_Checked]]):
                 faults.append(("too_long", f"{length} tokens, {excess} more than {self.max_length}", excess))
                 if all(label == IGNORE_INDEX for label in encoded["labels"][: self.max_length]):
                     faults.append(("no_target", f"no target within its first {self.max_length} tokens", None))
-        return _Checked(index, record.get("id"), length, bool(found.images), faults)
+        unread = [] if found.error else unread_keys(record)
+        return _Checked(index, record.get("id"), length, bool(found.images), faults, unread)
 
 
 def check_file(
@@ -154,7 +160,7 @@ def check_file(
     lengths = np.full(len(reader), -1, np.int64)
     ids = np.zeros(len(reader), np.int64)
     has_id = np.zeros(len(reader), bool)
-    with_images = 0
+    with_images, unread = 0, Counter[str]()
     with tqdm(total=len(reader), desc="checking records", unit="record") as bar:
         for chunk in loader:
             for each in chunk:
@@ -162,6 +168,7 @@ def check_file(
                 has_id[each.index] = each.id is not None
                 ids[each.index] = hash(each.id if isinstance(each.id, str | int) else str(each.id))
                 with_images += each.has_images
+                unread.update(each.unread_keys)
                 for kind, message, excess in each.faults:
                     faults[kind].append(FaultyRecord(each.index, each.id, None, message, excess))
             bar.update(len(chunk))
@@ -178,7 +185,7 @@ def check_file(
         for fault in chain.from_iterable(faults.values()):
             fault.line = None if fault.index is None else line_of[fault.index]
         faults["malformed"] += [FaultyRecord(None, None, line, text) for line, text in reader.misplaced_lines()]
-    return Check(len(reader), faults, lengths, ignored, with_images, reader)
+    return Check(len(reader), faults, lengths, ignored, with_images, unread, reader)
 
 
 def _same(chunk: Any) -> Any:
@@ -233,6 +240,7 @@ def report(check: Check, **told: Any) -> dict[str, Any]:
         "records": check.records,
         "good": check.records - len(check.bad - {None}),
         "with_images": check.with_images,
+        "unread_keys": dict(check.unread_keys),
         "ignored": list(check.ignored),
         "faults": {
             kind: {
@@ -252,6 +260,8 @@ def tell(check: Check, shown: int = 5) -> Iterator[str]:
     width = max(map(len, KINDS))
     yield f"{check.records:,} records, {check.records - len(check.bad - {None}):,} without fault"
     yield f"{check.with_images:,} records with images, {check.records - check.with_images:,} text alone"
+    if check.unread_keys:
+        yield f"keys that are not read: {describe_unread(check.unread_keys)}"
     for kind, found in check.faults.items():
         if not found:
             continue

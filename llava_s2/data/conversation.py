@@ -108,6 +108,8 @@ def to_messages(turns: list[Turn], chat_template: str) -> list[dict[str, Any]]:
         raise ValidationError(
             "no_target", "no answer after a human turn, so no target to learn; add one or drop the record"
         )
+    if not any(message.get("weight", 1) for message in messages if message["role"] == "assistant"):
+        raise ValidationError("no_target", "no answer is to be learnt, as all have weight 0; drop the record")
     if not any(_END_TOKENS.sub("", answer).strip() for answer in answers):
         raise ValidationError(
             "no_target", "the answer is empty, so there is nothing to learn; fill it or drop the record"

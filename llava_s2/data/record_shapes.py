@@ -10,6 +10,7 @@ In text, ``<image>`` stands for an image, and ``\\<image>`` for the word itself.
 
 import base64
 import binascii
+import contextlib
 import json
 import re
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava_s2.data.image_decoding import Embedded
+from llava_s2.data.unread import check_mark, check_record, check_turn, is_base64, unread
 from llava_s2.data.validation_error import ValidationError
 from llava_s2.model.templates import IMAGE_TOKEN
 
@@ -36,31 +38,18 @@ _PAIRS = (
     ("instruction", "output"),
 )
 _SYSTEM = ("system", "system_prompt", "system_message", "system_instruction", "systemPrompt")
-# Words beside a single question and a single answer, and beside a turn's text, that would be lost without a word.
-_BESIDE_QUESTION = ("context", "passage", "hint", "lecture", "choices", "options")
-_BESIDE_TEXT = ("reasoning_content", "reasoning", "thinking", "tool_calls", "function_call")
 # How a turn says that nothing is learnt of it: OpenAI's and ShareGPT's, axolotl's, ms-swift's.
 _LOSS_KEYS = ("weight", "train", "loss")
+_TEXT = ("value", "content", "text")  # the keys of a turn's text, the first that is there counting
+_TURN_READ = {"from", "role", *_TEXT, *_LOSS_KEYS}
 IMAGE_KEYS = ("image", "images")
 TURN_KEYS = (*_TURN_LISTS, "texts", "caption", *(first for first, _ in _PAIRS))
 """A record has one of these at least."""
-TEXT_KEYS = tuple(dict.fromkeys((*TURN_KEYS, *(second for _, second in _PAIRS), "history", "input", *_SYSTEM)))
-"""All the keys that are read beside the images'."""
-_IN_PART = ("image", "image_url", "url", "path", "base64", "bytes")
-_READ = {*IMAGE_KEYS, *TEXT_KEYS}
-_UNREAD_KINDS = re.compile(r"video|audio|sound|speech|clip|frames", re.IGNORECASE)
-_MEDIA_NAME = re.compile(r"ima?ge?s?|pic|photo|screenshot|pixel|media|visual|file", re.IGNORECASE)
-_IMAGE_NAME = re.compile(r"(?:^|_)(?:ima?ge?s?|pictures?|photos?|screenshots?)(?:_|\d|$)", re.IGNORECASE)
-_MEDIA_FILE = re.compile(
-    r"^data:(image|video|audio)/|\.(jpe?g|png|webp|gif|bmp|tiff?|heic|avif|mp4|mkv|webm|mov|avi|wav|mp3|flac|npy)$",
-    re.IGNORECASE,
-)
-_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{200,}={0,2}\s*")
+# Where an image stands in an object, and in a part of a message.
+_ENCODED = ("bytes", "base64", "data")
+_IN_OBJECT = (*_ENCODED, "path", "url", "image", "image_url", "source", "file", "file_name")
+_LONGEST_PATH = 1024  # characters
 _QWEN_IMAGE = re.compile(r"<img>(.*?)</img>", re.DOTALL)
-# Other models' marks; a question about HTML seldom begins with one.
-_OTHER_MARK = re.compile(
-    r"<\|(?:image|video|audio)(?:_\d+|_pad)?\|>|<\|?vision_start\|?>|<ImageHere>|<image_?\d+>|\A\s*<(?:video|audio)>"
-)
 
 
 @dataclass
@@ -89,7 +78,7 @@ def read_turns(record: dict[str, Any]) -> list[Turn]:
     Raises:
         ValidationError: there are none, they are not what they should be, or a role is unknown.
     """
-    values = _turn_values(record)
+    values, _ = _turn_values(record)
     parts = any(_is_image_part(part) for value in values if isinstance(value, dict) for part in _parts(value))
     turns = [_turn(number, value, parts) for number, value in enumerate(values)]
     system = next((record[key] for key in _SYSTEM if record.get(key)), None)
@@ -99,11 +88,14 @@ def read_turns(record: dict[str, Any]) -> list[Turn]:
         if any(turn.role == "system" for turn in turns):
             raise ValidationError("roles", 'has a "system" key and a system turn; keep one of them')
         turns.insert(0, Turn("system", system))
+    questions = [turn for turn in turns if turn.role == "user"]
+    unmarked = [] if any(count_images(turn.text) for turn in turns) else _record_images(record)
+    for number, turn in enumerate(turns):
+        if turn.role == "user":
+            check_mark(number, turn.text, bool(unmarked))
     # Who writes LLaVA's turns marks the place of an image; elsewhere the images come before the first question.
-    if record.get("conversations") is None and not any(count_images(turn.text) for turn in turns):
-        first = next((turn for turn in turns if turn.role == "user"), None)
-        if first is not None:
-            first.text = f"{IMAGE_TOKEN}\n" * len(_record_images(record)) + first.text
+    if record.get("conversations") is None and questions:
+        questions[0].text = f"{IMAGE_TOKEN}\n" * len(unmarked) + questions[0].text
     return turns
 
 
@@ -114,28 +106,38 @@ def images_of(record: dict[str, Any]) -> list[str | Embedded]:
         ValidationError: an image is neither a path nor what holds one, or a key that is not read looks like media.
     """
     images = _record_images(record)
-    try:
-        values = _turn_values(record)
-    except ValidationError:
-        values = []
+    values: list[Any] = []
+    shape: tuple[str, ...] = ()
+    with contextlib.suppress(ValidationError):
+        values, shape = _turn_values(record)
     parts = [part for value in values if isinstance(value, dict) for part in _parts(value) if _is_image_part(part)]
-    if not images:
-        texts = [_text_of(value) for value in values if isinstance(value, dict)]
-        images = [_part_image(part) for part in parts if _names_image(part)]
-        images += [name.strip() for text in texts if isinstance(text, str) for name in _QWEN_IMAGE.findall(text)]
-    elif parts and all(isinstance(part.get("index"), int) for part in parts):
+    texts = [_text_of(value) for value in values if isinstance(value, dict)]
+    own = [part for part in parts if any(part.get(key) for key in _IN_OBJECT)]
+    own += [name.strip() for text in texts if isinstance(text, str) for name in _QWEN_IMAGE.findall(text)]
+    if images and parts and all(isinstance(part.get("index"), int) for part in parts):
         try:
             images = [images[part["index"]] for part in parts]
         except IndexError:
             raise ValidationError("image_placeholders", f"an image part's index is not among {len(images)}") from None
-    for key, value in record.items():
-        if key in _READ or not value:
-            continue
-        if _UNREAD_KINDS.search(key) and _looks_like_media(value):
-            raise ValidationError("malformed", f'"{key}": videos and sounds are not trained on; drop the record')
-        if not images and _MEDIA_NAME.search(key) and _looks_like_media(value):
-            raise ValidationError("malformed", f'"{key}": not read, and it looks like images; name it "image"')
+    elif images and own and not all(map(_may_be_same, images, own)):
+        raise ValidationError("malformed", 'names other images in its turns than in "image" or "images"; keep one')
+    images = images or [_image(image, "a part of a message") for image in own]
+    check_record(unread_values(record), bool(images), shape)
     return images
+
+
+def unread_values(record: dict[str, Any]) -> dict[str, Any]:
+    """What a record holds under keys of which neither turns nor images are read."""
+    with contextlib.suppress(ValidationError):
+        read = {"id", *IMAGE_KEYS, *_turn_values(record)[1], next((key for key in _SYSTEM if record.get(key)), "")}
+        return unread(record, read)
+    return {}
+
+
+def unread_keys(record: dict[str, Any]) -> list[str]:
+    """The keys of a record that can be read, and of its turns, under which nothing is."""
+    turns = [turn for turn in _turn_values(record)[0] if isinstance(turn, dict)]
+    return [*unread_values(record), *{f"{key} in turns": None for turn in turns for key in unread(turn, _TURN_READ)}]
 
 
 def count_images(text: str) -> int:
@@ -143,21 +145,8 @@ def count_images(text: str) -> int:
     return text.count(IMAGE_TOKEN) - text.count(LITERAL_IMAGE)
 
 
-def media_keys(record: dict[str, Any]) -> list[str]:
-    """The keys of a record that are not read although they look like media, by value or, beside no image, by name."""
-    has_images = bool(_record_images(record))
-    found = []
-    for key, value in record.items():
-        if key in _READ or not value:
-            continue
-        source = has_images and isinstance(value, str) and value.startswith("http")  # where its image came from
-        named = not has_images and _IMAGE_NAME.search(key) and isinstance(value, str | int | list)
-        if named or (_looks_like_media(value) and not source):
-            found.append(key)
-    return found
-
-
-def _turn_values(record: dict[str, Any]) -> list[Any]:
+def _turn_values(record: dict[str, Any]) -> tuple[list[Any], tuple[str, ...]]:
+    """A record's turns as they stand in it, and the keys that they are under."""
     lists = [key for key in _TURN_LISTS if record.get(key) is not None]
     if len(lists) > 1 and record[lists[0]] != record[lists[1]]:
         raise ValidationError("malformed", f'has "{lists[0]}" and "{lists[1]}"; keep one of them')
@@ -165,26 +154,25 @@ def _turn_values(record: dict[str, Any]) -> list[Any]:
         turns = _columns_to_turns(record[lists[0]], lists[0])
         if not isinstance(turns, list) or not turns:
             raise ValidationError("malformed", f'"{lists[0]}" must be a list of turns, and it is empty or missing')
-        return turns
+        return turns, tuple(lists)
     if isinstance(record.get("texts"), list):  # FineVision, the Cauldron
         pairs = [(turn.get("user"), turn.get("assistant")) for turn in record["texts"] if isinstance(turn, dict)]
-        return [turn for pair in pairs for turn in _exchange(*pair)]
+        return [turn for pair in pairs for turn in _exchange(*pair)], ("texts",)
     for question_key, answer_key in _PAIRS:
         question, answer = record.get(question_key), record.get(answer_key)
         if question is None or answer is None:
             continue
-        if isinstance(question, list) and isinstance(answer, list):  # TRL's conversational prompt and completion
-            return question + answer
-        if lost := [key for key in _BESIDE_QUESTION if record.get(key)]:
-            raise ValidationError("malformed", f'"{lost[0]}" beside a question is not read; write it into the question')
-        if question_key == "instruction" and record.get("input"):
-            question = f"{question}\n{record['input']}"
+        read: tuple[str, ...] = (question_key, answer_key, "history")
+        if question_key == "instruction":
+            read = (*read, "input")
+            if record.get("input"):
+                question = f"{question}\n{record['input']}"
         history = record.get("history") or []
-        if not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
             raise ValidationError("malformed", '"history" must be pairs of a question and its answer')
-        return [turn for pair in [*history, (question, answer)] for turn in _exchange(*pair)]
+        return [turn for pair in [*history, (question, answer)] for turn in _exchange(*pair)], read
     if isinstance(record.get("caption"), str):
-        return _exchange("", record["caption"])
+        return _exchange("", record["caption"]), ("caption",)
     if "chosen" in record and "rejected" in record:
         raise ValidationError("malformed", "is a pair of preferences, and training takes one answer")
     keys = ", ".join(map(repr, list(record)[:6])) or "none"
@@ -194,7 +182,12 @@ def _turn_values(record: dict[str, Any]) -> list[Any]:
 
 
 def _exchange(question: Any, answer: Any) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    """The turns of a question and its answer, each a text, a list of parts, or TRL's list of messages."""
+    turns: list[Any] = []
+    for role, said in (("user", question), ("assistant", answer)):
+        is_turns = isinstance(said, list) and any(isinstance(turn, dict) and "role" in turn for turn in said)
+        turns += said if is_turns else [{"role": role, "content": said}]
+    return turns
 
 
 def _columns_to_turns(value: Any, key: str) -> Any:
@@ -217,41 +210,57 @@ def _turn(number: int, value: Any, has_image_parts: bool) -> Turn:
     if len(roles) > 1:
         raise ValidationError("roles", f'turn {number}: "from" and "role" say different things; keep one of them')
     role, name = next(iter(roles), None), next(iter(names), None)
-    if lost := [key for key in _BESIDE_TEXT if value.get(key)]:
-        raise ValidationError(
-            "malformed", f'turn {number}: "{lost[0]}" is not trained on; write it into its text, or drop it'
-        )
+    check_turn(number, unread(value, _TURN_READ))
     if role is None:
-        raise ValidationError("roles", f'turn {number}: unknown role {name!r}, "from" must be "human" or "gpt"')
+        what = repr(name) if names else f"(its keys are {', '.join(map(repr, value))})"
+        raise ValidationError("roles", f'turn {number}: unknown role {what}, "from" must be "human" or "gpt"')
     text = _text_of(value)
-    if text is not None and any(value.get(key) not in (None, text) for key in ("value", "content")):
-        raise ValidationError("malformed", f'turn {number}: has "value" and "content", which differ; keep one of them')
+    if others := [key for key in _TEXT if value.get(key) and value[key] != text]:
+        own = next(key for key in _TEXT if value.get(key) is not None)
+        raise ValidationError(
+            "malformed", f'turn {number}: has "{own}" and "{others[0]}", which differ; keep one of them'
+        )
     if isinstance(text, list):
         text = _text_of_parts(number, _parts(value), has_image_parts)
     if not isinstance(text, str):
         raise ValidationError("malformed", f'turn {number}: "value" must be text, not {type(text).__name__}')
     if role == "user" and _QWEN_IMAGE.search(text):
         text = _QWEN_IMAGE.sub(IMAGE_TOKEN, text)
-    if role == "user" and (mark := _OTHER_MARK.search(text)):
-        raise ValidationError(
-            "image_placeholders",
-            f"turn {number}: {mark[0].strip()} is another model's mark; an image's is {IMAGE_TOKEN}, and videos and "
-            "sounds are not trained on",
-        )
-    return Turn(role, text, learnt=all(value.get(key) not in (0, False) for key in _LOSS_KEYS))
+    return Turn(role, text, _is_learnt(number, value, role))
+
+
+def _is_learnt(number: int, turn: dict[str, Any], role: str) -> bool:
+    """Whether a turn's flags say that it is learnt, which of an answer none has to."""
+    for key in _LOSS_KEYS:
+        if (flag := turn.get(key)) is None:
+            continue
+        if flag not in (0, 1) or isinstance(flag, str):
+            raise ValidationError("malformed", f'turn {number}: "{key}" {_short(flag)}: must be 0 or 1, true or false')
+        if flag and role != "assistant":
+            raise ValidationError(
+                "malformed", f'turn {number}: "{key}" {_short(flag)}: only answers are learnt; leave it out'
+            )
+    return all(turn.get(key) not in (0, False) for key in _LOSS_KEYS)
 
 
 def _text_of_parts(number: int, parts: list[Any], has_image_parts: bool) -> str:
     """As transformers renders parts: an image is `IMAGE_TOKEN` and a line break, text follows as it stands."""
     text = ""
+    if len(parts) > 1 and all(isinstance(part, str) for part in parts):
+        raise ValidationError("malformed", f"turn {number}: {len(parts)} texts where one belongs; keep one of them")
     for part in parts:
         if isinstance(part, str):
             part = {"type": "text", "text": part}
         if not isinstance(part, dict):
             raise ValidationError("malformed", f"turn {number}: a part must be an object, not {type(part).__name__}")
         if _is_image_part(part):
+            if part.get("text"):
+                raise ValidationError(
+                    "malformed", f"turn {number}: text in an image's part; make it a part of its own, of type text"
+                )
             text += f"{IMAGE_TOKEN}\n"
         elif isinstance(words := part.get("text", part.get("content")), str):
+            check_turn(number, unread(part, ("type", "text", "content")))
             text += words.replace(IMAGE_TOKEN, LITERAL_IMAGE) if has_image_parts else words
         else:
             kind = part.get("type")
@@ -260,7 +269,7 @@ def _text_of_parts(number: int, parts: list[Any], has_image_parts: bool) -> str:
 
 
 def _text_of(turn: dict[str, Any]) -> Any:
-    return next((turn[key] for key in ("value", "content", "text") if turn.get(key) is not None), None)
+    return next((turn[key] for key in _TEXT if turn.get(key) is not None), None)
 
 
 def _parts(turn: dict[str, Any]) -> list[Any]:
@@ -277,16 +286,13 @@ def _is_image_part(part: Any) -> bool:
     )
 
 
-def _names_image(part: dict[str, Any]) -> bool:
-    return any(part.get(key) for key in _IN_PART)
-
-
-def _part_image(part: dict[str, Any]) -> str | Embedded:
-    key = next(key for key in _IN_PART if part.get(key))
-    value = part[key]
-    if key == "base64" and not str(value).startswith("data:"):
-        value = f"data:image/unknown;base64,{value}"
-    return _image({"bytes": value} if key == "bytes" else value, "a part of a message")
+def _may_be_same(image: str | Embedded, other: Any) -> bool:
+    """Whether two images may be one: names are compared without their folders, and what is held is not read here."""
+    while isinstance(other, dict):
+        other = next((other[key] for key in _IN_OBJECT if other.get(key)), None)
+    if not isinstance(image, str) or not isinstance(other, str):
+        return True
+    return re.split(r"[/\\]", image)[-1] == re.split(r"[/\\]", other)[-1]
 
 
 def _record_images(record: dict[str, Any]) -> list[str | Embedded]:
@@ -304,17 +310,25 @@ def _listed(value: Any, key: str) -> list[str | Embedded]:
 
 
 def _image(value: Any, key: str) -> str | Embedded:
-    """A path, or what holds an image: ``{"bytes", "path"}`` of ``datasets``, ``{"url"}``, a ``data:`` URL."""
+    """A path, or what holds an image: ``{"bytes", "path"}`` of ``datasets``, ``{"url"}``, ``{"source": {"data"}}``, a
+    ``data:`` URL, base64."""
     if isinstance(value, Embedded):
         return value
-    if isinstance(value, dict):
-        if isinstance(data := value.get("bytes"), bytes | bytearray) and data:
-            return Embedded(f'"{key}" of {len(data)} bytes', _giver(bytes(data)))
-        value = next((value[name] for name in ("path", "url", "image", "file_name") if value.get(name)), value)
+    if isinstance(value, bytes | bytearray) and value:
+        return Embedded(f'"{key}" of {len(value)} bytes', _giver(bytes(value)))
+    if isinstance(value, dict) and (name := next((name for name in _IN_OBJECT if value.get(name)), None)):
+        value = value[name]
+        if name in _ENCODED and isinstance(value, str) and not value.startswith("data:"):
+            value = f"data:image/unknown;base64,{value}"
+        return _image(value, key)
+    if isinstance(value, str) and is_base64(value):
+        value = f"data:image/unknown;base64,{''.join(value.split())}"
     if isinstance(value, str) and value.startswith("data:"):
         return _data_url(value, key)
     if not isinstance(value, str) or not value:
         raise ValidationError("malformed", f'"{key}" must be a path or a list of paths, not {_short(value)}')
+    if len(value) > _LONGEST_PATH:
+        raise ValidationError("malformed", f'"{key}": {len(value)} characters are no path, and no image in base64')
     return value
 
 
@@ -331,16 +345,6 @@ def _data_url(value: str, key: str) -> Embedded:
 
 def _giver(data: bytes) -> Callable[[], bytes]:
     return lambda: data
-
-
-def _looks_like_media(value: Any) -> bool:
-    if isinstance(value, list):
-        return any(map(_looks_like_media, value))
-    if isinstance(value, str) and _BASE64.fullmatch(value[:4096]):
-        return True
-    if isinstance(value, dict):
-        return isinstance(value.get("bytes"), bytes) or any(map(_looks_like_media, value.values()))
-    return isinstance(value, Embedded) or (isinstance(value, str) and _MEDIA_FILE.search(value) is not None)
 
 
 def _short(value: Any) -> str:

@@ -16,7 +16,8 @@ from llava_s2.data.tar_members import list_members, read_range
 from llava_s2.data.validation_error import ValidationError
 from llava_s2.errors import InputError
 
-_IMAGE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|ppm)$", re.IGNORECASE)
+_IMAGE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|ppm|heic|avif|jp2|jfif)$", re.IGNORECASE)
+_OTHER_MEDIA = re.compile(r"\.(mp4|mkv|webm|mov|avi|wav|mp3|flac|ogg|m4a)$", re.IGNORECASE)
 
 
 class ShardRecords(Sequence[dict[str, Any]]):
@@ -31,7 +32,7 @@ class ShardRecords(Sequence[dict[str, Any]]):
         shards: the tar files.
 
     Attributes:
-        broken: index of a sample without JSON -> what is wrong with it.
+        broken: index of a sample without JSON, or with a video or sound -> what is wrong with it.
 
     Raises:
         InputError: a shard is no tar file, is compressed or cut off, or there is no sample in them.
@@ -39,21 +40,23 @@ class ShardRecords(Sequence[dict[str, Any]]):
 
     def __init__(self, path: Path, shards: Sequence[Path]) -> None:
         self.path, self.shards = path, list(shards)
-        numbers, records, images, firsts = [], [], [], []
+        numbers, records, images, firsts, others = [], [], [], [], []
         count = 0
         for number, shard in enumerate(tqdm(self.shards, desc="indexing shards", unit="file", delay=2)):
-            index = np.load(cached("shard", [shard], partial(_save_samples, shard)))
+            index = np.load(cached("shard-samples", [shard], partial(_save_samples, shard)))
             numbers.append(np.full(len(index["records"]), number, np.int32))
             records.append(index["records"])
             images.append(index["images"])
             firsts.append(index["firsts"] + count)
+            others.append(index["others"] + count)
             count += len(index["images"])
         self._shards, self._records, self._images = map(np.concatenate, (numbers, records, images))
         self._firsts = np.append(np.concatenate(firsts), count)
         if not len(self):
             raise InputError(f"{path}: holds no samples")
         without = np.flatnonzero(self._records[:, 1] < 0).tolist()
-        self.broken = dict.fromkeys(without, "the sample has no .json file")
+        self.broken = dict.fromkeys(np.concatenate(others).tolist(), "videos and sounds are not trained on; drop it")
+        self.broken |= dict.fromkeys(without, "the sample has no .json file")
 
     def __len__(self) -> int:
         return len(self._shards)
@@ -91,10 +94,11 @@ def _embedded(shard: Path, start: int, size: int) -> Embedded:
 
 
 def _save_samples(shard: Path, out: Path) -> None:
-    """Writes the samples' JSON places ((N, 2), size -1 without), all images' ((M, 2)) and each sample's first image."""
+    """Writes the samples' JSON places ((N, 2), size -1 without), all images' ((M, 2)), each sample's first image, and
+    which samples hold a video or a sound."""
     records: list[tuple[int, int]] = []
     samples: list[list[tuple[str, int, int]]] = []
-    last = None
+    others, last = set(), None
     for name, start, size in list_members(shard):
         folder, slash, file = name.rpartition("/")
         stem, dot, ending = file.partition(".")
@@ -109,10 +113,13 @@ def _save_samples(shard: Path, out: Path) -> None:
             records[-1] = (start, size)
         elif _IMAGE.search(file):
             samples[-1].append((ending, start, size))
+        elif _OTHER_MEDIA.search(file):
+            others.add(len(samples) - 1)
     images = [(start, size) for sample in samples for _, start, size in sorted(sample)]
     counts = [len(sample) for sample in samples]
     arrays: dict[str, Any] = {
         "records": np.array(records, np.int64).reshape(-1, 2),
+        "others": np.array(sorted(others), np.int64),
         "images": np.array(images, np.int64).reshape(-1, 2),
         "firsts": np.cumsum([0, *counts[:-1]], dtype=np.int64)[: len(counts)],
     }

@@ -1,6 +1,6 @@
 """Records in the columns of Arrow and Parquet files, as ``datasets`` writes them.
 
-Columns are ``id`` and the keys of records (`llava_s2.data.record_shapes`); others are not read. An image is a path,
+Columns are the keys of records (`llava_s2.data.record_shapes`). An image is a path,
 bytes, or the ``{"bytes", "path"}`` of ``datasets``, one or a list. Arrow files are mapped into memory and let go of now
 and then, so a process holds little of them. Of Parquet files everything but images' bytes is copied once to an Arrow
 file in the cache folder; bytes are read with their row group.
@@ -18,11 +18,10 @@ from tqdm import tqdm
 
 from llava_s2.data.cache import cached
 from llava_s2.data.image_decoding import Embedded
-from llava_s2.data.record_shapes import IMAGE_KEYS, TEXT_KEYS, TURN_KEYS
+from llava_s2.data.record_shapes import IMAGE_KEYS, TURN_KEYS
 from llava_s2.data.validation_error import ValidationError
 from llava_s2.errors import InputError
 
-_COLUMNS = ("id", *IMAGE_KEYS, *TEXT_KEYS)
 _READ_BEFORE_RELEASE = 500  # records, after which a process lets go of what it has mapped
 _LARGEST_ROW_GROUP = 256 << 20  # bytes of images
 
@@ -43,6 +42,7 @@ class TableRecords(Sequence[dict[str, Any]]):
     def __init__(self, path: Path, files: Sequence[Path]) -> None:
         try:
             import pyarrow as pa
+            import pyarrow.parquet as pq
         except ImportError:
             raise InputError(
                 f"{path}: Arrow and Parquet are read with pyarrow: pip install 'llava-s2[train]'"
@@ -53,6 +53,8 @@ class TableRecords(Sequence[dict[str, Any]]):
         self._maps: list[mmap.mmap] = []
         self._since_release = 0
         try:
+            schema = pq.read_schema(self.files[0]) if self._parquet else pa.schema([])
+            self._held = [name for name in schema.names if name not in _read_columns(schema)]
             self._arrow = [_arrow_copy(file) for file in self.files] if self._parquet else self.files
             sizes = [table.num_rows for table in self._open()]
         except (OSError, ValueError, pa.ArrowException) as error:
@@ -77,7 +79,8 @@ class TableRecords(Sequence[dict[str, Any]]):
         row = index - (int(self._ends[number - 1]) if number else 0)
         table = self._open()[number]
         self._since_release += 1
-        record = {name: table[name][row].as_py() for name in ("id", *TEXT_KEYS) if name in table.column_names}
+        record = {name: table[name][row].as_py() for name in table.column_names if name not in IMAGE_KEYS}
+        record |= dict.fromkeys(self._held, Embedded("a column that is not read", bytes))
         for column in IMAGE_KEYS:
             if column not in table.column_names:
                 continue
@@ -103,7 +106,9 @@ class TableRecords(Sequence[dict[str, Any]]):
                     self._maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
                 table = pa.ipc.open_stream(pa.py_buffer(self._maps[-1])).read_all()
                 _check_columns(self.path, table.schema)
-                self._tables.append(table.select([name for name in _COLUMNS if name in table.column_names]))
+                columns = _read_columns(table.schema)
+                self._held = self._held or [name for name in table.column_names if name not in columns]
+                self._tables.append(table.select(columns))
         if self._since_release >= _READ_BEFORE_RELEASE and hasattr(mmap, "MADV_DONTNEED"):
             self._since_release = 0
             for mapped in self._maps:
@@ -115,9 +120,16 @@ def _check_columns(path: Path, schema: Any) -> None:
     """Raises InputError where no column holds turns, or where images are in one that is not read."""
     if not set(TURN_KEYS) & set(schema.names):
         raise InputError(f"{path}: has no column conversations, but {', '.join(schema.names)}; rename it")
-    held = [field.name for field in schema if _holds_bytes(field.type)]
-    if held and not set(IMAGE_KEYS) & set(schema.names):
+    read = _read_columns(schema)
+    held = [name for name in schema.names if name not in read]
+    if held and not any(name in IMAGE_KEYS or _holds_bytes(schema.field(name).type) for name in read):
         raise InputError(f"{path}: the column {held[0]} holds images and is not read; name it image")
+
+
+def _read_columns(schema: Any) -> list[str]:
+    """The columns that records are made of: all but those of bytes that are no images of theirs."""
+    names = {*IMAGE_KEYS, *TURN_KEYS}
+    return [field.name for field in schema if field.name in names or not _holds_bytes(field.type)]
 
 
 def saved_files(folder: Path) -> list[Path]:
@@ -140,7 +152,7 @@ def saved_files(folder: Path) -> list[Path]:
 
 def _arrow_copy(path: Path) -> Path:
     """A Parquet file's columns without images' bytes as an Arrow file; in an image's place its path, "" without one."""
-    return cached("parquet-columns", [path], lambda out: _copy(path, out))
+    return cached("parquet-text", [path], lambda out: _copy(path, out))
 
 
 def _copy(path: Path, out: Path) -> None:
@@ -149,7 +161,7 @@ def _copy(path: Path, out: Path) -> None:
 
     with pq.ParquetFile(path) as file:
         _check_columns(path, file.schema_arrow)
-        columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
+        columns = _read_columns(file.schema_arrow)
         leaves = [file.schema.column(number).path for number in range(len(file.schema))]
         unread = []
         for column in IMAGE_KEYS:

@@ -1,8 +1,9 @@
 """What a training run reads before any weight: all its records, checked, and what batching needs to know of them."""
 
+import re
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import numpy as np
 from tqdm import tqdm
 
 from llava_s2.data.image_files import ImageFiles
-from llava_s2.data.record_shapes import media_keys
+from llava_s2.data.record_shapes import unread_keys, unread_values
 from llava_s2.data.sources import Mix, Reader, Source, read_records
+from llava_s2.data.unread import media_keys
 from llava_s2.data.validate_record import validate_record
 from llava_s2.data.validation_error import ValidationError
 from llava_s2.errors import InputError
@@ -20,6 +22,7 @@ from llava_s2.model.templates import IMAGE_TOKEN, find_template
 
 _IMAGES_DECODED_AHEAD = 1000  # records; all of a small set, a sample of a large one
 _UNKNOWN = 1 << 40  # more than any length allowed, so that the record is looked at
+_NO_WORDS = re.compile(r"(?:\s|<[^<>\s]*>)*")  # an answer of special tokens perhaps, which only a tokenizer knows
 
 
 @dataclass
@@ -45,7 +48,7 @@ class TrainingRecords:
     records: Mix
     lengths: np.ndarray  # int64 (N,): words; below zero for text alone, as LLaVA's modality lengths
     images_before_answer: np.ndarray  # int64 (N,)
-    bytes_before_answer: np.ndarray  # int64 (N,): UTF-8 bytes of the first question; huge if its answer is empty
+    bytes_before_answer: np.ndarray  # int64 (N,): bytes of the first question; huge where its answer may teach nothing
     images: np.ndarray  # int64 (N,)
     bytes: np.ndarray  # int64 (N,): UTF-8 bytes of all turns
     notices: list[str] = field(default_factory=list)  # what does not stop a run, for people to know
@@ -67,7 +70,8 @@ class _Checked:
         self.columns = [array("q") for _ in range(5)]
         self.faults: dict[int, ValidationError] = {}
         self.empty_turns: list[int] = []
-        self.unread_keys: dict[str, list[int]] = {}  # key -> first record with it, and how many
+        self.media_keys: dict[str, list[int]] = {}  # key -> first record with it, and how many
+        self.unread_keys: Counter[str] = Counter()
         self._ids = array("q")
         self._has_id = bytearray()
         self.records: Reader = read_records(path, self._visit, tolerant)
@@ -91,19 +95,20 @@ class _Checked:
         if found.error is not None or found.messages is None:
             self.faults[index] = found.error or ValidationError("malformed", "cannot be read")
             return
-        for key in media_keys(record):
-            self.unread_keys.setdefault(key, [index, 0])[1] += 1
+        media = media_keys(unread_values(record), bool(found.images))
+        for key in media:
+            self.media_keys.setdefault(key, [index, 0])[1] += 1
+        self.unread_keys.update(key for key in unread_keys(record) if key not in media)
         said = [message for message in found.messages if message["role"] != "system"]
         system = sum(len(message["content"].encode()) for message in found.messages if message["role"] == "system")
         contents = [message["content"] for message in said]
         first_answer = next(number for number, message in enumerate(said) if message["role"] == "assistant")
+        is_plain = said[first_answer].get("weight", 1) and not _NO_WORDS.fullmatch(contents[first_answer])
         words = sum(len(text.split()) for text in contents)
         values = (
             words if found.images else -words,
             sum(text.count(IMAGE_TOKEN) for text in contents[:first_answer]),
-            system + sum(len(text.encode()) for text in contents[:first_answer])
-            if contents[first_answer].strip()
-            else _UNKNOWN,
+            system + sum(len(text.encode()) for text in contents[:first_answer]) if is_plain else _UNKNOWN,
             len(found.images),
             system + sum(len(text.encode()) for text in contents),
         )
@@ -115,11 +120,13 @@ class _Checked:
         if self.empty_turns:
             first = self.records.where(self.empty_turns[0])
             notes.append(f"{first}: has an empty turn; so have {len(self.empty_turns)} of {len(self.records)}")
-        for key, (index, count) in self.unread_keys.items():
+        for key, (index, count) in self.media_keys.items():
             notes.append(
                 f'{self.records.where(index)}: "{key}" looks like media and is not read; so in {count} of '
                 f"{len(self.records)}"
             )
+        if self.unread_keys:
+            notes.append(f"{self.path}: keys that are not read: {describe_unread(self.unread_keys)}")
         indices = np.flatnonzero(np.frombuffer(self._has_id, np.uint8))
         repeats = repeated(np.frombuffer(self._ids, np.int64)[indices])
         if repeats:
@@ -129,6 +136,12 @@ class _Checked:
                 "those records are trained on"
             )
         return notes
+
+
+def describe_unread(keys: Mapping[str, int], shown: int = 12) -> str:
+    """Such as ``source (9 records), width (2 records)``: keys with how many records have them."""
+    told = [f"{key} ({count:,} records)" for key, count in list(keys.items())[:shown]]
+    return ", ".join(told) + (f" and {len(keys) - shown} more" if len(keys) > shown else "")
 
 
 def repeated(ids: np.ndarray) -> list[tuple[int, int]]:

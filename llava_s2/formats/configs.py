@@ -36,9 +36,9 @@ _DROPPED = {
 def read_config(name: str) -> Any:  # a LlavaConfig; its declared fields may be None, which they are not here
     """The config of a checkpoint in transformers' format."""
     try:
-        return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{name}/config.json: {first_line(error)}") from error
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # transformers' checks of a config have errors of their own
+        raise InputError(f"{name}/config.json: {' '.join(str(error).split())[:300]}") from error
 
 
 def llava_text_config(checkpoint: Checkpoint) -> PreTrainedConfig:
@@ -55,8 +55,8 @@ def llava_text_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     }
     try:
         return AutoConfig.for_model(model_type, **settings)
-    except (ValueError, TypeError) as error:
-        message = f"language model {model_type!r}: {first_line(error)}"
+    except Exception as error:  # as in read_config
+        message = f"language model {model_type!r}: {' '.join(str(error).split())[:300]}"
         raise InputError(f"{checkpoint.name}/config.json: {message}") from error
 
 

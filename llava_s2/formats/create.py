@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -21,9 +20,8 @@ from llava_s2.formats.load import load_pretrained
 from llava_s2.formats.native import write_native
 from llava_s2.model.assemble import contents_of_parts, split_gguf
 from llava_s2.model.embedded import resolve_language_model
-from llava_s2.model.language_model import embedding_name, fold_head, load_language_model
+from llava_s2.model.language_model import embedding_name, fold_head, load_language_model, read_language_config
 from llava_s2.model.widen import widen
-from llava_s2.weight_files import first_line
 
 
 def create_native(
@@ -109,10 +107,7 @@ def stored_language_model(llm: str, *, gguf_file: str | None = None) -> tuple[di
         InputError: it cannot be read, or it does more behind its head than a LLaVA can.
     """
     if gguf_file is None:
-        try:
-            config = AutoConfig.from_pretrained(llm)
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{llm}: not a causal language model ({first_line(error)})") from error
+        config = read_language_config(llm)
         is_tied = config.tie_word_embeddings
         factor = fold_head(config, llm)
         with torch.device("meta"):
@@ -139,5 +134,5 @@ def stored_language_model(llm: str, *, gguf_file: str | None = None) -> tuple[di
 def _own_dtype(llm: str, gguf_file: str | None) -> torch.dtype:
     if gguf_file is not None:
         return torch.float32
-    dtype = AutoConfig.from_pretrained(llm).dtype
+    dtype = read_language_config(llm).dtype
     return dtype if isinstance(dtype, torch.dtype) else torch.float32

@@ -7,6 +7,7 @@ into the head's weights; anything else is refused, because the model would answe
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,27 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from llava_s2.errors import InputError
-from llava_s2.weight_files import first_line
+from llava_s2.weight_files import first_line, list_names
 
 _FACTORS = ("logits_scaling", "logit_scale", "lm_head_multiplier")  # a config's names for a factor behind the head
 _PROBE_TOKENS, _PROBE_VOCABULARY = 8, 256
 _LARGEST_PROBE = 4 * 10**9  # parameters
+
+
+def read_language_config(llm: str | Path, gguf_file: str | None = None) -> PreTrainedConfig:
+    """The config of a language model, a folder or hub id.
+
+    Raises:
+        InputError: there is none, it contradicts itself, or it is of a model of more than text.
+    """
+    try:
+        # No questions asked: code that comes with a model is not run.
+        config = AutoConfig.from_pretrained(llm, gguf_file=gguf_file, trust_remote_code=False)
+    except Exception as error:  # transformers' checks of a config have errors of their own
+        raise InputError(f"{llm}: no language model ({' '.join(str(error).split())[:300]})") from error
+    if config.get_text_config() is not config or not getattr(config, "vocab_size", None):
+        raise InputError(f"{llm}: a {config.model_type} is not a language model alone; take one of text")
+    return config
 
 
 def load_language_model(
@@ -38,14 +55,22 @@ def load_language_model(
     Raises:
         InputError: it cannot be loaded, or its logits are not those of one matrix product (see the module).
     """
+    config = read_language_config(llm, gguf_file)
+    factor = fold_head(config, llm)
     try:
-        config = AutoConfig.from_pretrained(llm, gguf_file=gguf_file)
-        factor = fold_head(config, llm)
-        model = AutoModelForCausalLM.from_pretrained(llm, gguf_file=gguf_file, dtype=dtype).eval()
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{llm}: not a causal language model ({first_line(error)})") from error
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            llm, gguf_file=gguf_file, dtype=dtype, output_loading_info=True
+        )
+    except Exception as error:  # transformers', safetensors' and the packages' of quantized weights
+        quantized = getattr(config, "quantization_config", None)
+        note = "its weights are quantized; name the model that they were made of" if quantized else "cannot be loaded"
+        raise InputError(f"{llm}: {note} ({first_line(error)})") from error
+    model, report = loaded
+    if missing := report["missing_keys"]:
+        raise InputError(f"{llm}: the weights lack {list_names(missing)}")
+    if getattr(model, "is_quantized", False):
+        raise InputError(f"{llm}: its weights are quantized; name the model that they were made of")
+    model.eval()
     head = model.get_output_embeddings().weight.detach()
     head = head if factor == 1 else head * factor
     _compare_logits(model, head, llm)
@@ -89,8 +114,11 @@ def fold_head(config: PreTrainedConfig, llm: str | Path) -> float:
 
 def embedding_name(config: PreTrainedConfig) -> str:
     """The name of the token embedding's weights in the base model of this config."""
-    with torch.device("meta"):
-        model = AutoModel.from_config(config)
+    try:
+        with torch.device("meta"):
+            model = AutoModel.from_config(config)
+    except ValueError as error:
+        raise InputError(f"a {config.model_type} has no base model of its own ({first_line(error)})") from error
     weight = model.get_input_embeddings().weight
     return next(name for name, parameter in model.named_parameters() if parameter is weight)
 
@@ -110,6 +138,11 @@ def _measure_factor(config: PreTrainedConfig, llm: str | Path) -> float:
     if not isinstance(head, nn.Linear) or head.bias is not None:
         raise InputError(
             f"{llm}: the head of a {config.model_type} has a bias, which LLaVA's has not; take another language model"
+        )
+    if head.in_features != config.hidden_size:
+        raise InputError(
+            f"{llm}: the embeddings of this {config.model_type} are {head.in_features} wide and its hidden states "
+            f"{config.hidden_size}, where LLaVA has one width; take another language model"
         )
     torch_state = torch.random.get_rng_state()
     torch.manual_seed(0)
@@ -142,7 +175,8 @@ def _shallow(config: PreTrainedConfig) -> PreTrainedConfig:
         del small.quantization_config
     small.vocab_size = min(small.vocab_size, _PROBE_VOCABULARY)
     for token in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        setattr(small, token, None)
+        if getattr(small, token, None) is not None:  # some configs take no None
+            setattr(small, token, 0)
     try:
         layers = min(small.num_hidden_layers, 2)
         types = getattr(small, "layer_types", None)
@@ -162,8 +196,10 @@ def _logits(model: PreTrainedModel, head: Tensor) -> tuple[Tensor, Tensor]:
         own = model(input_ids=tokens, attention_mask=mask).logits
         embeddings = model.get_input_embeddings()(tokens)
         cache = DynamicCache(config=model.config)  # as generate gives it
-        hidden = model.base_model(inputs_embeds=embeddings, attention_mask=mask, past_key_values=cache)[0]
-        plain = functional.linear(hidden, head)
+        output = model.base_model(inputs_embeds=embeddings, attention_mask=mask, past_key_values=cache)
+        if not hasattr(output, "past_key_values"):
+            raise ValueError("it keeps no cache of keys and values")
+        plain = functional.linear(output[0], head)
     return own.float(), plain.float()
 
 
@@ -174,6 +210,8 @@ def _compare_logits(model: PreTrainedModel, head: Tensor, llm: str | Path) -> No
         InputError: they differ by more than rounding.
     """
     own, plain = _logits(model, head)
+    if not own.isfinite().all():
+        raise InputError(f"{llm}: its logits are not finite; are the weights damaged?")
     tolerance = 1e-3 if head.dtype == torch.float32 else 3e-2
     if not torch.allclose(own, plain, rtol=tolerance, atol=tolerance * float(own.abs().max())):
         raise InputError(

@@ -47,11 +47,11 @@ def load_vision_config(name: str | Path) -> PreTrainedConfig:
     if (tower := NamedTower.parse(name)) is not None:
         return tower.config()
     try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # transformers' checks of a config have errors of their own
         raise InputError(
             f"vision tower {name}: no such folder or reachable hub id of a vision model; name one with --vision_tower "
-            f"({first_line(error)})"
+            f"({' '.join(str(error).split())[:300]})"
         ) from error
     return inner_config(config)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration, TrainingArguments
+from transformers import LlavaConfig, LlavaForConditionalGeneration, TrainingArguments
 
 from llava_s2.data.training_records import TrainingRecords
 from llava_s2.errors import InputError
@@ -13,6 +13,7 @@ from llava_s2.formats.configs import checkpoint_config
 from llava_s2.formats.identify import identify
 from llava_s2.model.assemble import split_gguf
 from llava_s2.model.embedded import resolve_language_model, resolve_vision_tower
+from llava_s2.model.language_model import read_language_config
 from llava_s2.model.projector import HIDDEN_ACT
 from llava_s2.s2 import S2VisionConfig
 from llava_s2.towers.load_tower import tower_config
@@ -138,7 +139,7 @@ def _sharding(training: TrainingArguments) -> tuple[int | None, bool]:
 def _config(recipe: RecipeArguments, is_llm: bool) -> Any:
     if is_llm:
         folder, gguf_file = split_gguf(resolve_language_model(recipe.model_name_or_path), recipe.gguf_file)
-        text_config = AutoConfig.from_pretrained(folder, gguf_file=gguf_file)
+        text_config = read_language_config(folder, gguf_file)
         assert recipe.vision_tower is not None
         vision_config = tower_config(
             resolve_vision_tower(recipe.vision_tower),

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoConfig, LlavaForConditionalGeneration, LlavaProcessor, TrainingArguments, set_seed
+from transformers import LlavaForConditionalGeneration, LlavaProcessor, TrainingArguments, set_seed
 from transformers.training_args import ParallelMode
 from transformers.utils import logging
 
@@ -30,6 +30,7 @@ from llava_s2.formats.identify import identify
 from llava_s2.formats.llava_writer import write_projector
 from llava_s2.model.assemble import split_gguf
 from llava_s2.model.embedded import resolve_language_model, resolve_model
+from llava_s2.model.language_model import read_language_config
 from llava_s2.model.templates import IMAGE_MARKERS, IMAGE_START_TOKEN, TEMPLATES, template_name
 from llava_s2.s2 import S2VisionConfig
 from llava_s2.s2.packed_linear import pack_frozen
@@ -310,7 +311,7 @@ def _check_positions(run: _Run, dataset: ConversationDataset) -> None:
     recipe = run.recipe
     if run.from_parts:
         llm, gguf_file = split_gguf(resolve_language_model(recipe.model_name_or_path), recipe.gguf_file)
-        config: Any = AutoConfig.from_pretrained(llm, gguf_file=gguf_file)
+        config: Any = read_language_config(llm, gguf_file)
     else:
         config = checkpoint_text_config(identify(recipe.model_name_or_path))
     limit = getattr(config, "max_position_embeddings", None)

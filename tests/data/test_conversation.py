@@ -133,7 +133,7 @@ HUMAN, GPT = {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}
         (None, "empty or missing"),
         ("text", "list of turns"),
         ([{"from": "narrator", "value": "q"}, GPT], "turn 0: unknown role 'narrator'"),
-        ([HUMAN, {"value": "a"}], "turn 1: unknown role None"),
+        ([HUMAN, {"value": "a"}], r"turn 1: unknown role \(its keys are 'value'\)"),
         ([HUMAN, "a"], "turn 1: unknown role"),
         ([HUMAN, {"from": "gpt"}], 'turn 1: "value" must be text'),
         ([HUMAN, {"from": "gpt", "value": 3}], 'turn 1: "value" must be text'),

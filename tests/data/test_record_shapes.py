@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import io
 import json
 import unicodedata
 from urllib.parse import quote
@@ -11,7 +12,7 @@ from PIL import Image
 
 from llava_s2.data.image_files import ImageFiles
 from llava_s2.data.json_records import Records
-from llava_s2.data.record_shapes import images_of
+from llava_s2.data.record_shapes import images_of, unread_keys
 from llava_s2.data.training_records import check_records
 from llava_s2.data.validate_record import validate_record
 from llava_s2.errors import InputError
@@ -24,6 +25,20 @@ PARTS = [
     {"role": "assistant", "content": [{"type": "text", "text": "Red."}]},
 ]
 SYSTEM = {"role": "system", "content": "In French."}
+
+
+def base64_of(color):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 6), color).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+RED = base64_of((255, 0, 0))
+
+
+def answer(**flags):
+    """Two exchanges, the first answer with other keys beside its text."""
+    return [ASK[0], ASK[1] | flags, {"from": "human", "value": "Sure?"}, {"from": "gpt", "value": "Yes."}]
 
 
 def own_image(part):
@@ -64,6 +79,14 @@ SAME = {
     },
     "a part with its image": {"messages": own_image({"type": "image", "image": "a.png"})},
     "a part with a path": {"messages": own_image({"type": "image", "path": "a.png"})},
+    "a part with base64": {"messages": own_image({"type": "image", "source": {"type": "base64", "data": RED}})},
+    "a part whose image is listed too": {
+        "images": ["a.png"],
+        "messages": own_image({"type": "image", "image": "file:///data/a.png"}),
+    },
+    "base64": {"image": RED, "conversations": ASK},
+    "bytes in JSON": {"images": [{"bytes": RED, "path": None}], "messages": PARTS},
+    "prompt of messages, completion of text": {"prompt": [PARTS[0]], "completion": "Red.", "images": ["a.png"]},
     "image_url": {"messages": own_image({"type": "image_url", "image_url": {"url": "a.png"}})},
     "query": {"query": "<image>What?", "response": "Red.", "images": ["a.png"]},
     "prompt and completion": {"prompt": [PARTS[0]], "completion": [PARTS[1]], "images": ["a.png"]},
@@ -144,6 +167,45 @@ def test_history_images_by_index_and_images_inside_a_record(folder):
         ({"messages": [MESSAGES[1] | {"role": "user"}, MESSAGES[1] | {"reasoning": "Hm."}]}, '"reasoning" is not'),
         ({"conversations": [ASK[0] | {"role": "assistant"}, ASK[1]]}, '"from" and "role" say different things'),
         ({"conversations": [ASK[0] | {"content": "Who?"}, ASK[1]]}, '"value" and "content", which differ'),
+        ({"image_file": "000123", "messages": said("What?")}, '"image_file": not read, and it looks like images'),
+        ({"media": {"mime": "image/png", "data": "x"}, "messages": said("What?")}, '"media": not read'),
+        ({"pixel_values": [[[0.1]]], "messages": said("What?")}, '"pixel_values": not read'),
+        ({"image_base64": RED, "messages": said("What?")}, '"image_base64": not read'),
+        ({"audio": {"array": [0.1], "sampling_rate": 8}, "messages": said("What?")}, '"audio": videos and sounds'),
+        ({"video": "clip", "messages": said("What?")}, '"video": videos and sounds'),
+        ({"image": "a.png", "videos": ["a.mp4"], "conversations": ASK}, '"videos": videos and sounds'),
+        (
+            {"messages": [said("What?")[0] | {"images": ["a.png"]}, MESSAGES[1]]},
+            '"images": media are not read in a turn',
+        ),
+        ({"messages": [said("What?")[0] | {"attachments": [{"url": "u"}]}, MESSAGES[1]]}, '"attachments": media'),
+        ({"image": "b.png", "messages": own_image({"type": "image", "image": "a.png"})}, "other images in its turns"),
+        ({"messages": said([{"type": "text", "text": "What?", "image": "a.png"}])}, '"image": media are not read'),
+        ({"messages": said([{"text": "What?", "image": "a.png"}])}, "text in an image's part"),
+        ({"images": ["a.png"], "messages": said("[IMG]What?")}, r"\[IMG\] is another model's mark"),
+        ({"images": ["a.png"], "messages": said("<img>What?")}, "<img> is another model's mark"),
+        ({"messages": said("<start_of_image>What?")}, "<start_of_image> is another model's mark"),
+        ({"messages": said(f"![x](data:image/png;base64,{RED}) What?")}, "another model's mark"),
+        ({"image": "a.png", "conversations": answer(weight=0.5)}, '"weight" 0.5: must be 0 or 1'),
+        ({"image": "a.png", "conversations": answer(train="false")}, "\"train\" 'false': must be 0 or 1"),
+        ({"image": "a.png", "conversations": answer(train_on=False)}, '"train_on" is not read'),
+        ({"image": "a.png", "conversations": answer(mask=True)}, '"mask" is not read'),
+        ({"image": "a.png", "conversations": answer(train_detail=[{"train": False}])}, '"train_detail" is not read'),
+        ({"image": "a.png", "conversations": [ASK[0] | {"train": True}, ASK[1]]}, "only answers are learnt"),
+        ({"image": "a.png", "conversations": [ASK[0], ASK[1] | {"weight": 0}]}, "all have weight 0"),
+        ({"image": "a.png", "conversations": ASK, "weight": 0}, '"weight" of a record is not read'),
+        ({"image": "a.png", "conversations": ASK, "loss_mask": [0, 1]}, '"loss_mask" of a record is not read'),
+        (
+            {"conversations": ASK, "image": "a.png", "sys": "Be kind to all."},
+            '"sys" is not read, and looks like a system',
+        ),
+        ({"messages": MESSAGES, "image": "a.png", "history": [["a", "b"]]}, '"history" beside "messages"'),
+        ({"question": "Is it?", "answer": ["Yes", "No"], "image": "a.png"}, "2 texts where one belongs"),
+        ({"question": "Is it?", "answer": 3, "image": "a.png"}, "must be text, not int"),
+        ({"question": "Is it?", "answer": "B", "A": "x", "B": "y", "image": "a.png"}, "choices under"),
+        ({"prompt": "a", "response": "b", "rejected_response": "c"}, "set of preferences"),
+        ({"prompt": "a", "completion": "b", "label": False}, "set of preferences"),
+        ({"conversations": [{"user": "What?", "assistant": "Red."}]}, r"role \(its keys are 'user', 'assistant'\)"),
     ],
 )
 def test_what_is_not_read_is_told(folder, record, message):
@@ -208,8 +270,9 @@ def test_records_under_two_names_and_keys_named_like_images_are_told(folder, tmp
         Records(tmp_path / "d.json")
     rows = [{"image_id": 7, "topic": "x", "question": "What is <video> in HTML?", "answer": "A tag."}]
     (tmp_path / "d.json").write_text(json.dumps(rows))
-    (notice,) = check_records(tmp_path / "d.json", folder, "vicuna_v1").notices
-    assert '"image_id" looks like media and is not read' in notice
+    media, others = check_records(tmp_path / "d.json", folder, "vicuna_v1").notices
+    assert '"image_id" looks like media and is not read' in media
+    assert others.endswith("d.json: keys that are not read: topic (1 records)")
 
 
 def test_a_run_says_how_many_records_have_images(folder, tmp_path):
@@ -217,3 +280,13 @@ def test_a_run_says_how_many_records_have_images(folder, tmp_path):
     rows += [{"conversations": [{"from": "human", "value": "q"}, ASK[1]]}]
     (tmp_path / "d.json").write_text(json.dumps(rows))
     assert check_records(tmp_path / "d.json", folder, "vicuna_v1").describe == "3 records with images, 1 text alone"
+
+
+def test_flags_that_ask_for_nothing_and_keys_that_hold_nothing_do_not_stop_a_record(folder):
+    turns = answer(weight=1, train=True, loss=None, mask=False, images=[], name="gpt", train_detail=None)
+    record = {"image": "a.png", "conversations": turns, "weight": 1, "video": None, "audio": "", "label": True}
+    record |= {"answers": ["Red."], "mask": [[0, 1]], "url": "https://x.org/1", "instruction": "Look at the image."}
+    found = validate_record(record, TEMPLATES["vicuna_v1"], ImageFiles(folder))
+    assert [str(fault) for fault in found.faults] == []
+    told = ["weight", "label", "answers", "mask", "url", "instruction", "mask in turns", "name in turns"]
+    assert unread_keys(record) == told

@@ -132,6 +132,47 @@ def test_what_is_damaged_inside_a_source_is_named(tmp_path, write, monkeypatch):
         check_records(write(tmp_path), tmp_path, "vicuna_v1")
 
 
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_columns_that_are_not_read_are_told_or_refused(tmp_path, ending):
+    def written(**columns):
+        rows = {"image": [{"bytes": png(9), "path": None}], "conversations": [turns(ASK, "a")], **columns}
+        if ending == "parquet":
+            pq.write_table(pa.table(rows), tmp_path / "d.parquet")
+            return tmp_path / "d.parquet"
+        datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "d")
+        return tmp_path / "d"
+
+    held = [{"bytes": b"x", "path": "a.bin"}]
+    notices = check_records(written(depth=held, topic=["t"], weight=[1], context=[None]), None, "vicuna_v1").notices
+    assert '"depth" looks like media and is not read' in notices[0]
+    assert notices[1].endswith("not read: topic (1 records), weight (1 records)")
+    for columns, message in (({"audio": held}, '"audio": videos and sounds'), ({"weight": [0.5]}, '"weight" of a')):
+        with pytest.raises(InputError, match=message):
+            check_records(written(**columns), None, "vicuna_v1")
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_images_inside_the_messages_of_a_table(tmp_path, ending):
+    parts = [{"type": "image", "text": None, "image": {"bytes": png(7), "path": None}}]
+    parts += [{"type": "text", "text": "What?", "image": None}]
+    reply = [{"type": "text", "text": "A cup.", "image": None}]
+    rows = {"messages": [[{"role": "user", "content": parts}, {"role": "assistant", "content": reply}]]}
+    if ending == "parquet":
+        pq.write_table(pa.table(rows), tmp_path / "d.parquet")
+    else:
+        datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "d.arrow")
+    records = check_records(tmp_path / f"d.{ending}", None, "vicuna_v1").records
+    assert shades(records.open_images(0)) == [7]
+
+
+def test_a_sample_with_a_video_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        add(archive, "0.json", json.dumps({"messages": [{"role": "user", "content": "q"}]}).encode())
+        add(archive, "0.mp4", b"x")
+    with pytest.raises(InputError, match=r"record 0: videos and sounds are not trained on"):
+        check_records(tmp_path / "a.tar", None, "vicuna_v1")
+
+
 def test_images_in_tars_beside_and_inside_a_folder(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "loose.png").write_bytes(png(9))

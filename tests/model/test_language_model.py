@@ -1,13 +1,18 @@
 """A LLaVA around a language model of any family has that model's own logits, or the model is refused."""
 
+import json
+import shutil
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlavaForConditionalGeneration
 
 from llava_s2.errors import InputError
+from llava_s2.formats.create import create_native
 from llava_s2.model.assemble import assemble
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llava_tiny"
@@ -27,6 +32,7 @@ SIZES = {
 KEPT = [
     ("granite", {"logits_scaling": 8.0, "embedding_multiplier": 12.0, "attention_multiplier": 0.015}),
     ("granite", {"logits_scaling": 3.3, "tie_word_embeddings": True}),
+    ("cwm", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
     ("cohere", {"logit_scale": 0.0625}),
     ("gemma3_text", {}),
     ("gpt2", {}),
@@ -41,6 +47,8 @@ REFUSED = [
     ("phi", {}, "has a bias"),
     ("mamba", {}, "recurrent state"),
     ("minimax", {"num_local_experts": 2}, "cache of its own"),
+    ("opt", {"word_embed_proj_dim": 16, "ffn_dim": 48}, "are 16 wide and its hidden states 32"),
+    ("openai-gpt", {}, "keeps no cache of keys and values"),
 ]
 
 
@@ -79,3 +87,49 @@ def test_what_llava_would_lose_is_refused_before_weights_are_read(tmp_path, fami
     (tmp_path / "llm" / "model.safetensors").unlink()
     with pytest.raises(InputError, match=message):
         assemble(tmp_path / "llm", GOLDEN / "clip-tiny", [56, 112])
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llama")
+    save(folder, "llama", {"num_hidden_layers": 2})
+    return folder
+
+
+def change_config(folder, **settings):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+def without(*names):
+    def change(folder):
+        tensors = load_file(folder / "model.safetensors")
+        kept = {name: tensor for name, tensor in tensors.items() if name not in names}
+        save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: change_config(folder, num_attention_heads="two"), "num_attention_heads"),
+        (lambda folder: change_config(folder, hidden_size=33), "not a multiple of the number of attention heads"),
+        (lambda folder: change_config(folder, num_hidden_layers=3), "the weights lack model.layers.2"),
+        (without("model.layers.1.mlp.up_proj.weight"), "the weights lack model.layers.1.mlp.up_proj.weight"),
+        (without("lm_head.weight"), "the weights lack lm_head.weight"),
+        (lambda folder: change_config(folder, quantization_config={"quant_method": "gptq", "bits": 4}), "quantized"),
+        (lambda folder: change_config(folder, model_type="mistral3"), "a mistral3 is not a language model alone"),
+        (
+            lambda folder: change_config(folder, model_type="zebra", auto_map={"AutoConfig": "configuration.Zebra"}),
+            "no language model .*custom code",
+        ),
+    ],
+)
+def test_a_folder_that_holds_something_else_is_refused(tmp_path, llama, change, message):
+    shutil.copytree(llama, tmp_path / "llm")
+    change(tmp_path / "llm")
+    for make in (assemble, partial(create_native, tmp_path / "native")):
+        with pytest.raises(InputError, match=message) as caught:
+            make(tmp_path / "llm", GOLDEN / "clip-tiny", [56, 112])
+        assert "\n" not in str(caught.value)
