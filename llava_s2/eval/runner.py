@@ -3,8 +3,10 @@
 import hashlib
 import json
 import logging
+import os
 import platform
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
@@ -266,28 +268,36 @@ class _Work:
 
 def _record(benchmark: Benchmark, sample: Sample, prediction: dict[str, Any]) -> dict[str, Any]:
     asked = {"question_id": sample.id, "category": sample.category, "prompt": sample.prompt}
-    record = {**asked, **prediction, "options": list(sample.options)}
+    record = {**asked, **prediction, "options": list(sample.options), **_image_files(sample)}
     if sample.also:
         record["also"] = list(sample.also)
     if sample.group:
         record["group"] = sample.group
     if sample.aliases:
         record["aliases"] = list(sample.aliases)
-    if sizes := _sizes(sample):
-        record["image_bytes"] = sizes
     return graded_record(benchmark, sample, record)
 
 
-def _sizes(sample: Sample) -> list[int]:
-    """Of the image files of a question, by which a repaired one is told from what it was."""
-    return [_size(image) for image in sample.images if isinstance(image, Path)]
+def _image_files(sample: Sample) -> dict[str, list[Any]]:
+    """Size of the image files of a question, and a checksum of parts: by these a replaced one is told from before."""
+    seen = [_look(image) for image in sample.images if isinstance(image, Path)]
+    return {"image_bytes": [size for size, _ in seen], "image_checksums": [part for _, part in seen]} if seen else {}
 
 
-def _size(image: Path) -> int:
+def _look(image: Path) -> tuple[int, str]:
+    """The file's size, and a checksum of a kilobyte at its beginning, middle and end; -1 if it cannot be read."""
+    if not os.path.isfile(image):  # noqa: PTH113  (Path.is_file raises where a name is too long)
+        return -1, ""
+    checksum = 0
     try:
-        return image.stat().st_size
+        with image.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            for place in (0, size // 2, max(0, size - 1024)):
+                file.seek(place)
+                checksum = zlib.crc32(file.read(1024), checksum)
     except OSError:
-        return -1
+        return -1, ""
+    return size, f"{checksum:08x}"
 
 
 def _stale(samples: Sequence[Sample], done: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -301,7 +311,7 @@ def _stale(samples: Sequence[Sample], done: Mapping[str, Mapping[str, Any]]) -> 
             stale.append(sample.id)
         elif BAD_IMAGE in record:
             skipped[sample.id] = sample.images
-        elif record.get("image_bytes") and record["image_bytes"] != _sizes(sample):
+        elif any(record.get(key, now) != now for key, now in _image_files(sample).items()):
             stale.append(sample.id)
     bad = unreadable(list(dict.fromkeys(image for images in skipped.values() for image in images))) if skipped else {}
     return [*stale, *(identity for identity, images in skipped.items() if not any(image in bad for image in images))]

@@ -69,6 +69,14 @@ def test_an_image_that_is_replaced_has_its_own_question_asked_again_only(data, t
     after = records(output)
     changed = {identity for identity in before if before[identity] != after[identity]}
     assert changed == {"direct_attributes/sa_2"}
+    replaced = data / "direct_attributes/sa_3.jpg"
+    size = replaced.stat().st_size
+    Image.open(replaced).transpose(Image.Transpose.ROTATE_180).save(replaced, quality=20)
+    replaced.write_bytes(replaced.read_bytes().ljust(size, b"\0"))
+    assert replaced.stat().st_size == size  # by which it would pass for the image of before
+    assert evaluate(data, output) == 0
+    changed = {identity for identity in after if after[identity] != records(output)[identity]}
+    assert changed == {"direct_attributes/sa_3"}
 
 
 def png(image, **options):
