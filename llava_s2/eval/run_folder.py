@@ -79,9 +79,12 @@ class RunFolder:
 
     def _refuse_changes(self, now: Mapping[str, Any]) -> None:
         before = read_value(self.path / RUN)
-        changed = [key for key in now if key not in _OF_GRADING and before.get(key) != now[key]]
+        if not isinstance(before, dict):
+            raise InputError(f"{self.path / RUN}: must be an object; choose another --output")
+        keys = [*now, *(key for key in before if key not in now and LOADED not in (key, *now))]
+        changed = [key for key in keys if key not in _OF_GRADING and before.get(key) != now.get(key)]
         if changed:
-            changes = ", ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in changed)
+            changes = ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in changed)
             raise InputError(f"{self.path}: holds another run's predictions ({changes}); choose another --output")
 
     def resume(self) -> dict[str, dict[str, Any]]:

@@ -141,6 +141,7 @@ def evaluate(
     pending = [_shown(sample, text_only) for sample in samples if sample.id not in done]
     if pending:
         work = _Work(processes, job, pending, batch_size, folder)
+        (output / REPORT).unlink(missing_ok=True)  # of fewer answers, or of those that are asked again
         with tqdm(total=len(samples), initial=len(samples) - len(pending), desc=benchmark.name, unit="question") as bar:
             for records in work.predictions():
                 append_predictions(output / PREDICTIONS, records)
@@ -328,6 +329,7 @@ def _run(job: _Job, everything: Sequence[Sample]) -> dict[str, Any]:
         **({"rule": benchmark.rule} if benchmark.rule else {}),
         **({"seed": benchmark.seed} if benchmark.seed is not None else {}),
         "protocol": benchmark.protocol(job.scoring) + (", without the image" if job.text_only else ""),
+        **({"text_only": True} if job.text_only else {}),
         "max_new_tokens": job.max_new_tokens,
         "exif_orientation": "turned" if job.turn else "ignored",
         **job.model.fingerprint(),

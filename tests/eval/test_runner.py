@@ -131,13 +131,27 @@ def test_a_limit_takes_of_each_category_and_grows(data, tmp_path, capsys):
     assert sorted(record["question_id"] for record in records(output)) == sorted(QUESTIONS)
 
 
-def test_text_only_shows_no_image(data, tmp_path, loaded):
+def test_a_run_that_grows_has_no_report_until_it_is_whole(data, tmp_path, capsys, monkeypatch):
+    output = tmp_path / "run"
+    assert evaluate(data, output, "--limit", "2") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("llava_s2.eval.runner.append_predictions", lambda *_: 1 / 0)  # killed before its first answer
+        with pytest.raises(ZeroDivisionError):
+            evaluate(data, output)
+    assert cli.main(["compare", str(output), str(output)]) == 2
+    assert "start the same llava-s2 eval again" in capsys.readouterr().err
+    assert evaluate(data, output) == 0 and (output / "report.json").exists()
+
+
+def test_text_only_shows_no_image(data, tmp_path, loaded, capsys):
     output = tmp_path / "run"
     assert evaluate(data, output, "--text-only") == 0
     for record in records(output):
         question, options = QUESTIONS[record["question_id"]]
         assert record["losses"] == pytest.approx(losses_of(loaded, question, options))
     assert "without the image" in json.loads((output / "report.json").read_text())["protocol"]
+    assert evaluate(data, output) == 2
+    assert "text_only was True, is None" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
@@ -185,16 +199,24 @@ def test_a_checkpoint_trained_anew_in_the_same_place_is_another(tmp_path):
 def test_predictions_of_another_run_are_not_mixed(data, tmp_path, capsys, loads):
     output = tmp_path / "run"
     assert evaluate(data, output, "--limit", "1") == 0
-    for change in (["--scoring", "generate"], ["--model", str(GOLDEN / "vicuna-tiny")], ["--template", "llama_2"]):
+    for change in (
+        ["--scoring", "generate"],
+        ["--model", str(GOLDEN / "vicuna-tiny")],
+        ["--template", "llama_2"],
+        ["--text-only"],
+        ["--image-mode", "square"],
+        ["--max-new-tokens", "5"],
+    ):
         assert evaluate(data, output, *change) == 2
         assert "another run's predictions" in capsys.readouterr().err
     path = data / "direct_attributes/sa_1.json"
     path.write_text(path.read_text().replace("cup", "mug"))
     assert evaluate(data, output) == 2
     assert "prompts was" in capsys.readouterr().err
-    (output / "run.json").unlink()
-    assert evaluate(data, output) == 2
-    assert "run.json" in capsys.readouterr().err
+    for break_it in (lambda run: run.write_text("[]"), lambda run: run.unlink()):
+        break_it(output / "run.json")
+        assert evaluate(data, output) == 2
+        assert "run.json" in capsys.readouterr().err
     assert len(loads) == 1
 
 
