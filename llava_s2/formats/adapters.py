@@ -1,6 +1,6 @@
 """PEFT adapters of a LLaVA: put onto their base whole or not at all, and only onto the base they were trained over."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from llava_s2.errors import InputError
-from llava_s2.weight_files import check_numbers, find_file, list_names, read_tensors
+from llava_s2.weight_files import check_numbers, find_file, list_names, read_json, read_tensors
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -23,6 +23,18 @@ def adapter_tensors(name: str) -> dict[str, Tensor]:
     raise InputError(f"{name}: adapter_model.safetensors is missing beside adapter_config.json")
 
 
+def check_scale(name: str, settings: Mapping[str, Any]) -> None:
+    """Raises InputError where an adapter_config.json leaves out what PEFT would take a number of its own for."""
+    lacking = [
+        key for key in ("r", "lora_alpha") if settings.get("peft_type", "LORA") == "LORA" and not settings.get(key)
+    ]
+    if lacking:
+        raise InputError(
+            f"{name}/adapter_config.json: has no {' and no '.join(lacking)}, on which the adapter's strength "
+            "depends; write it there as it was in training"
+        )
+
+
 def attach(model: LlavaForConditionalGeneration, name: str) -> PeftModel:
     """Puts an adapter onto its base model, in place.
 
@@ -33,6 +45,7 @@ def attach(model: LlavaForConditionalGeneration, name: str) -> PeftModel:
         InputError: the adapter lacks tensors that its adapter_config.json lists, holds others, or does not fit.
     """
     stored = adapter_tensors(name)
+    check_scale(name, read_json(str(find_file(name, "adapter_config.json"))))
     try:
         config = PeftConfig.from_pretrained(name)
         config.inference_mode = True
@@ -46,7 +59,7 @@ def attach(model: LlavaForConditionalGeneration, name: str) -> PeftModel:
         report: Any = adapted.load_adapter(name, "default")
     except InputError:
         raise
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+    except Exception as error:  # PEFT's and those of the packages that a config asks for
         what = " ".join(str(error).split())[:300]
         raise InputError(f"{name}: the adapter does not fit its base model ({what})") from error
     if unknown := report.unexpected_keys:
@@ -69,7 +82,10 @@ def apply_adapter(
     adapted: Any = attach(model, name)
     if "quantization_config" in options:
         return adapted.get_base_model().eval()
-    return adapted.merge_and_unload().eval()
+    try:
+        return adapted.merge_and_unload().eval()
+    except NotImplementedError as error:
+        raise InputError(f"{name}: the adapter cannot be merged ({error})") from error
 
 
 def _list(names: Iterable[str]) -> str:

@@ -121,14 +121,17 @@ def check_base(name: str, record: BaseRecord | None, base: str, model: torch.nn.
 def find_base(name: str, record: BaseRecord | None) -> "str | dict[str, Any]":
     """Where an adapter's base is: a folder or hub id, or the parts that it can be made of again.
 
-    Looked for under the name in adapter_config.json, then beside the adapter, then by its parts.
+    Looked for under the name in adapter_config.json; then, where the adapter has a record to know it by, under the
+    name there, beside the adapter, and by its parts.
 
     Raises:
         InputError: it is in none of these places.
     """
     named = read_json(str(find_file(name, "adapter_config.json"))).get("base_model_name_or_path")
     folder = Path(name)
-    places = [named, record.name if record else None, str(folder / "base"), str(folder.parent / "base")]
+    places = [named]
+    if record is not None:
+        places += [record.name, str(folder / "base"), str(folder.parent / "base")]
     for place in places:
         if place == EMBEDDED and (record is None or record.parts is None):
             return EMBEDDED

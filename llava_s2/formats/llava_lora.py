@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from transformers import LlavaForConditionalGeneration
 
 from llava_s2.errors import InputError
-from llava_s2.formats.adapters import adapter_tensors
+from llava_s2.formats.adapters import adapter_tensors, check_scale
 from llava_s2.formats.identify import Checkpoint
 from llava_s2.formats.names import full_name, locate, tower_place
 from llava_s2.s2 import S2VisionModel
@@ -27,6 +27,7 @@ def apply_llava_lora(
     settings = read_json(str(find_file(name, "adapter_config.json")))
     if settings.get("peft_type", "LORA") != "LORA":
         raise InputError(f"{name}/adapter_config.json: peft_type {settings['peft_type']!r}, but only LORA is supported")
+    check_scale(name, settings)
     modules = {module_name for module_name, _ in model.named_modules()}
     in_tower = {module.removeprefix("model.vision_tower.") for module in modules}
     tensors = {}
@@ -55,7 +56,7 @@ def apply_llava_lora(
     try:
         adapted: Any = get_peft_model(model, LoraConfig(**{**known, "target_modules": targets, "inference_mode": True}))
         report: Any = set_peft_model_state_dict(adapted, tensors)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+    except Exception as error:  # PEFT's and those of the packages that a config asks for
         what = " ".join(str(error).split())[:300]
         raise InputError(f"{name}: the adapter does not fit its adapter_config.json or its base ({what})") from error
     if report.unexpected_keys:

@@ -139,12 +139,36 @@ def test_a_broken_adapter_is_refused_with_what_it_lacks_or_has_too_much(trained,
 
 
 @pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"lora_alpha": None}, r"adapter_config\.json: has no lora_alpha"),
+        ({"r": None, "lora_alpha": None}, "has no r and no lora_alpha"),
+        ({"peft_type": "FOO"}, "does not fit its base model"),
+        ({"megatron_config": {"a": 1}}, "does not fit its base model"),
+        ({"alora_invocation_tokens": [1, 2]}, "cannot be merged"),
+        ({"base_model_name_or_path": "/is/gone"}, "/is/gone, is not there"),
+    ],
+)
+def test_an_adapter_whose_config_is_half_broken_is_refused_in_a_line(trained, base, settings, told, tmp_path):
+    folder = shutil.copytree(trained[0], tmp_path / "x")
+    (folder / FILE).unlink()
+    (tmp_path / "base").symlink_to(base)  # taken for its base only where a record says so
+    config = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(base)}
+    config = {key: value for key, value in (config | settings).items() if value is not None}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=told) as error:
+        load_pretrained(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("of_lora", "of_projector", "settings", "told"),
     [
         (lambda name, tensor: tensor * float("nan"), None, {}, "holds NaN or infinity"),
         (lambda name, tensor: tensor.to(torch.int8), None, {}, r"holds torch\.int8"),
         (lambda name, tensor: tensor[:2] if "q_proj.lora_A" in name else tensor, None, {}, "does not fit"),
         (lambda name, tensor: tensor, None, {"r": 2}, "does not fit its adapter_config.json"),
+        (lambda name, tensor: tensor, None, {"lora_alpha": None}, "has no lora_alpha"),
         (lambda name, tensor: tensor, None, {"use_dora": True}, "lacks tensors.*lora_magnitude_vector"),
         (lambda name, tensor: tensor, None, {"modules_to_save": ["lm_head"]}, "does not fit"),
         (None, lambda name, tensor: tensor * float("inf"), {}, r"linear_1\.weight holds NaN or infinity"),
