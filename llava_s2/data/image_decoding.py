@@ -255,7 +255,7 @@ def _strip_jpeg(data: bytes) -> tuple[bytes, bytes, bytes]:
             exif = exif or body
         elif marker == 0xE1 and body.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
             xmp = xmp or body
-        elif marker < 0xE0 or marker == 0xEE:  # what Adobe says of the colours is needed
+        elif marker < 0xE0 or marker == 0xEE or body.startswith(b"JFIF\0"):  # Adobe's and JFIF's tell the colours
             kept.append(data[at:end])
         at = end
     else:
@@ -293,7 +293,11 @@ def _ifd(tiff: bytes) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _check_tiff(data: bytes) -> None:
-    """Refuses a TIFF whose tags share their bytes: Pillow copies each tag's."""
+    """Refuses a TIFF whose first image is a preview, or whose tags share their bytes: Pillow copies each tag's."""
+    if any(tag == 50706 or (tag == 254 and value & 1) for tag, _, _, value in _ifd(data)):
+        raise InputError(
+            "is a camera's raw file (DNG, NEF, ARW), of which only a preview would be seen; convert it to JPEG"
+        )
     sizes = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
     if sum(sizes.get(kind, 0) * count for _, kind, count, _ in _ifd(data)) > 4 * len(data):
         raise InputError("has tags of more bytes than the file; save it anew")
@@ -301,6 +305,10 @@ def _check_tiff(data: bytes) -> None:
 
 def _finish(image: Image.Image, orientation: int, done: list[str], max_side: int | None) -> DecodedImage:
     """Converts to RGB, after reducing: that costs the least memory."""
+    if image.mode == "I" and image.format == "PPM":  # scaled by Pillow to 16 bits
+        if "sixteen_bits" not in done:
+            done.append("sixteen_bits")
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise InputError(f"has pixels of mode {image.mode}, 32 bits without a known range; convert it to 8-bit RGB")
     if image.mode.startswith("I;16"):

@@ -84,6 +84,32 @@ def test_sixteen_bit_rgb_is_told(tmp_path):
     assert decoded.conversions == ("sixteen_bits",)
 
 
+@pytest.mark.parametrize("most", [1023, 65535])
+def test_a_grey_map_has_the_range_that_it_says(most):
+    values = np.array([[0, most // 4], [most // 2, most]], ">u2")
+    decoded = decode_image(b"P5 2 2 %d\n" % most + values.tobytes())
+    assert np.abs(np.asarray(decoded.image)[..., 0] - values * (255 / most)).max() <= 1
+    assert decoded.conversions == ("sixteen_bits",)
+
+
+def test_colours_of_a_jpeg_are_what_its_marks_say_together(tmp_path):
+    data = saved(tmp_path, Image.new("RGB", (16, 16), (200, 40, 90)), "plain.jpg").read_bytes()
+    end = 4 + int.from_bytes(data[4:6], "big")
+    adobe = (
+        b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"  # no YCbCr; where JFIF stands too, decoders follow that
+    )
+    for marks in (data[:end], data[:end] + adobe, data[:2] + adobe, data[:2]):
+        with Image.open(io.BytesIO(marks + data[end:])) as image:
+            assert open_image(marks + data[end:]).tobytes() == image.convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("tags", [{254: 1}, {50706: b"\1\4\0\0"}], ids=["preview", "DNG"])
+def test_of_a_cameras_raw_file_the_preview_is_not_taken_for_the_image(tmp_path, tags):
+    path = saved(tmp_path, Image.new("RGB", (16, 16)), "raw.tif", tiffinfo=tags)
+    with pytest.raises(InputError, match="camera's raw file"):
+        open_image(path)
+
+
 @pytest.mark.parametrize("name", ["inks.jpg", "inks.tif"])
 def test_inks_become_rgb(tmp_path, name):
     decoded = decode_image(saved(tmp_path, Image.new("CMYK", (8, 8), (0, 255, 255, 0)), name))
