@@ -37,7 +37,7 @@ class Prepared:
 
 def load_ahead(
     batches: Iterable[Sequence[Sample]],
-    prepare: Callable[[Image.Image], Any],
+    prepare: Callable[[Image.Image, Path | Embedded | None], Any],
     *,
     skip: bool = False,
     turn: bool = True,
@@ -48,7 +48,7 @@ def load_ahead(
 
     Args:
         batches: of questions.
-        prepare: makes of an image what the model takes.
+        prepare: makes of an image what the model takes; also given its file, where that shows the same to any program.
         skip: gives the fault in place of an image that cannot be read.
         turn: whether images are turned as their EXIF orientation says.
 
@@ -63,7 +63,8 @@ def load_ahead(
             if skip:
                 return Prepared((), fault=str(error))
             raise
-        return Prepared((prepare(decoded.image),), decoded.conversions)
+        as_it_is = turn and not decoded.conversions
+        return Prepared((prepare(decoded.image, image if as_it_is else None),), decoded.conversions)
 
     waiting: deque[tuple[Sequence[Sample], dict[Path | Embedded, Future[Prepared]]]] = deque()
     threads = ThreadPoolExecutor(_threads())

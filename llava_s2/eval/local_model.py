@@ -60,7 +60,7 @@ class LocalModel:
         """Questions at once that the memory takes."""
         return automatic_size(*self._parts(), samples, answer_tokens)
 
-    def prepare(self, image: "Image.Image") -> Any:
+    def prepare(self, image: "Image.Image", file: Any = None) -> Any:
         """The image as the model takes it, (3, S, S) float32."""
         from llava_s2.model.inference import prepare_image
 

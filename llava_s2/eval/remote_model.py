@@ -8,8 +8,12 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from llava_s2.data.image_decoding import Embedded
 from llava_s2.errors import InputError
 from llava_s2.eval.benchmark import Sample
 from llava_s2.eval.local_model import content
@@ -17,6 +21,7 @@ from llava_s2.eval.openai_servers import OUT_OF_TOKENS, Dialect, reply_text
 from llava_s2.eval.report import REFUSED
 
 _RETRIES = 8
+_SENT_AS_THEY_ARE = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png"}
 _REFUSALS = (400, 413, 422)
 """Of one request, as too large an image; others are the server's or the key's fault."""
 
@@ -71,8 +76,12 @@ class RemoteModel:
         """Questions at once: as many as requests."""
         return self._concurrency
 
-    def prepare(self, image: Any) -> str:
-        """The image as a data URL, without loss."""
+    def prepare(self, image: Image.Image, file: Path | Embedded | None = None) -> str:
+        """A data URL of the image's file if it is a JPEG or PNG, else of a PNG that is made of the image."""
+        data = file.read() if isinstance(file, Embedded) else file.read_bytes() if file else b""
+        for start, kind in _SENT_AS_THEY_ARE.items():
+            if data.startswith(start):
+                return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
         buffer = BytesIO()
         image.save(buffer, "PNG", compress_level=1)
         return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

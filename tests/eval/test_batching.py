@@ -168,7 +168,9 @@ def test_images_load_beside_the_model_and_few_are_held(loaded, monkeypatch):
 
     monkeypatch.setattr(loading, "read_image", read)
     work = [[sample(number, (Path(str(number)),))] for number in range(9)]
-    for number, (batch, pictures) in enumerate(load_ahead(iter(work), lambda image: prepare_image(processor, image))):
+    for number, (batch, pictures) in enumerate(
+        load_ahead(iter(work), lambda image, _: prepare_image(processor, image))
+    ):
         assert batch == work[number] and len(pictures) == 1 and pictures[0].images[0].dim() == 3
         wanted = min(9, number + 3)
         deadline = time.monotonic() + 20

@@ -96,6 +96,25 @@ def test_it_is_asked_with_the_image_and_the_prompt(tmp_path, url):
     assert report["model"] == "served" and report["results"]["overall"]["count"] == 5
 
 
+@pytest.mark.parametrize(("turned", "exif"), [(False, "turn"), (True, "turn"), (True, "ignore")])
+def test_a_file_is_sent_as_it_is_unless_the_server_would_see_another_image(turned, exif, tmp_path, url):
+    path = tmp_path / "vstar/direct_attributes/sa_1.jpg"
+    write_lettered(write_vstar(tmp_path / "vstar"))
+    tags = Image.Exif()
+    tags[0x0112] = 6 if turned else 1
+    image = Image.open(path).copy()
+    image.save(path, exif=tags)
+    assert evaluate(tmp_path, url, "--scoring", "generate", "--exif", exif) == 0
+    body = next(body for body in Handler.seen if "cup?" in str(body["messages"]))
+    head, sent = body["messages"][0]["content"][0]["image_url"]["url"].split(",")
+    sent = base64.b64decode(sent)
+    assert (sent == path.read_bytes()) is not turned and head == f"data:image/{'png' if turned else 'jpeg'};base64"
+    shown = Image.open(path).convert("RGB")
+    shown = shown.transpose(Image.Transpose.ROTATE_270) if turned and exif == "turn" else shown
+    sent = Image.open(io.BytesIO(sent))
+    assert sent.convert("RGB").tobytes() == shown.tobytes() and sent.getexif().get(0x0112, 1) == 1
+
+
 def test_likelihood_is_the_mean_over_the_reply(tmp_path, url):
     assert evaluate(tmp_path, url) == 0
     for record in records(tmp_path):
