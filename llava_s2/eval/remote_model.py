@@ -46,7 +46,7 @@ class RemoteModel:
             raise InputError('--model-url takes openai: pip install "llava-s2[eval]"') from None
         if not url.startswith(("http://", "https://")):
             raise InputError(f"--model-url {url}: is no http:// or https:// address")
-        self._url = url.rstrip("/")
+        self._url = url.rstrip("/").removesuffix("/chat/completions")
         self._model = model
         self._concurrency = concurrency
         key = os.environ.get(key_variable, "").strip() or "none"
@@ -62,7 +62,7 @@ class RemoteModel:
         import openai
 
         try:
-            listed: Any = self._client.models.list()
+            listed: Any = self._client.with_options(max_retries=1).models.list()  # a wrong address shows soon
         except openai.NotFoundError:  # some servers have no list of their models
             listed = None
         except openai.OpenAIError as error:
@@ -168,7 +168,10 @@ class RemoteModel:
                 return sent, completion
 
     def _fault(self, error: Exception) -> InputError:
-        return InputError(f"{self._url}: {_line(error)}")
+        hint = "; is it the base of an OpenAI-compatible API, as http://HOST/v1?"
+        return InputError(
+            f"{self._url}: {_line(error)}{hint if getattr(error, 'status_code', 0) in (404, 405) else ''}"
+        )
 
 
 class _Refused(InputError):

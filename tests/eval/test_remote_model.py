@@ -127,7 +127,7 @@ def test_a_server_without_log_probabilities_and_an_unknown_model_are_one_line(tm
     monkeypatch.setattr(Handler, "gives_logprobs", False)
     assert evaluate(tmp_path, url) == 2
     assert "prompt_logprobs" in capsys.readouterr().err.splitlines()[-1]
-    assert evaluate(tmp_path / "b", url, "--model", "other") == 2
+    assert evaluate(tmp_path / "b", f"{url}/chat/completions", "--model", "other") == 2
     assert "has no model 'other'; it has served" in capsys.readouterr().err.splitlines()[-1]
     monkeypatch.setattr(Handler, "reply", staticmethod(lambda body: (400, "Unrecognized argument: prompt_logprobs")))
     assert evaluate(tmp_path / "c", url) == 2

@@ -223,6 +223,7 @@ def test_many_clients_at_once_get_what_each_gets_alone(server, ai):
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"logit_bias": {"word": 2}}, "logit_bias.word.[key]"),
         ({"skip_special_tokens": False}, "skip_special_tokens"),
+        ({"prompt_logprobs": 0}, "prompt_logprobs"),  # of the prompt's tokens alone
         ({"include_stop_str_in_output": True}, "include_stop_str_in_output"),
         ({"mm_processor_kwargs": {"a": 1}}, "mm_processor_kwargs"),
         ({"continue_final_message": True}, "continue_final_message"),

@@ -42,7 +42,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "stop_token_ids": ([],),
     "bad_words": ([],),
     "allowed_token_ids": (),
-    "prompt_logprobs": (0,),
+    "prompt_logprobs": (),
     "chat_template": (),
     "guided_json": (),
     "guided_regex": (),
