@@ -58,8 +58,8 @@ _NAMED = (
 )
 _DENIED = (
     re.compile(
-        r"(?i:\b(?:not|isn't|aren't|cannot|can't|never|neither|except|eliminat(?:e|es|ing)|exclud(?:e|es|ing)|dismiss(?:ing)?|discard(?:ing)?|rather\s+than|"
-        r"instead\s+of|unlike|over|than|rul(?:e|ed|ing)\s+out)\s+(?:be\s+)?(?:the\s+)?(?:(?:option|choice|answer)s?\s+)?)"
+        r"(?i:\b(?:not|isn't|aren't|cannot|can't|never|neither|none\s+of|except|eliminat(?:e|es|ing)|exclud(?:e|es|ing)|dismiss(?:ing)?|discard(?:ing)?|rather\s+than|"
+        r"instead\s+of|unlike|over|than|rul(?:e|ed|ing)\s+out)\s+(?:be\s+)?(?:the\s+)?(?:(?:option|choice|answer|point)s?\s+)?)"
         r"\(?[A-Za-z]\)?(?:(?:\s*,\s*\(?[A-Z]\)?)*,?\s*(?:or|nor|and)\s*\(?[A-Z]\)?)*(?![A-Za-z'])"
     ),
     # "B, C is wrong" denies C alone, "B, C are wrong" both.
@@ -78,10 +78,14 @@ _RIGHT, _NOT_RIGHT = {"yes", "right", "correct", "true"}, {"no", "wrong", "incor
 _VERDICT = re.compile(
     rf"(?<![A-Za-z0-9'])\(?([A-Z])\)?\s*[.:-]?\s*\(?(?i:({'|'.join(_RIGHT | _NOT_RIGHT)}))(?![A-Za-z])"
 )
-_NEGATIONS = re.compile(r"\b(?:not|no|never|neither|nor|cannot|without|isn't|aren't|doesn't|don't|can't|wasn't)\b")
+_IDEOGRAPHS = "぀-ヿ㐀-鿿가-힣"
+_WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W_{_IDEOGRAPHS}]+(?:[.'/:°%-]+[^\W_{_IDEOGRAPHS}]*)*|[^\s\w]")
+_AFTER_NAME = ("and", "or", "nor", "is", "are", "was", "were", "than")
+_NEGATIONS = re.compile(
+    r"\b(?:不|没|無|无|not|no|never|neither|nor|cannot|without|isn't|aren't|doesn't|don't|can't|wasn't)\b"
+)
 _AFTER_LETTER_A = re.compile(
-    r"\s+(?i:is|was|because|since|as|due|seems|looks|would|should|must|for|but)\b|\s+[^\w\s]|[^\S\n]*\n|"
-    r"\s+(?:or|and)\s+\(?[A-Z]\b"
+    r"\s+(?i:is|was|because|since|as|due|seems|looks|would|should|must|for|but|or|and|than)\b|\s+[^\w\s]|[^\S\n]*\n"
 )
 
 
@@ -129,7 +133,7 @@ def read_letter(text: str, options: Sequence[str]) -> str | None:
     if leading and _is_letter(leading, text):
         letter = leading[1].upper()
         follower = LETTERS[(LETTERS.index(letter) + 1) % 26]
-        relisted = letter == "A" and re.search(rf"(?:\(|\n|\s){follower}[.):]\s*\S", text[leading.end() :])
+        relisted = letter == "A" and re.search(rf"[(\s\"]{follower}\"?[.):]\s*\S", text[leading.end() :])
         if relisted or _is_joined(text, leading.start(1), count):
             return _CONFLICT
         return _only([letter], count)
@@ -195,7 +199,8 @@ def _by_words(text: str, options: Sequence[str]) -> str | None:
     known = {option: _words(option) for option in options}
     if equal := [option for option, words in known.items() if words and words == said]:
         return equal[0]
-    first = _words(re.split(r"[,.;:!\n]", _plain(text).strip())[0])  # "No, there is not"
+    replied = re.sub(r"(?s)^.*\?", "", _plain(text)).strip()  # after the question, if that is repeated
+    first = _words(re.split(r"[,.;:!\n]", replied)[0])  # "No, there is not"
     held = [option for option, words in known.items() if words and f" {words} " in f" {said} "]
     if held and first == known[held[0]] and len(held) == 1:
         return held[0]
@@ -212,6 +217,11 @@ def _by_words(text: str, options: Sequence[str]) -> str | None:
 
 
 def _words(text: str) -> str:
-    words = re.findall(r"[^\W_]+(?:[.'/:°%-]+[^\W_]*)*|[^\s\w]", unicodedata.normalize("NFKC", text).casefold())
-    words = [word.rstrip(".'") for word in words]
-    return " ".join(word for word in words if word not in ("a", "an", "the", "", '"', "'", ","))
+    """Lower-case words and signs with a space between, without articles; each Chinese or Korean character is a word."""
+    words = [word.rstrip(".'") for word in _WORD.findall(unicodedata.normalize("NFKC", text).casefold())]
+    kept = []
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        names = word == "a" and (not following.isalnum() or following in _AFTER_NAME)  # "point A and", no article
+        if names or word not in ("a", "an", "the", "", '"', "'", ","):
+            kept.append(word)
+    return " ".join(kept)
