@@ -75,7 +75,7 @@ def _value(key: str, value: Any) -> Any:
     if key in ("limit", "batch_size") and value == "auto":
         return None
     counts = ("limit", "batch_size", "max_new_tokens")
-    if key in counts and value is not None and (not isinstance(value, int) or value < 1):
+    if key in counts and value is not None and (type(value) is not int or value < 1):  # True is an int
         raise InputError(f"{key} {value!r} is no whole number of 1 or more")
     return Path(value) if key in ("data", "output") else value
 
