@@ -146,7 +146,7 @@ def projector_layers(tensors: Mapping[str, Any], kind: str, source: str) -> str:
     else:
         raise InputError(
             f"{source}: mm_projector_type {kind!r} is not what the stock LLaVA can compute; it can linear and "
-            "mlp2x_gelu"
+            "mlp2x_gelu, for its projector is two linear layers with one activation between them"
         )
     raise InputError(
         f"{source}: mm_projector_type is {kind}, but the projector's tensors are {list_names(tensors) or 'missing'}"

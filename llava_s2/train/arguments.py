@@ -16,6 +16,7 @@ import yaml
 from llava_s2.errors import InputError
 from llava_s2.formats.llava_config import parse_scales
 from llava_s2.model.templates import LLAVA_NAMES, TEMPLATE_HELP
+from llava_s2.train.flag_values import impossible_values
 from llava_s2.train.llava_flags import (
     ACCEPTED,
     DEFAULTS,
@@ -84,7 +85,7 @@ class RecipeArguments:
     mm_vision_select_layer: int | None = _flag(
         "hidden state of the tower that is read (default: -2 of a plain ViT, else the last stage)"
     )
-    mm_projector_type: str | None = _flag("of a new projector: mlp2x_gelu (default) or linear")
+    mm_projector_type: str | None = _flag("of a new projector: mlp2x_gelu (default) or linear (mlp1x_gelu)")
     s2_resize_output_to_idx: int = _flag("number of the scale whose feature grid the tokens have (-1: the largest)", 0)
     gguf_file: str | None = _flag("the language model's GGUF file in its folder")
     base: str | None = _flag("what lies under the adapter to go on from, if not what it names")
@@ -146,8 +147,14 @@ class RecipeArguments:
             raise InputError(f"--on_bad_sample {self.on_bad_sample}: must be error or skip")
         if not 0 <= self.max_bad_share <= 1:
             raise InputError(f"--max_bad_share {self.max_bad_share}: must be from 0 to 1")
+        if self.mm_projector_type == "mlp1x_gelu":  # LLaVA's other name of one layer
+            self.mm_projector_type = "linear"
         if self.mm_projector_type not in (None, "mlp2x_gelu", "linear"):
-            raise InputError(f"--mm_projector_type {self.mm_projector_type}: must be mlp2x_gelu or linear")
+            raise InputError(
+                f"--mm_projector_type {self.mm_projector_type}: transformers' LLaVA has two linear layers and one "
+                "activation between them, which can be mlp2x_gelu or linear; a model with another projector neither it "
+                "nor vLLM would load"
+            )
         if self.bits not in (4, 8, 16):
             raise InputError(f"--bits {self.bits}: must be 4, 8 or 16")
         if (self.eval_task is None) != (self.eval_data is None):
@@ -225,7 +232,12 @@ def parse_flags(stage: str, flags: Sequence[str]) -> "tuple[RecipeArguments, Tra
     for reporter in sorted(named - set(get_available_reporting_integrations())):
         package = {"tensorboard": "'llava-s2[train]'", "wandb": "'llava-s2[wandb]'"}.get(reporter, reporter)
         problems.append(f"--report_to {reporter}: {reporter} is not installed: pip install {package}")
+    for name, no in (("do_train", ("false", "0", "no")), ("do_predict", ("", "true", "1", "yes"))):
+        if _values(flags).get(name, "-").lower() in no:
+            problems.append(f"--{name}: this program trains (and evaluates on --eval_data_path); leave it out")
     refuse(problems + _without_gpu(flags))
+    if _is_on(flags, "dry_run") and not _sees_gpu():  # of a run elsewhere
+        flags = [*_without(_without(flags, "tf32"), "use_cpu"), "--use_cpu", "True"]
     defaults = DEFAULTS | TRAINER_DEFAULTS if is_llava_script(flags) else RECIPE[stage]
     start = [text for name, value in defaults.items() for text in (f"--{name}", value)]
     start += ["--report_to", "tensorboard" if find_spec("tensorboard") else "none"]
@@ -257,6 +269,8 @@ def parse_flags(stage: str, flags: Sequence[str]) -> "tuple[RecipeArguments, Tra
             f"this machine has {training.n_gpu} GPUs: start torchrun --nproc_per_node {training.n_gpu} -m "
             f"llava_s2.train {stage} …, or show it one with CUDA_VISIBLE_DEVICES=0"
         )
+    training.remove_unused_columns = False  # batches hold what no model takes, and a YAML file may have the default
+    problems += impossible_values(recipe, training)
     if recipe.attn_implementation == "flash_attention_2" and find_spec("flash_attn") is None:
         problems.append("--attn_implementation flash_attention_2: flash-attn is not installed: pip install flash-attn")
     refuse(problems)
@@ -285,18 +299,26 @@ def left_out(
 
 def _without_gpu(flags: Sequence[str]) -> list[str]:
     """What asks for a GPU where there is none, in one problem."""
-    import torch
-
-    if torch.cuda.is_available():
+    if _sees_gpu() or _is_on(flags, "dry_run"):
         return []
-    asked = _values(flags)
-    on = [name for name in ("bf16", "fp16", "tf32") if asked.get(name, "false").lower() in ("true", "1", "yes", "")]
-    if "bf16" in on and asked.get("use_cpu", asked.get("no_cuda", "false")).lower() in ("true", "1", "yes", ""):
-        on.remove("bf16")  # slower than float32 on most CPUs, and it works
+    on = [f"--{name} True" for name in ("bf16", "fp16", "tf32") if _is_on(flags, name)]
+    if on[:1] == ["--bf16 True"] and (_is_on(flags, "use_cpu") or _is_on(flags, "no_cuda")):
+        del on[0]  # slower than float32 on most CPUs, and it works
+    on += [f"--bits {bits}" for bits in (_values(flags).get("bits"),) if bits in ("4", "8")]
     if not on:
         return []
-    named = ", ".join(f"--{name} True" for name in on)
+    named = ", ".join(on)
     return [f"{named}: torch sees no GPU here; leave {'them' if len(on) > 1 else 'it'} out to train on the CPU"]
+
+
+def _sees_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _is_on(flags: Sequence[str], name: str) -> bool:
+    return _values(flags).get(name, "false").lower() in ("true", "1", "yes", "")
 
 
 def _values(flags: Sequence[str]) -> dict[str, str]:
@@ -305,7 +327,7 @@ def _values(flags: Sequence[str]) -> dict[str, str]:
     for flag, after in pairwise([*flags, "--"]):
         if flag.startswith("--"):
             name, equals, value = flag.removeprefix("--").partition("=")
-            values[name] = value if equals else "" if after.startswith("--") else after
+            values[name.replace("-", "_")] = value if equals else "" if after.startswith("--") else after
     return values
 
 
@@ -319,19 +341,23 @@ def _evaluate_when_saving(flags: Sequence[str]) -> list[str]:
 
 def _group_by_length(flags: Sequence[str]) -> list[str]:
     """LLaVA's ``--group_by_length True`` under the name that transformers 5 has for it."""
-    values = _values(flags)
-    if "group_by_length" not in values:
+    if "group_by_length" not in _values(flags):
         return list(flags)
+    kept = _without(flags, "group_by_length")
+    return [*kept, *(["--train_sampling_strategy", "group_by_length"] if _is_on(flags, "group_by_length") else [])]
+
+
+def _without(flags: Sequence[str], name: str) -> list[str]:
+    """A command line without a flag and its one value."""
     kept, skip = [], False
-    for flag in flags:
-        if flag.partition("=")[0] == "--group_by_length":
-            skip = "=" not in flag and values["group_by_length"] != ""
+    for flag, after in pairwise([*flags, "--"]):
+        if flag.partition("=")[0].replace("-", "_") == f"__{name}":
+            skip = "=" not in flag and not after.startswith("--")
         elif skip:
             skip = False
         else:
             kept.append(flag)
-    on = values["group_by_length"].lower() in ("", "true", "1", "yes")
-    return [*kept, *(["--train_sampling_strategy", "group_by_length"] if on else [])]
+    return kept
 
 
 def _bare_fsdp(flags: Sequence[str]) -> list[str]:

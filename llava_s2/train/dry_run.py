@@ -32,15 +32,19 @@ def describe_run(
     parts: TrainableModules,
     checked: TrainingRecords,
     is_llm: bool,
+    markers: bool = False,
 ) -> str:
     """The text that ``--dry_run`` prints. No weight is read: the model is built without memory.
+
+    Args:
+        markers: whether the rows of the two image markers learn.
 
     Raises:
         InputError: the model to start from is in the original LLaVA's format, whose config says too little.
     """
     config = _config(recipe, is_llm)
     with torch.device("meta"):
-        model = choose_parts(LlavaForConditionalGeneration(config), parts, recipe)
+        model = choose_parts(LlavaForConditionalGeneration(config), parts, recipe, (0, 1) if markers else ())
     counts = count_parameters(model)
     records, processes = len(checked.records), recipe.dry_run_gpus or training.world_size
     a_step = training.train_batch_size * training.gradient_accumulation_steps * processes

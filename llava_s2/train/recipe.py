@@ -139,7 +139,7 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
     training = run.training
     if run.recipe.dry_run:
         with no_sharding_at_load(training):
-            run.say(describe_run(run.recipe, training, run.components, run.checked, run.from_parts))
+            run.say(describe_run(run.recipe, training, run.components, run.checked, run.from_parts, run.trains_markers))
         return None
     with locked(training):
         start = claim(training, _fingerprint(run), run.recipe.overwrite_output_dir)

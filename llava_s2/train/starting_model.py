@@ -136,7 +136,8 @@ def read_projector(source: str) -> dict[str, Tensor]:
     if not parts.projector:
         raise InputError(f"--pretrain_mm_mlp_adapter {path}: holds no projector")
     check_numbers(f"--pretrain_mm_mlp_adapter {path}", parts.projector)
-    return with_identity(parts.projector) if parts.projector.keys() == {"weight", "bias"} else parts.projector
+    layer = {name.removeprefix("linear_1."): tensor for name, tensor in parts.projector.items()}
+    return with_identity(layer) if layer.keys() == {"weight", "bias"} else parts.projector
 
 
 def load_starting_model(

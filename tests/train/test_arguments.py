@@ -85,7 +85,7 @@ def test_which_parts_the_flags_train(stage, flags, trained):
     [
         ("--tune_mm_mlp_adapter True --lora_enable True", "leave --lora_enable out"),
         ("--tune_mm_mlp_adapter True --freeze_mm_mlp_adapter", "leaves nothing"),
-        ("--lora_enable False --bits 4", "--bits 4: quantized weights do not learn"),
+        ("--lora_enable False --bits 4 --dry_run", "--bits 4: quantized weights do not learn"),
         ("--bits 5", "--bits 5: must be 4, 8 or 16"),
         ("--mm_vision_tower_lr 1e-6", "add --unfreeze_mm_vision_tower"),
         ("--eval_task vstar", "--eval_task and --eval_data belong together"),

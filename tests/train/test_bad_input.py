@@ -100,7 +100,7 @@ def test_a_bad_data_file(folder, capsys, monkeypatch, content, message):
     [
         (["--no_such_flag", "1"], "no such flag: --no_such_flag"),
         (["--learning_rate", "fast"], "invalid float value: 'fast'"),
-        (["--mm_projector_type", "mlp3x_gelu"], "--mm_projector_type mlp3x_gelu: must be mlp2x_gelu or linear"),
+        (["--mm_projector_type", "mlp3x_gelu"], "--mm_projector_type mlp3x_gelu: transformers"),
         (["--version", "v9"], "--template v9: not known"),
         (["--resume_from_checkpoint", "nowhere"], "nowhere: no whole checkpoint"),
         (["--resume_from_checkpoint", "True"], "no whole checkpoint in"),
@@ -109,6 +109,17 @@ def test_a_bad_data_file(folder, capsys, monkeypatch, content, message):
         (["--fsdp", "True"], "--fsdp shards a model over processes"),
         (["--fsdp=true"], "--fsdp shards a model over processes"),
         (["--use_liger_kernel", "True"], "Liger's kernels need a GPU"),
+        (["--bits", "4", "--tf32", "True"], "--tf32 True, --bits 4: torch sees no GPU"),
+        (["--lora_r", "0", "--learning_rate", "nan"], "--lora_r 0: must be 1 or more; --learning_rate nan: must be 0"),
+        (["--gradient_accumulation_steps", "0"], "--gradient_accumulation_steps 0: must be 1 or more"),
+        (["--num_train_epochs", "0"], "leaves nothing to do"),
+        (["--lora_dropout", "1"], "--lora_dropout 1.0: must be 0 or more, and less than 1"),
+        (["--image_aspect_ratio", "anyres"], "--image_aspect_ratio anyres: must be one of pad"),
+        (["--lr_scheduler_type", "cosine_with_min_lr"], "--lr_scheduler_type cosine_with_min_lr: One of min_lr"),
+        (["--optim", "galore_adamw"], "--optim galore_adamw: You need to install"),
+        (["--metric_for_best_model", "accuracy"], "eval_loss is the only one"),
+        (["--do_train", "False"], "--do_train: this program trains"),
+        (["--push_to_hub", "True"], "--push_to_hub: "),
     ],
 )
 def test_bad_flags(folder, capsys, monkeypatch, flags, message):

@@ -59,6 +59,16 @@ def memory(capsys, *flags):
     return float(line.split()[-2])
 
 
+def test_a_machine_without_a_gpu_tells_of_a_run_on_some(vicuna, capsys):
+    """LLaVA's flags as they are, and the two rows of the image markers among what learns."""
+    flags = [flag for flag in vicuna if flag not in ("--use_cpu", "--bf16", "True")]
+    flags += ["--bf16", "True", "--tf32", "True", "--bits", "4", "--mm_use_im_start_end", "True"]
+    assert main(["train", "finetune", *map(str, flags), "--dry-run", "--dry_run_gpus", "8"]) == 0
+    out = capsys.readouterr().out
+    assert f"{2 * 4096:,} trainable" in next(line for line in out.splitlines() if line.startswith("  embeddings"))
+    assert "(8 processes x 8 x 1 accumulated)" in out
+
+
 def test_memory_of_a_7b_model(vicuna, capsys):
     """7B in 16 bits are 13.1 GiB; the whole model with its gradients and AdamW sixteen bytes a parameter."""
     one = [*vicuna, "--per_device_train_batch_size", 1, "--gradient_checkpointing", "True"]

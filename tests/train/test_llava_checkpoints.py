@@ -17,6 +17,9 @@ from llava_reference import FULL, copy_checkpoint
 
 from llava_s2 import load_pretrained
 from llava_s2.cli import main
+from llava_s2.model.projector import single_layer
+from llava_s2.train.arguments import parse_flags
+from llava_s2.train.starting_model import read_projector
 from llava_s2.train.trainer import LlavaTrainer
 
 FLAGS = ["--max_steps", 1, "--save_strategy", "no", "--lora_enable", "True", "--per_device_train_batch_size", 1]
@@ -75,6 +78,17 @@ def test_examples_past_the_positions_are_told_before_weights(in_llavas_format, i
     told = capsys.readouterr().out
     assert "more than the language model's max_position_embeddings" in told
     assert "lower --model_max_length from 4096 to 100" in told
+
+
+def test_llavas_other_name_of_a_single_layer(tmp_path):
+    """mlp1x_gelu, whose file names the layer 0."""
+    weight, bias = torch.randn(32, 64), torch.randn(32)
+    names = {"model.mm_projector.0.weight": weight, "model.mm_projector.0.bias": bias}
+    torch.save(names, tmp_path / "mm_projector.bin")
+    assert read_projector(str(tmp_path))["linear_1.weight"].equal(weight)
+    assert single_layer(read_projector(str(tmp_path)))["bias"].equal(bias)
+    flags = ["--model_name_or_path", "m", "--data_path", "d", "--output_dir", "o", "--mm_projector_type", "mlp1x_gelu"]
+    assert parse_flags("finetune", flags)[0].mm_projector_type == "linear"
 
 
 def test_a_linear_projector_is_trained_through_both_stages(image, capsys):
