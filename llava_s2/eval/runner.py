@@ -229,10 +229,17 @@ class _Work:
                 elif images.conversions:
                     found[identity]["conversions"] = list(images.conversions)
             seconds = (time.perf_counter() - start) / len(batch)
+            refused = [i for i, prediction in found.items() if REFUSED in prediction and not self._job.skip]
             yield [
                 {**_record(self._job.benchmark, sample, found[sample.id]), "seconds": round(seconds, 4)}
                 for sample in batch
+                if sample.id not in refused
             ]
+            if refused:  # the others' answers are kept
+                raise InputError(
+                    f"question {refused[0]}: {found[refused[0]][REFUSED]}; --on-bad-image skip counts such questions "
+                    "as wrong"
+                )
             start = time.perf_counter()
 
     def _ask(self, batch: Sequence[tuple[Sample, tuple[Any, ...]]]) -> list[dict[str, Any]]:
@@ -240,12 +247,7 @@ class _Work:
             ranked = self._job.model.rank(batch)
             return [chosen(sample, prediction) for (sample, _), prediction in zip(batch, ranked, strict=True)]
         predictions = []
-        made = self._job.model.generate(batch, self._job.max_new_tokens)
-        for (sample, _), prediction in zip(batch, made, strict=True):
-            if REFUSED in prediction and not self._job.skip:
-                raise InputError(
-                    f"question {sample.id}: {prediction[REFUSED]}; --on-bad-image skip counts such questions as wrong"
-                )
+        for prediction in self._job.model.generate(batch, self._job.max_new_tokens):
             whole = prediction.pop("text")
             spoken = without_reasoning(whole)
             text = self._job.benchmark.answer(spoken)

@@ -205,7 +205,10 @@ def test_a_question_that_the_server_refuses_does_not_end_every_run(tmp_path, url
     error = capsys.readouterr().err.splitlines()[-1]
     assert "question direct_attributes/sa_1: " in error and "At most 0 image(s)" in error and "--on-bad-image" in error
     flags = ("--scoring", "generate", "--on-bad-image", "skip")
+    assert len(records(tmp_path)) == 4  # answered at the same time, and kept
+    Handler.seen.clear()
     assert evaluate(tmp_path, url, *flags) == 0
+    assert len(Handler.seen) == 1
     (told,) = report(tmp_path)["server_refused"].items()
     assert told[0] == "direct_attributes/sa_1" and "At most 0 image(s)" in told[1]
     assert "1 question(s) count as wrong because the server refused them" in capsys.readouterr().out
