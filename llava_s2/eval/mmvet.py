@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 from llava_s2.errors import InputError
 from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
 from llava_s2.eval.llava_prompts import MANY_NEW_TOKENS
+from llava_s2.eval.report import unseen
 from llava_s2.eval.run_folder import write_json
 from llava_s2.eval.schema import Record, unique
 from llava_s2.eval.tables import find_file, read_records, read_value
@@ -112,7 +113,8 @@ class MMVet(Benchmark):
 
     def judged(self, predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The total of each run over all questions, and their standard deviation, as the official table has them."""
-        totals = [statistics.fmean(run) for run in zip(*(p["scores"] for p in predictions), strict=True)]
+        scores = [[0.0] * len(p["scores"]) if unseen(p) else p["scores"] for p in predictions]
+        totals = [statistics.fmean(run) for run in zip(*scores, strict=True)]
         return {"totals": totals, "spread": statistics.pstdev(totals)}
 
     def write_submission(

@@ -29,8 +29,12 @@ _HALF = ("float16", "bfloat16")
 def grade_of(benchmark: Benchmark, sample: Sample, record: Mapping[str, Any]) -> Grade | None:
     """The benchmark's grade of a prediction; wrong, whatever an empty text would be, where no model saw it."""
     grade = benchmark.grade(sample, record)
-    unseen = BAD_IMAGE in record or REFUSED in record
-    return Grade(type(grade.correct)(0)) if grade is not None and unseen else grade
+    return Grade(type(grade.correct)(0)) if grade is not None and unseen(record) else grade
+
+
+def unseen(record: Mapping[str, Any]) -> bool:
+    """Whether no model saw the question of a prediction."""
+    return BAD_IMAGE in record or REFUSED in record
 
 
 def graded_record(benchmark: Benchmark, sample: Sample, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -269,6 +269,16 @@ def test_mathvista_asks_the_judge_where_the_rules_find_nothing(tmp_path, server,
     assert scored["scores"] == {"1": False, "2": True, "3": True}
 
 
+def test_totals_of_the_runs_count_a_question_that_no_model_saw_as_the_score_does(tmp_path, server, capsys):
+    data, path = write_mmvet(tmp_path / "data"), predictions(tmp_path, TEXTS)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[1]["server_refused"] = "too large"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    _, scored, _ = score("mmvet", data, path, server, capsys, "--judge-runs", "1")
+    assert scored["scores"]["v1_1"] == 0
+    assert scored["judge"]["totals"] == [pytest.approx(scored["results"]["overall"]["accuracy"])]
+
+
 def test_other_tasks_take_no_judge(tmp_path, server, capsys):
     status, _, _ = score("vqav2", tmp_path, tmp_path / "x", server, capsys)
     assert status == 2
