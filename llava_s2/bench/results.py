@@ -55,19 +55,24 @@ def draw(path: Path, curves: Sequence[Curve], x: str, y: str, *, log_y: bool = F
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
     for number, curve in enumerate(curves):
-        axes.plot(curve.x, curve.y, "o-" if curve.line else "o", label=curve.name, markersize=5, linewidth=1.4)
+        style = "o-" if curve.line else "o"
+        color = axes.plot(curve.x, curve.y, style, label=curve.name, markersize=5, linewidth=1.4)[0].get_color()
         for at_x, at_y, word in zip(curve.x, curve.y, curve.words, strict=False):
-            place = (5, -10 if number % 2 else 5)  # curves that touch write on different sides
-            axes.annotate(word, (at_x, at_y), xytext=place, textcoords="offset points", fontsize=7)
+            # Curves that touch write on different sides, in their own colors; single points slantwise.
+            place, side = ((5, -10), "left") if number % 2 else ((-4, 6), "right") if curve.line else ((2, 3), "left")
+            axes.annotate(
+                word, (at_x, at_y), xytext=place, textcoords="offset points", fontsize=7, color=color, ha=side,
+                rotation=0 if curve.line else 35, rotation_mode="anchor",
+            )  # fmt: skip
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.margins(x=0.1)
+    axes.margins(0.15)
     if log_y:
         axes.set_yscale("log")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="best" if curves[0].line else "lower left")
     figure.savefig(path, dpi=110)

@@ -119,12 +119,16 @@ def _table(settings: list[Setting], scored: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, f"colour of a named object, {total} held-out objects, one probe a setting; chance 12.5%"])
 
 
+def _sides(setting: Setting) -> str:
+    return ", ".join(f"{side}²" for side in setting.scales)
+
+
 def _draw(path: Path, settings: list[Setting], scored: list[dict[str, Any]]) -> None:
     groups: dict[str, list[tuple[float, float, str]]] = {}
     for setting, result in zip(settings, scored, strict=True):
         kind = "" if setting.split else ", whole images"
         kind += "" if setting.merge == "concat" else ", scales added"
-        point = (result["macs"] / 1e9, 100 * result["correct"] / result["count"], f"{setting.scales[-1]}²")
+        point = (result["macs"] / 1e9, 100 * result["correct"] / result["count"], _sides(setting))
         groups.setdefault(setting.tower + kind, []).append(point)
     curves = []
     for name, points in groups.items():

@@ -84,13 +84,14 @@ def measure_table(
             found = results.add(key, {"images_per_second": images_per_second(tower, batch_size, seconds)})
             del tower
         measured.append(float(found["images_per_second"]))
+    names = [row.name.partition(" ")[2] for row in rows]  # size and scales
     curves = [
-        Curve("paper, table 14", *_ratios(rows, [row.images_per_second or 0 for row in rows])),
-        Curve(f"{machine}, {dtype}", *_ratios(rows, measured)),
+        Curve("paper, table 14", *_ratios(rows, [row.images_per_second or 0 for row in rows]), names, line=False),
+        Curve(f"{machine}, {dtype}", *_ratios(rows, measured), line=False),
     ]
     draw(
         output / "throughput.png",
-        [Curve(c.name, c.x, c.y, [], line=False) for c in curves],
+        curves,
         "10^9 multiply-accumulates an image (paper)",
         "images a second, relative to base at 224²",
         log_y=True,
