@@ -79,9 +79,7 @@ def run_dense(args: argparse.Namespace, task: DenseTask, sets: DenseSets, settin
                 key = {"tower": tower, "scales": str(setting), "seed": seed}
                 compute = partial(_score, args, task, sets, image_source, tower, setting, seed)
                 report.row(key, compute)
-    report.write()
-    report.plot(task.score, "tower")
-    print(report.markdown())
+    report.finish(task.score, "tower")
 
 
 def _score(

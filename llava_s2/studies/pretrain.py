@@ -113,6 +113,4 @@ def run(args: argparse.Namespace) -> None:
         for seed in range(args.seed, args.seed + args.seeds):
             key = {"model": name, "scales": ", ".join(f"{side}²" for side in after), "seed": seed}
             report.row(key, partial(compute, size, before, after, seed))
-    report.write()
-    report.plot("accuracy %", "model")
-    print(report.markdown())
+    report.finish("accuracy %", "model")

@@ -72,9 +72,7 @@ def run(args: argparse.Namespace) -> None:
                 report.row(key, partial(compute, tower, setting, seed))
     if args.hard:
         _hard(args, report, sets["val"], labels["val"])
-    report.write()
-    report.plot("accuracy %", "tower")
-    print(report.markdown())
+    report.finish("accuracy %", "tower")
 
 
 def _save_answers(output: Path, scores: Scores, name: str) -> str:

@@ -239,6 +239,4 @@ def run(args: argparse.Namespace) -> None:
             for split in ("train", "test"):
                 if f"{split} info" in row:
                     row[f"{split} ratio %"] = 100 * row[f"{split} info"] / bound[f"{split} info"]
-    report.write()
-    report.plot("test info" if test else "train info", "tower", "information, bits")
-    print(report.markdown())
+    report.finish("test info" if test else "train info", "tower", "information, bits")

@@ -77,9 +77,7 @@ def run(args: argparse.Namespace) -> None:
             for seed in range(args.seed, args.seed + args.seeds):
                 key = {"tower": tower, "scales": str(setting), "seed": seed}
                 report.row(key, partial(compute, tower, setting, seed))
-    report.write()
-    report.plot("held-out action error" if args.demos else "success %", "tower")
-    print(report.markdown())
+    report.finish("held-out action error" if args.demos else "success %", "tower")
 
 
 def held_out_error(demos: Demos, features: Features, options: dict[str, Any]) -> dict[str, Any]:

@@ -64,14 +64,15 @@ def write_crops(folder: Path, counts: dict[str, int], side: int, seed: int) -> P
 
 
 def write_digits(folder: Path, counts: dict[str, int], side: int, digit: tuple[int, int], seed: int) -> Path:
-    """Handwritten digits of a random size in pixels, pasted on crops of photographs: ten classes.
+    """Handwritten digits of a random size in pixels on a plain dark background: ten classes.
 
-    Digits and photographs of ``train`` are not those of ``val``.
+    The digits of ``train`` are not those of ``val``. On photographs the small towers' features say nothing of the
+    digit: a linear classifier is right by chance.
     """
     images, labels = _digits()
 
     def draw(split: str, index: int, rng: random.Random) -> tuple[str, Image.Image]:
-        image = random_crop(rng.choice(photographs()[split]), side, rng)
+        image = Image.new("RGB", (side, side), (rng.randint(0, 110), rng.randint(0, 110), rng.randint(0, 110)))
         number = rng.randrange(len(labels) // 2) * 2 + (split == "val")
         size = rng.randint(*digit)
         alpha = Image.fromarray(images[number]).resize((size, size), Image.Resampling.BICUBIC)

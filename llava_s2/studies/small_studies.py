@@ -8,6 +8,7 @@ from pathlib import Path
 from llava_s2.errors import InputError
 from llava_s2.files import atomic_write, new_folder
 from llava_s2.studies.small_data import photographs, write_crops, write_digits
+from llava_s2.studies.small_summary import summarize
 from llava_s2.studies.small_towers import efficientnet_lite
 
 _SEEDS = 3
@@ -17,6 +18,7 @@ def run_all(args: argparse.Namespace) -> None:
     """Runs the studies one after the other; what is there already is not computed again.
 
     Every study has a folder in ``args.output``. Studies of data that chance makes have one for each of three seeds.
+    ``summary.md`` and ``summary.png`` there show them all.
 
     Raises:
         InputError: a package that holds data or a simulator is not installed.
@@ -38,7 +40,7 @@ def run_all(args: argparse.Namespace) -> None:
                 "--crop", "1", "--seed", str(seed),
             )  # fmt: skip
         if "probe" in wanted:
-            digits = write_digits(data / f"digits-{seed}", {"train": 300, "val": 200}, 224, (24, 36), seed)
+            digits = write_digits(data / f"digits-{seed}", {"train": 400, "val": 300}, 224, (24, 48), seed)
             study("probe", f"probe-{seed}", lite0, "--data", digits, "--crop", "1", "--fast", "--seed", str(seed))
     if {"segment", "depth"} & set(wanted):
         rooms = write_rooms(data / "rooms", 120, 50)
@@ -57,6 +59,7 @@ def run_all(args: argparse.Namespace) -> None:
         "robot", "robot", lite0, "--scales", "112", "--scales", "112,224", "--demonstrations", "40", "--seeds",
         str(_SEEDS),
     )  # fmt: skip
+    print(summarize(output))
 
 
 def write_rooms(folder: Path, train: int, val: int, side: int = 448, seed: int = 0) -> Path:

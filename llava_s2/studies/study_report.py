@@ -31,6 +31,7 @@ class StudyReport:
         self.setting = json.loads(json.dumps(setting, default=str))
         self.rows: list[Row] = []
         self.notes: list[str] = []
+        self.finished: dict[str, str] = {}
         file = output / "report.json"
         if file.exists():
             found = json.loads(file.read_text(encoding="utf-8"))
@@ -61,6 +62,7 @@ class StudyReport:
             "setting": self.setting,
             "notes": self.notes,
             "rows": self.rows,
+            **self.finished,
         }
         with atomic_write(self.output / "report.json") as partial:
             partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
@@ -81,9 +83,14 @@ class StudyReport:
         lines += ["| " + " | ".join(_cell(row.get(name)) for name in columns) + " |" for row in self.rows]
         return "\n".join([*lines, *(f"\n{line}" for line in self.notes)]) + "\n"
 
-    def plot(self, score: str, group: str, axis: str | None = None) -> None:
-        """Draws `score` over the settings, a line for each value of `group`, the range over seeds as bars."""
+    def finish(self, score: str, group: str, axis: str | None = None) -> None:
+        """Writes and prints the report, and draws `score` over the settings.
+
+        Each value of `group` has a line of its own, with the range over seeds as bars."""
+        self.finished = {"score": score, "group": group}
+        self.write()
         draw(self.rows, score, group, self.output / f"{self.study}.png", axis or score)
+        print(self.markdown())
 
 
 def draw(rows: Sequence[Row], score: str, group: str, file: Path, axis: str) -> None:
