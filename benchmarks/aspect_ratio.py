@@ -1,4 +1,4 @@
-"""Pictures twice as wide as high (or the reverse): padded, stretched, or tiled on their own aspect ratio.
+"""Images twice as wide as high (or the reverse): padded, stretched, or tiled on their own aspect ratio.
 
     python benchmarks/aspect_ratio.py --folder /tmp/aspect --output benchmarks/results/aspect_ratio.json
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--folder", type=Path, required=True, help="data, models and runs")
     parser.add_argument("--ratios", default=",".join(RATIOS), help="those to run now (default: %(default)s)")
-    parser.add_argument("--pictures", type=int, default=220, help="to fine-tune on (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=220, help="to fine-tune on (default: %(default)s)")
     parser.add_argument("--attributes", type=int, default=150, help="colour questions (default: %(default)s)")
     parser.add_argument("--relations", type=int, default=60, help="position questions (default: %(default)s)")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
@@ -40,7 +40,7 @@ def main() -> None:
 
     data = args.folder / "data"
     if not data.exists():
-        write_instructions(data / "train", args.pictures, config=CONFIG)
+        write_instructions(data / "train", args.images, config=CONFIG)
         write_vstar(data / "vstar", args.attributes, args.relations, config=CONFIG)
         for path in sorted([*data.rglob("*.png"), *data.rglob("*.jpg")]):
             add_a_half(path)

@@ -2,12 +2,12 @@
 
     python benchmarks/evaluation.py --output benchmarks/results/evaluation.json
 
-Draws pictures with small objects (the project's own generator) and answers the same questions both ways in one process:
+Draws images with small objects (the project's own generator) and answers the same questions both ways in one process:
 
-- generation: VQAv2's files and prompt, several questions a picture, as VQAv2 has (5.4);
-- likelihood: a V* folder, one question a picture and two to four options.
+- generation: VQAv2's files and prompt, several questions an image, as VQAv2 has (5.4);
+- likelihood: a V* folder, one question an image and two to four options.
 
-The plain way is a batch of one for each question, and for each option a pass through the whole model of picture,
+The plain way is a batch of one for each question, and for each option a pass through the whole model of the image,
 question and option. The two ways take turns, several rounds; reported are the best of each, and whether the answers are
 equal. Loading the checkpoint and drawing are not timed; reading and preparing the images is. On a machine that others
 use, too, CPU seconds on one thread (OMP_NUM_THREADS=1) say what the seconds of an idle one would.
@@ -104,7 +104,7 @@ def compare(
     cpu_best = {name: min(laps) for name, laps in cpu_seconds.items()}
     return {
         "questions": len(samples),
-        "pictures": len({image for sample in samples for image in sample.images}),
+        "images": len({image for sample in samples for image in sample.images}),
         "equal": answers["plain"] == answers["runner"],
         "plain_seconds": round(best["plain"], 2),
         "runner_seconds": round(best["runner"], 2),
@@ -169,7 +169,7 @@ def plain_likelihood(loaded: tuple[Any, Any], benchmark: Benchmark, samples: Seq
 
 
 def write_vqa(folder: Path, questions: int) -> None:
-    """VQAv2's validation files about drawn pictures: colour of each object and relations, some five a picture."""
+    """VQAv2's validation files about drawn images: colour of each object and relations, some five an image."""
     (folder / "val2014").mkdir(parents=True)
     asked: list[dict[str, Any]] = []
     for seed in range(questions):

@@ -2,7 +2,7 @@
 
     python benchmarks/int8.py --output benchmarks/results/int8.json
 
-Three pieces of work a model: the answers of LLaVA records about generated scenes (a picture each, all of its tokens
+Three pieces of work a model: the answers of LLaVA records about generated scenes (an image each, all of its tokens
 at once), a page of English (prefill of 1,000 tokens), and 50 tokens one after the other. Top-1 agreement is the share
 of positions at which the likeliest next token is float32's; the cross-entropy is that of the true next token. With
 torchao installed (``pip install torchao``) its int8 with dynamic activations, not compiled, is measured too.
@@ -35,7 +35,7 @@ _TOKENS, _NEW_TOKENS = 1000, 50
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--output", type=Path, help="JSON file to write")
-    parser.add_argument("--pictures", type=int, default=30, help="default: %(default)s")
+    parser.add_argument("--images", type=int, default=30, help="default: %(default)s")
     args = parser.parse_args()
     models: dict[str, Callable[[], Any]] = {
         "float32": lambda: load_pretrained(default_model(), dtype="float32"),
@@ -46,7 +46,7 @@ def main() -> None:
     if find_spec("torchao"):
         models["torchao"] = _torchao
     with tempfile.TemporaryDirectory() as folder:
-        write_instructions(Path(folder) / "scenes", args.pictures, config=SceneConfig(), first_seed=900_000)
+        write_instructions(Path(folder) / "scenes", args.images, config=SceneConfig(), first_seed=900_000)
         rows, wanted = {}, None
         for name, load in models.items():
             seconds, logits, truth = measure(*load(), Path(folder) / "scenes")
@@ -88,7 +88,7 @@ def measure(model: Any, processor: Any, scenes: Path) -> tuple[dict[str, float],
     for ids, labels, pixels in examples:
         positions = (labels != -100).nonzero()[:, 0]
         answers.append((model(input_ids=ids, pixel_values=pixels).logits[0, positions - 1].float(), ids[0, positions]))
-    seconds["answers about pictures"] = time.perf_counter() - start
+    seconds["answers about images"] = time.perf_counter() - start
     start = time.perf_counter()
     text = model(input_ids=page).logits[0, :-1].float()
     seconds["prefill"] = time.perf_counter() - start
@@ -98,8 +98,8 @@ def measure(model: Any, processor: Any, scenes: Path) -> tuple[dict[str, float],
     start = time.perf_counter()
     model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), **arguments)
     seconds["prefill of 200 and 50 new tokens"] = time.perf_counter() - start
-    logits = {"answers about pictures": torch.cat([part for part, _ in answers]), "prefill": text}
-    return seconds, logits, {"answers about pictures": torch.cat([ids for _, ids in answers]), "prefill": page[0, 1:]}
+    logits = {"answers about images": torch.cat([part for part, _ in answers]), "prefill": text}
+    return seconds, logits, {"answers about images": torch.cat([ids for _, ids in answers]), "prefill": page[0, 1:]}
 
 
 def _torchao() -> Any:

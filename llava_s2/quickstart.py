@@ -35,7 +35,10 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         help="fine-tune, score and ask a small LLaVA-S2 beside its single-scale baseline, in minutes on a CPU",
     )
     parser.add_argument("--output", type=Path, default=QUICKSTART_FOLDER, metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--pictures", type=int, default=220, help="to fine-tune on (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=220, help="to fine-tune on (default: %(default)s)")
+    parser.add_argument(  # its name in 0.1
+        "--pictures", dest="images", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
     parser.add_argument("--attributes", type=int, default=150, help="held-out colour questions (default: %(default)s)")
     parser.add_argument("--relations", type=int, default=60, help="held-out position questions (default: %(default)s)")
     parser.set_defaults(run=run)
@@ -45,10 +48,10 @@ def run(args: argparse.Namespace) -> None:
     """Runs every step. Raises InputError where ``--output`` holds a quickstart with other numbers."""
     started = time.monotonic()
     out: Path = args.output
-    counts = {"pictures": args.pictures, "attributes": args.attributes, "relations": args.relations}
+    counts = {"images": args.images, "attributes": args.attributes, "relations": args.relations}
     bf16 = _claim(out, counts)
 
-    _title("1/5  Data: cluttered pictures with objects of 12 to 16 pixels, as LLaVA JSON and as a V* folder")
+    _title("1/5  Data: cluttered images with objects of 12 to 16 pixels, as LLaVA JSON and as a V* folder")
     _make_data(out, args)
 
     numbers = ["--per_device_train_batch_size", "4", "--learning_rate", "6e-4", "--mm_projector_lr", "2e-4"]
@@ -71,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
             *("--output_dir", str(model), *numbers),
         )
 
-    _title(f"4/5  V*-format questions on {args.attributes + args.relations} held-out pictures")
+    _title(f"4/5  V*-format questions on {args.attributes + args.relations} held-out images")
     for name, more in (("single", ()), ("s2", ()), ("text_only", ("--text-only",))):
         model = out / "models" / ("s2" if name == "text_only" else name)
         folders = ("--data", str(out / "data/vstar"), "--output", str(out / "runs" / name))
@@ -99,7 +102,7 @@ def _claim(out: Path, counts: dict[str, int]) -> bool:
     path = out / "quickstart.json"
     if path.exists():
         settings = json.loads(path.read_text())
-        if {name: settings[name] for name in counts} != counts:
+        if {name: settings.get(name) for name in counts} != counts:
             raise InputError(f"{path}: this folder holds a quickstart with other numbers; choose another --output")
         return settings["bf16"]
     bf16 = _bf16_is_faster()
@@ -115,10 +118,10 @@ def _make_data(out: Path, args: argparse.Namespace) -> None:
 
     config = SceneConfig()
     if not (out / "data/train").exists():
-        write_instructions(out / "data/train", args.pictures, config=config)
+        write_instructions(out / "data/train", args.images, config=config)
     if not (out / "data/vstar").exists():
         write_vstar(out / "data/vstar", args.attributes, args.relations, config=config)
-    print(f"{out / 'data/train/train.json'}: {args.pictures} records; {out / 'data/vstar'}: V* folder")
+    print(f"{out / 'data/train/train.json'}: {args.images} records; {out / 'data/vstar'}: V* folder")
 
 
 def _draw_difference(out: Path) -> tuple[Path, str]:

@@ -81,4 +81,6 @@ def test_renamed_flags_are_taken_by_their_old_names_too() -> None:
     serve = build_parser().parse_args(["serve", "--max-pictures", "3", "--picture-cache-mb", "5"])
     assert (serve.max_images, serve.image_cache_mb) == (3, 5)
     assert build_parser().parse_args(["bench", "sweep", "x", "--output", "y", "--pictures", "7"]).images == 7
+    assert build_parser().parse_args(["quickstart", "--pictures", "7"]).images == 7
+    assert build_parser().parse_args(["data", "scenes", "vstar", "x", "--pictures", "7"]).images == 7
     assert "--max-pictures" not in run_python(HELP, "serve", "--help").stdout

@@ -12,7 +12,7 @@ from PIL import Image
 from llava_s2.cli import main
 from llava_s2.model.embedded import default_model
 
-SMALL = ["--pictures", "20", "--attributes", "4", "--relations", "2"]
+SMALL = ["--images", "20", "--attributes", "4", "--relations", "2"]
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -90,5 +90,5 @@ def test_quickstart_fine_tunes_scores_answers_and_continues(
     assert again["results"] == reports["s2"]["results"]
 
     capfd.readouterr()
-    assert main(["quickstart", "--pictures", "21"]) == 2
+    assert main(["quickstart", "--images", "21"]) == 2
     assert "other numbers" in capfd.readouterr().err

@@ -75,7 +75,7 @@ def sweep(settings: list[Setting], output: Path, images: int = 600, tests: int =
     results = Results(output / "sweep.jsonl")
     scored = []
     for setting in tqdm(settings, desc="settings", unit="setting", leave=False):
-        key = {**asdict(setting), "scales": list(setting.scales), "pictures": images, "tests": tests, "seed": seed}
+        key = {**asdict(setting), "scales": list(setting.scales), "images": images, "tests": tests, "seed": seed}
         scored.append(results.get(key) or results.add(key, _score(setting, images, tests, seed)))
     _draw(output / "sweep.png", settings, scored)
     return _table(settings, scored)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from llava_s2.data.scenes import COLORS, Scene, SceneConfig, SceneObject, Split, make_scene
 
 _MOST_OPTIONS = 4
-# Two objects stand beside each other when they are apart by this share of the picture's side.
+# Two objects stand beside each other when they are apart by this share of the image's side.
 _CLEARLY_APART = 1 / 8
 
 
@@ -69,7 +69,7 @@ def relation_questions(scene: Scene, rng: np.random.Generator) -> list[Question]
 
 
 def write_captions(folder: Path, count: int, *, config: SceneConfig, first_seed: int = 0) -> None:
-    """Writes ``count`` pictures and ``train.json``, LLaVA records of one caption each, as stage 1 trains on."""
+    """Writes ``count`` images and ``train.json``, LLaVA records of one caption each, as stage 1 trains on."""
 
     def conversation(scene: Scene, rng: np.random.Generator) -> list[dict[str, str]]:
         return [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": caption(scene)}]
@@ -80,7 +80,7 @@ def write_captions(folder: Path, count: int, *, config: SceneConfig, first_seed:
 def write_instructions(
     folder: Path, count: int, *, config: SceneConfig, first_seed: int = 0, relations: int = 1
 ) -> None:
-    """Writes ``count`` pictures and ``train.json``, LLaVA records of several questions on a picture, as stage 2 trains
+    """Writes ``count`` images and ``train.json``, LLaVA records of several questions on an image, as stage 2 trains
     on: the colour of every object and ``relations`` questions on two of them, in random order."""
 
     def conversation(scene: Scene, rng: np.random.Generator) -> list[dict[str, str]]:
@@ -114,8 +114,8 @@ def _write_llava(
 
 
 def write_vstar(folder: Path, attributes: int, relations: int, *, config: SceneConfig, first_seed: int = 0) -> None:
-    """Writes a V* folder (``direct_attributes/``, ``relative_position/``: a picture and a JSON file a question) of the
-    test split, one question a picture. A picture on which no two objects are clearly apart gets no question of
+    """Writes a V* folder (``direct_attributes/``, ``relative_position/``: an image and a JSON file a question) of the
+    test split, one question an image. An image on which no two objects are clearly apart gets no question of
     position; the next seed's takes its place. Format: the V* benchmark's release."""
 
     def fill(target: Path) -> None:
@@ -148,9 +148,9 @@ def _scenes(
     first_seed: int,
     needs: Callable[[Scene, np.random.Generator], list[Question]] | None = None,
 ) -> Iterator[tuple[int, Scene, np.random.Generator]]:
-    """``count`` pictures from ``first_seed`` on, past those to which ``needs`` has no question."""
+    """``count`` images from ``first_seed`` on, past those to which ``needs`` has no question."""
     seeds = itertools.count(first_seed)
-    for _ in tqdm(range(count), desc=f"drawing {split} pictures", unit="picture"):
+    for _ in tqdm(range(count), desc=f"drawing {split} images", unit="image"):
         scene = make_scene(split, seed := next(seeds), config)
         while needs is not None and not needs(scene, np.random.default_rng(0)):
             scene = make_scene(split, seed := next(seeds), config)

@@ -1,6 +1,6 @@
 """Synthetic V*-like images: cluttered, with small named objects whose colour and position a question can ask for.
 
-Everything follows from a seed. The cells that a picture's objects stand in are its layout; a layout belongs to one
+Everything follows from a seed. The cells that an image's objects stand in are its layout; a layout belongs to one
 split only (by its checksum), so train and test share neither seeds nor layouts. Kinds, colours and cells are drawn
 independently and uniformly: nothing in a question's text tells its answer.
 """
@@ -80,7 +80,7 @@ _BACKGROUNDS = 64
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object: its names, and its box's centre and side in pixels of the picture."""
+    """One object: its names, and its box's centre and side in pixels of the image."""
 
     kind: str
     color: str
@@ -96,7 +96,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture (RGB, square) and the objects on it, no kind twice, from left to right."""
+    """An image (RGB, square) and the objects on it, no kind twice, from left to right."""
 
     image: Image.Image
     objects: tuple[SceneObject, ...]
@@ -104,13 +104,13 @@ class Scene:
 
 @dataclass(frozen=True)
 class SceneConfig:
-    """What pictures look like; sizes in pixels.
+    """What images look like; sizes in pixels.
 
     Args:
-        side: side of the square picture.
+        side: side of the square image.
         object_side: smallest and largest side of an object.
         objects: smallest and largest number of objects.
-        cells: the picture is a grid of cells x cells places, one object a place. 8 does not fit the 7 x 7 visual
+        cells: the image is a grid of cells x cells places, one object a place. 8 does not fit the 7 x 7 visual
             tokens of the embedded default, so objects lie across tokens as they do in photographs.
         clutter: number of meaningless strokes and blots a 112 x 112 area.
     """
@@ -129,7 +129,7 @@ class SceneConfig:
                 f"of {cell} px ({self.side} px in {self.cells} places)"
             )
         if not 2 <= self.objects[0] <= self.objects[1] <= most:
-            raise ValueError(f"{self.objects[0]} to {self.objects[1]} objects a picture: must be 2 to {most}")
+            raise ValueError(f"{self.objects[0]} to {self.objects[1]} objects an image: must be 2 to {most}")
 
 
 def split_of_layout(cells: Sequence[int]) -> Split:
@@ -138,7 +138,7 @@ def split_of_layout(cells: Sequence[int]) -> Split:
 
 
 def make_scene(split: Split, seed: int, config: SceneConfig = SceneConfig()) -> Scene:
-    """Draws the picture with this split and seed; the same arguments give the same pixels."""
+    """Draws the image with this split and seed; the same arguments give the same pixels."""
     rng = np.random.default_rng([("train", "test").index(split), seed])
     count = int(rng.integers(config.objects[0], config.objects[1] + 1))
     cells = rng.choice(config.cells**2, size=count, replace=False)

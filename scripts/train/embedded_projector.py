@@ -3,7 +3,7 @@
     python scripts/train/embedded_projector.py --scales 112,224,336 --words playground/checkpoints/words.safetensors \\
         --output llava_s2/model/embedded/projector_s2.safetensors
 
-Every visual token of a drawn picture is matched (mean squared error) to the vectors that embedded_words.py found,
+Every visual token of a drawn image is matched (mean squared error) to the vectors that embedded_words.py found,
 blended by the share of each object that the token covers. No language model is run, so minutes do what hours of stage 1
 on captions alone would. Both projectors get the same images, targets and steps.
 """
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--scales", required=True, help="112 or 112,224,336")
     parser.add_argument("--output", type=Path, required=True, help="file to write")
     parser.add_argument("--words", type=Path, required=True, help="what embedded_words.py wrote")
-    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--epochs", type=int, default=12)
     args = parser.parse_args()
 
@@ -67,7 +67,7 @@ def main() -> None:
     kinds = dict(zip(KINDS, words["kinds"], strict=True))
     nothing = words["nothing"]
     features, targets, weights = [], [], []
-    for seed in tqdm(range(args.pictures), desc="pictures", unit="picture"):
+    for seed in tqdm(range(args.images), desc="images", unit="image"):
         scene = make_scene("train", 500_000 + seed, CONFIG)
         pixels = processor.image_processor(scene.image, return_tensors="pt")["pixel_values"]
         with torch.no_grad():

@@ -2,7 +2,7 @@
 
     python scripts/train/embedded_words.py --output playground/checkpoints/words.safetensors
 
-The frozen model is asked for the colour of one of the objects in a list of made-up visual tokens (no pictures): a token
+The frozen model is asked for the colour of one of the objects in a list of made-up visual tokens (no images): a token
 is the sum of a colour's and a kind's vector, or the vector of nothing, with noise. Only these vectors are trained, from
 the words' own embeddings (prompt tuning). ``embedded_projector.py`` then teaches the projectors of both models to write
 them.

@@ -29,7 +29,7 @@ def test_the_same_seed_gives_the_same_pixels_and_another_gives_others() -> None:
     assert not np.array_equal(np.asarray(first.image), np.asarray(other.image))
 
 
-def test_the_picture_shows_every_object_in_its_color_where_it_is_said_to_be() -> None:
+def test_the_image_shows_every_object_in_its_color_where_it_is_said_to_be() -> None:
     checked = 0
     for seed in range(60):
         scene = make_scene("test", seed)
@@ -112,7 +112,7 @@ def test_vstar_folder_has_the_official_layout(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["captions", "instructions"])
 def test_the_command_writes_llava_records(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "made"
-    assert main(["data", "scenes", kind, str(folder), "--pictures", "3", "--object-side", "20", "24"]) == 0
+    assert main(["data", "scenes", kind, str(folder), "--images", "3", "--object-side", "20", "24"]) == 0
     records = json.loads((folder / "train.json").read_text())
     assert len(records) == 3
     for record in records:
@@ -123,7 +123,7 @@ def test_the_command_writes_llava_records(kind: str, tmp_path: Path, capsys: pyt
     assert "is there already" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flags", [["--object-side", "50", "60"], ["--objects", "1", "2"], ["--pictures", "0"]])
+@pytest.mark.parametrize("flags", [["--object-side", "50", "60"], ["--objects", "1", "2"], ["--images", "0"]])
 def test_impossible_scenes_are_refused(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "scenes", "vstar", str(tmp_path / "v"), *flags]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
@@ -131,7 +131,7 @@ def test_impossible_scenes_are_refused(flags: list[str], tmp_path: Path, capsys:
 
 
 def test_every_question_of_position_is_drawn_even_if_two_objects_stand_close(tmp_path: Path) -> None:
-    command = ["data", "scenes", "vstar", str(tmp_path / "v"), "--objects", "2", "2", "--pictures", "60"]
+    command = ["data", "scenes", "vstar", str(tmp_path / "v"), "--objects", "2", "2", "--images", "60"]
     assert main([*command, "--side", "64", "--object-side", "4", "5"]) == 0
     config = SceneConfig(64, (4, 5), (2, 2))
     names = sorted(path.stem for path in (tmp_path / "v" / "relative_position").glob("*.json"))

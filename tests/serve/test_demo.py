@@ -39,7 +39,7 @@ def model(loaded):
     return Model("tiny", *loaded)
 
 
-def picture(number=0):
+def image(number=0):
     return open_image(GOLDEN / CASES[number]["image"])
 
 
@@ -50,8 +50,8 @@ def answered(session, model):
 def test_a_session_answers_as_a_chat_does(model, tmp_path):
     session, chat = Session(), Chat(model.model, model.processor, GREEDY)
     for number, question in ((0, "What?"), (1, "And here?")):
-        add_image(session, picture(number), tmp_path)
-        chat.add_image(picture(number))
+        add_image(session, image(number), tmp_path)
+        chat.add_image(image(number))
         session.begin(question)
         list(chat.ask(question))
         assert answered(session, model) == chat.reply.text
@@ -64,7 +64,7 @@ def test_a_session_answers_as_a_chat_does(model, tmp_path):
 
 def test_a_question_put_again_sees_what_it_saw(model, tmp_path):
     session = Session()
-    add_image(session, picture(), tmp_path)
+    add_image(session, image(), tmp_path)
     session.begin("What?")
     first = answered(session, model)
     session.begin("And?")
@@ -76,9 +76,9 @@ def test_a_question_put_again_sees_what_it_saw(model, tmp_path):
     assert (answered(session, model), len(session.turns)) == (first, 1)
 
 
-def test_a_stopped_answer_ends_and_its_pictures_are_shown_again(model, tmp_path):
+def test_a_stopped_answer_ends_and_its_images_are_shown_again(model, tmp_path):
     session = Session()
-    add_image(session, picture(), tmp_path)
+    add_image(session, image(), tmp_path)
     session.begin("What?")
     session.stop()
     assert answered(session, model) == ""
@@ -119,7 +119,7 @@ def test_the_gallery_and_the_session_agree(tmp_path):
     assert not sync(session, [held[1].thumbnail], tmp_path) and session.images == held[1:]
     with pytest.raises(InputError, match="remove one"):
         for _ in range(MOST_IMAGES):
-            add_image(session, picture(), tmp_path)
+            add_image(session, image(), tmp_path)
 
 
 def test_addresses_of_this_machine_are_not_fetched():
@@ -131,7 +131,7 @@ def test_addresses_of_this_machine_are_not_fetched():
 def test_the_pyramid_holds_the_pixels_that_the_tower_gets(model):
     seen = []
     hook = model.model.model.vision_tower.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    pixels = model.processor.image_processor([picture()], return_tensors="pt")["pixel_values"]
+    pixels = model.processor.image_processor([image()], return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
         model.model.model.vision_tower(pixels)
     hook.remove()
@@ -139,14 +139,14 @@ def test_the_pyramid_holds_the_pixels_that_the_tower_gets(model):
     prepared = model.processor.image_processor
     mean, std = (np.array(values)[:, None, None] for values in (prepared.image_mean, prepared.image_std))
     shown = []
-    for level in pyramid(picture(), Sight.of(model.model, model.processor), model.processor):
+    for level in pyramid(image(), Sight.of(model.model, model.processor), model.processor):
         side = level.side // level.tiles
         for row in range(level.tiles):
             for column in range(level.tiles):
                 box = (column * side, row * side, (column + 1) * side, (row + 1) * side)
                 shown.append((np.asarray(level.image.crop(box)).transpose(2, 0, 1) / 255 - mean) / std)
     assert len(shown) == len(tiles)
-    # Within a step of 8 bits where the resize stayed in range; it overshoots 0 … 1 at edges, which no picture can show.
+    # Within a step of 8 bits where the resize stayed in range; it overshoots 0 … 1 at edges, which no image can show.
     exact = np.abs(np.stack(shown) - tiles.numpy()) <= 0.51 / 255 / std + 1e-4
     inside = (tiles.numpy() * std + mean >= 0) & (tiles.numpy() * std + mean <= 1)
     assert exact[inside].all() and inside.mean() > 0.5
@@ -155,7 +155,7 @@ def test_the_pyramid_holds_the_pixels_that_the_tower_gets(model):
 @pytest.mark.parametrize(
     ("size", "at"), [((900, 300), (0.75, 0.5)), ((300, 900), (0.5, 0.25)), ((600, 600), (0.1, 0.9))]
 )
-def test_a_spot_is_the_same_place_at_every_scale_and_in_the_picture(model, size, at):
+def test_a_spot_is_the_same_place_at_every_scale_and_in_the_image(model, size, at):
     width, height = size
     square = max(size)
     x, y = at[0] * square - (square - width) / 2, at[1] * square - (square - height) / 2
@@ -183,7 +183,7 @@ def test_borders_stand_between_tiles(model):
 
 def test_probabilities_are_those_of_whole_answers(model):
     options = ["red", "a much longer answer", "blue"]
-    weights = {weight.option: weight for weight in weigh(model, [picture()], "What?", options)}
+    weights = {weight.option: weight for weight in weigh(model, [image()], "What?", options)}
     totals, means = [], []
     for option in options:
         messages = [user_message("What?", 1), assistant_message(option)]
@@ -191,7 +191,7 @@ def test_probabilities_are_those_of_whole_answers(model):
             model.processor.apply_chat_template(part, tokenize=False, add_generation_prompt=len(part) == 1)
             for part in (messages, messages[:1])
         ]
-        whole, prompt = (model.processor(text=text, images=picture(), return_tensors="pt") for text in texts)
+        whole, prompt = (model.processor(text=text, images=image(), return_tensors="pt") for text in texts)
         start = prompt["input_ids"].shape[1]
         with torch.inference_mode():
             logits = model.model(**whole).logits[0].float()
@@ -213,11 +213,11 @@ def test_options_that_cannot_be_weighed(text):
         parse_options(text)
 
 
-def test_examples_are_large_pictures_with_their_answers():
+def test_examples_are_large_images_with_their_answers():
     shown = examples()
     assert len({example.question for example in shown}) > 1
     for example in shown:
-        assert min(example.picture.size) >= 1008 and len(set(example.options)) == len(example.options) >= 2
+        assert min(example.image.size) >= 1008 and len(set(example.options)) == len(example.options) >= 2
 
 
 @contextlib.contextmanager

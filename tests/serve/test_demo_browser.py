@@ -76,7 +76,7 @@ def test_the_page_opens_on_an_example_with_its_truth_and_a_reload_keeps_the_chat
     with page.context.expect_page() as opened:
         page.locator("#full-size a").click()
     size = opened.value.evaluate("[document.images[0].naturalWidth, document.images[0].naturalHeight]")
-    assert tuple(size) == example.picture.size
+    assert tuple(size) == example.image.size
     opened.value.close()
     visit.ask("What?")
     visit.wait_until_answered()
@@ -93,7 +93,7 @@ def test_the_page_opens_on_an_example_with_its_truth_and_a_reload_keeps_the_chat
     visit.trouble.clear()  # of the streams that the reload cut
 
 
-def test_a_picture_of_the_visitors_own_replaces_the_example(browser, demo):
+def test_an_image_of_the_visitors_own_replaces_the_example(browser, demo):
     visit = Visit(browser, demo.url, opening=True)
     visit.upload(PICTURE)
     expect(visit.truth).to_be_hidden()
@@ -193,7 +193,7 @@ def test_an_answer_streams_and_can_be_stopped(visit):
     expect(visit.page.locator("#stop")).to_be_hidden()
 
 
-def test_several_pictures(visit, tmp_path):
+def test_several_images(visit, tmp_path):
     Image.new("RGB", (60, 40), "red").save(tmp_path / "b.png")
     visit.upload(PICTURE, tmp_path / "b.png")
     expect(visit.thumbnails()).to_have_count(2)
@@ -239,9 +239,9 @@ def test_likelihood(visit):
 def test_what_the_model_sees(visit, loaded, tmp_path):
     tower = loaded[0].config.vision_config
     side = 4 * tower.scales[-1]
-    picture = Image.new("RGB", (side, side), "black")
-    picture.paste("white", (side // 2, 0, side, side // 2))  # the quarter at the upper right
-    picture.save(tmp_path / "quarters.png")
+    image = Image.new("RGB", (side, side), "black")
+    image.paste("white", (side // 2, 0, side, side // 2))  # the quarter at the upper right
+    image.save(tmp_path / "quarters.png")
     visit.upload(tmp_path / "quarters.png")
     expect(visit.thumbnails()).to_have_count(1)
     visit.tab("What the model sees")
@@ -322,7 +322,7 @@ def told(visit, message):
     expect(toast).to_have_count(0)
 
 
-def test_files_that_are_no_pictures_are_told_and_left_out(visit):
+def test_files_that_are_no_images_are_told_and_left_out(visit):
     name = "<img src=x onerror=window.stung=1>.png"
     for kind in ("text", "svg", "50,000 pixels wide", "cut PNG", "wide JPEG"):
         make, message = HOSTILE[kind]

@@ -293,7 +293,7 @@ def test_a_single_scale_llava_is_widened(data, tmp_path):
 
 
 def test_widened_from_a_single_scale_llava_the_first_loss_is_its_own(data, tmp_path):
-    """On square pictures of one colour both models see the same pixels at scale 1, whatever resamples them."""
+    """On square images of one colour both models see the same pixels at scale 1, whatever resamples them."""
     records = []
     for number, (name, colour) in enumerate(COLOURS.items()):
         Image.new("RGB", (40 + 9 * number,) * 2, colour).save(tmp_path / f"{name}.png")
@@ -447,29 +447,29 @@ def test_a_language_model_that_mixes_packed_examples_is_refused(data, tmp_path, 
     assert "does not keep packed examples apart" in capsys.readouterr().err
 
 
-def test_stored_features_train_as_pictures_do(data, pretrained, tmp_path, monkeypatch):
+def test_stored_features_train_as_images_do(data, pretrained, tmp_path, monkeypatch):
     """Equal losses; the tower runs once an image; a second run computes nothing, one with other pixels anew."""
     store = tmp_path / "features"
     flags = [*FINETUNE, "--pretrain_mm_mlp_adapter", pretrained[0], "--lora_dropout", 0, "--save_strategy", "no"]
     flags = ["finetune", *START, *flags, "--data_path", data / "mix.jsonl", "--image_folder", data, "--output_dir"]
-    with_pictures = run([], *flags, tmp_path / "pictures")
+    with_images = run([], *flags, tmp_path / "images")
     cached = run([], *flags, tmp_path / "cached", "--cache_tower_features", store)
-    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "pictures"), abs=1e-5)
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "images"), abs=1e-5)
     files = sorted(store.rglob("*"))
     names = [file.name for file in files if file.is_file()]
     assert len(names) == 10 and all(name.endswith(".safetensors") for name in names)  # two records share an image
-    assert logits(load_pretrained(tmp_path / "cached", dtype="float32")[0], with_pictures).allclose(
-        logits(with_pictures.model, with_pictures), atol=1e-4
+    assert logits(load_pretrained(tmp_path / "cached", dtype="float32")[0], with_images).allclose(
+        logits(with_images.model, with_images), atol=1e-4
     )
     times = [file.stat().st_mtime_ns for file in files]
     item = cached.train_dataset[14]
     assert item["pixel_values"].shape == (2, 16, 96)
     run([], *flags, tmp_path / "again", "--cache_tower_features", store, "--packing", "True")
-    assert losses(tmp_path / "again") == pytest.approx(losses(tmp_path / "pictures"), abs=1e-5)
+    assert losses(tmp_path / "again") == pytest.approx(losses(tmp_path / "images"), abs=1e-5)
     assert [file.stat().st_mtime_ns for file in sorted(store.rglob("*"))] == times
     more = ["--image_aspect_ratio", "resize", "--max_steps", 1]
     run([], *flags, tmp_path / "stretched", "--cache_tower_features", store, *more)
-    assert len(list(store.rglob("*.safetensors"))) == 14  # stretched, all pictures of a colour are one
+    assert len(list(store.rglob("*.safetensors"))) == 14  # stretched, all images of a colour are one
 
 
 def test_stored_features_have_a_limit(data, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Pictures to try the page with, drawn when it starts: small objects on large pictures, as the method is for."""
+"""Images to try the page with, drawn when it starts: small objects on large images, as the method is for."""
 
 from dataclasses import dataclass
 
@@ -11,21 +11,21 @@ from llava_s2.data.scenes import SceneConfig, make_scene
 ABOUT = "This small one was trained on drawn scenes: it knows coloured shapes, where they are, and little else."
 """What the shipped model can do, for the page's first line."""
 
-# Of pictures whose question the shipped model answers right.
+# Of images whose question the shipped model answers right.
 _SEEDS = (10_003, 10_004, 10_001)
 
 
 @dataclass(frozen=True)
 class Example:
-    """A picture, a question about it and possible answers, the true one first."""
+    """An image, a question about it and possible answers, the true one first."""
 
-    picture: Image.Image
+    image: Image.Image
     question: str
     options: tuple[str, ...]
 
 
 def examples() -> list[Example]:
-    """A few pictures of the held-out split, 1008 pixels wide with objects of 36 to 48 pixels."""
+    """A few images of the held-out split, 1008 pixels wide with objects of 36 to 48 pixels."""
     config = SceneConfig(side=1008, object_side=(36, 48))
     shown = []
     for seed in _SEEDS:

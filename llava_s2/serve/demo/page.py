@@ -82,7 +82,7 @@ def build_page(
                     elem_id="address",
                 )
                 shown = gr.Gallery(
-                    [(example.picture, example.question) for example in examples],
+                    [(example.image, example.question) for example in examples],
                     label="Examples",
                     columns=3,
                     height="auto",
@@ -122,7 +122,7 @@ def build_page(
             example = examples[number]
             state.clear()
             state.images = []
-            add_image(state, example.picture, folder, is_example=True)
+            add_image(state, example.image, folder, is_example=True)
             asked = {"text": example.question, "files": []}
             told = show.truth(example.question, example.options[0])
             listed = "\n".join(sorted(example.options))
