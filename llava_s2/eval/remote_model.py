@@ -122,18 +122,19 @@ class RemoteModel:
             asked = _user(*pair)
             replied = self._prompt([asked, {"role": "assistant", "content": option}], opens=False)
             start = len(self._prompt([asked], opens=True))
-            counted = replied[start:]
-            if not counted or any(entry is None for entry in counted):
+            counted = _reply(replied[start:], option)
+            if not counted or any(logprob is None for _, logprob in counted):
                 raise InputError(f"{self._url}: its log-probabilities do not cover the option {option!r}")
-            return -sum(counted) / len(counted)
+            return -sum(logprob for _, logprob in counted) / len(counted)
 
         pairs = [(pair, option) for pair in batch for option in pair[0].options]
         with ThreadPoolExecutor(self._concurrency) as pool:
             losses = iter(list(pool.map(lambda item: loss(*item), pairs)))
         return [{"losses": [next(losses) for _ in sample.options]} for sample, _ in batch]
 
-    def _prompt(self, messages: list[dict[str, Any]], *, opens: bool) -> list[Any]:
-        """Log-probability of each token of a prompt, of the first none; ``opens``: up to where the assistant begins."""
+    def _prompt(self, messages: list[dict[str, Any]], *, opens: bool) -> list[tuple[str, Any]]:
+        """Each token of a prompt with its log-probability, of the first none; ``opens``: up to where the assistant
+        begins."""
         extra = {"prompt_logprobs": 0, "add_generation_prompt": opens, "continue_final_message": False}
         try:
             _, completion = self._chat(messages, 1, extra)
@@ -142,7 +143,8 @@ class RemoteModel:
         told = (completion.model_extra or {}).get("prompt_logprobs")
         if not isinstance(told, list):
             raise InputError(f"{self._url}: gives no prompt_logprobs, which likelihood takes; use --scoring generate")
-        return [next(iter(entry.values()))["logprob"] if entry else None for entry in told]
+        tokens = [next(iter(entry.values())) if entry else {} for entry in told]
+        return [(token.get("decoded_token") or "", token.get("logprob")) for token in tokens]
 
     def _chat(
         self, messages: list[dict[str, Any]], max_tokens: int, extra: dict[str, Any] | None = None
@@ -176,6 +178,18 @@ class RemoteModel:
 
 class _Refused(InputError):
     """The server takes requests, but not this one."""
+
+
+def _reply(tokens: list[tuple[str, Any]], option: str) -> list[tuple[str, Any]]:
+    """The reply's tokens up to the one that ends its turn, as training counts them.
+
+    A template may set a line's end behind that, which the reply's losses would be diluted by.
+    """
+    end = len(tokens)
+    while end and tokens[end - 1][0].isspace():
+        end -= 1
+    ends_in_space = end and option.rstrip().endswith(tokens[end - 1][0].strip())  # no token ends turns but space
+    return tokens[: end + 1] if ends_in_space else tokens[:end]
 
 
 def _line(told: object) -> str:

@@ -18,6 +18,7 @@ class Handler(BaseHTTPRequestHandler):
     """Answers B; gives a prompt's words log-probabilities of minus their number of letters."""
 
     seen: list[dict] = []  # noqa: RUF012
+    behind_turns: tuple[str, ...] = ()
     gives_logprobs = True
     lists_models = True
     reply = staticmethod(lambda body: {"content": " B\n"})  # a message; its finish_reason beside; or (status, words)
@@ -46,8 +47,9 @@ class Handler(BaseHTTPRequestHandler):
                     else [{"type": "text", "text": turn["content"]}]
                 )
                 words += [word for part in parts if part["type"] == "text" for word in part["text"].split()]
-                words.append(turn["role"][0])
-            answer["prompt_logprobs"] = [None, *({"7": {"logprob": -float(len(word))}} for word in words[1:])]
+                words += [turn["role"][0], *self.behind_turns]
+            entries = [{"7": {"logprob": -float(len(word)), "decoded_token": word}} for word in words[1:]]
+            answer["prompt_logprobs"] = [None, *entries]
         self.send(answer)
 
     def send(self, value, status=200):
@@ -115,7 +117,9 @@ def test_a_file_is_sent_as_it_is_unless_the_server_would_see_another_image(turne
     assert sent.convert("RGB").tobytes() == shown.tobytes() and sent.getexif().get(0x0112, 1) == 1
 
 
-def test_likelihood_is_the_mean_over_the_reply(tmp_path, url):
+@pytest.mark.parametrize("behind", [(), ("\n",), ("\n", " ")])
+def test_likelihood_is_the_mean_over_the_reply(tmp_path, url, monkeypatch, behind):
+    monkeypatch.setattr(Handler, "behind_turns", behind)  # ChatML sets a line's end behind what ends a turn
     assert evaluate(tmp_path, url) == 0
     for record in records(tmp_path):
         # The words of the option, and the end of the turn, which stands where the question's own prompt has none.
