@@ -47,9 +47,10 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     convert.add_argument("dst", metavar="DST", help="folder to write; it appears when it is whole")
     convert.add_argument(
         "--to",
-        choices=("native", "llava", "hf"),
+        choices=("native", "llava", "hf", "lora"),
         default="native",
-        help="native: this project's; llava: the original code's; hf: stock transformers' (default: %(default)s)",
+        help="native: this project's; llava: the original code's; hf: stock transformers'; lora: of an adapter, the "
+        "language model's LoRA alone, as vLLM takes it (default: %(default)s)",
     )
     convert.add_argument("--base", metavar="B", help="model under an adapter; for llava, where the tokenizer files are")
     convert.add_argument(

@@ -17,6 +17,7 @@ from llava_s2.formats.llava_reader import read_llava
 from llava_s2.formats.llava_source import SourceMetadata
 from llava_s2.formats.llava_writer import write_llava
 from llava_s2.formats.load import load_pretrained
+from llava_s2.formats.lora_alone import write_lora_alone
 from llava_s2.formats.names import full_name, tower_place
 from llava_s2.formats.native import read_native, with_tower, write_native
 from llava_s2.model.assemble import torch_dtype
@@ -26,7 +27,7 @@ from llava_s2.s2 import S2VisionConfig
 from llava_s2.towers.load_tower import load_vision_backbone, load_vision_config
 from llava_s2.weight_files import find_file
 
-Form = Literal["native", "llava", "hf"]
+Form = Literal["native", "llava", "hf", "lora"]
 
 
 def convert(
@@ -46,7 +47,8 @@ def convert(
         src: as ``load_pretrained`` takes it. An adapter is merged, for which the model is loaded whole.
         dst: the new folder; must not exist, or be empty. It appears when it is whole.
         to: "native", this project's own: loads here as it is, elsewhere with ``trust_remote_code=True``. "llava", the
-            original LLaVA's. "hf", stock transformers' single-scale LLaVA.
+            original LLaVA's. "hf", stock transformers' single-scale LLaVA. "lora", see `write_lora_alone`, for which
+            ``base`` is the only other argument.
         base: what lies under an adapter or projector; for "llava", also where the tokenizer's files are, if ``src``
             does not have them.
         vision_tower, replace_vision_tower: as ``load_pretrained`` takes them.
@@ -58,8 +60,13 @@ def convert(
     Raises:
         InputError: ``src`` cannot be read or has no such form, ``dst`` holds something, or the disk is full.
     """
+    if to == "lora":
+        if vision_tower is not None or dtype != "auto" or template is not None:
+            raise InputError("--to lora: writes the adapter's LoRA as it is; leave all but --base out")
+        write_lora_alone(src, dst, base)
+        return
     if to not in ("native", "llava", "hf"):
-        raise InputError(f"--to {to}: not known; use native, llava or hf")
+        raise InputError(f"--to {to}: not known; use native, llava, hf or lora")
     checkpoint = identify(src)
     name = checkpoint.name
     tower = None if vision_tower is None else resolve_vision_tower(vision_tower)

@@ -219,3 +219,44 @@ def test_inspect_tells_of_an_adapter_by_its_base(base, trained, tmp_path, capsys
     (lost / "adapter_config.json").write_text(json.dumps(settings))
     assert main(["inspect", str(lost)]) == 1
     assert "/is/gone" in capsys.readouterr().out
+
+
+def test_the_lora_alone_is_the_same_model_on_its_base(base, trained, golden, tmp_path):
+    folder, adapted = trained
+    assert main(["convert", str(folder), str(tmp_path / "lora"), "--to", "lora"]) == 0
+    stored = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    assert stored and all(".language_model." in name and ".lora_" in name for name in stored)
+    assert json.loads((tmp_path / "lora" / "adapter_config.json").read_text())["modules_to_save"] is None
+    model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
+    alone = PeftModel.from_pretrained(model, tmp_path / "lora").eval()
+    processor = AutoProcessor.from_pretrained(base)
+    assert np.abs(all_logits(alone, processor, golden) - all_logits(adapted, processor, golden)).max() == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("multi_modal_projector.linear_1.weight", "holds projector.linear_1.weight"),
+        ("vision_tower.backbone.encoder.layers.0.self_attn.q_proj.lora_A.weight", "q_proj.lora_A.weight"),
+    ],
+)
+def test_an_adapter_of_more_than_the_language_model_is_not_written_as_lora_alone(trained, tmp_path, capsys, key, told):
+    folder, _ = trained
+    tensors = load_file(folder / "adapter_model.safetensors")
+    name = f"base_model.model.model.{key}"
+    tensors[name] = tensors.get(name, torch.zeros(4, 32)) + 0.5
+    other = changed(folder, tmp_path / "other", tensors)
+    assert main(["convert", str(other), str(tmp_path / "lora"), "--to", "lora"]) == 2
+    error = capsys.readouterr().err
+    assert told in error and "llava-s2 merge" in error and not (tmp_path / "lora").exists()
+
+
+def test_the_lora_alone_wants_its_own_base(base, trained, tmp_path, capsys):
+    folder, _ = trained
+    for wrong, told in ((VICUNA, "a full checkpoint"), (LORA, "a full checkpoint")):
+        assert main(["convert", str(folder), str(tmp_path / "lora"), "--to", "lora", "--base", str(wrong)]) == 2
+        assert told in capsys.readouterr().err
+    assert main(["convert", str(base), str(tmp_path / "lora"), "--to", "lora"]) == 2
+    assert "takes a PEFT adapter" in capsys.readouterr().err
+    assert main(["convert", str(folder), str(tmp_path / "lora"), "--to", "lora", "--dtype", "float16"]) == 2
+    assert "leave all but --base out" in capsys.readouterr().err

@@ -3,7 +3,8 @@
     python tests/serve/vllm_answers.py reference FOLDER        # in the project's environment
     vllm-env/bin/python tests/serve/vllm_answers.py compare FOLDER [VLLM FLAGS …]
 
-The first writes the embedded default as a full checkpoint with its answers; the second serves it and asks.
+The first writes the embedded default as a full checkpoint, and a random LoRA over it, with the answers of both; the
+second serves them and asks.
 """
 
 import base64
@@ -15,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 QUESTIONS = [
     ("What is the color of the circle?", [0]),
@@ -29,8 +31,11 @@ PORT = 18_123
 
 
 def write_reference(folder: Path) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
     from PIL import Image, ImageDraw
 
+    from llava_s2.formats.convert import convert
     from llava_s2.formats.load import load_pretrained
     from llava_s2.model.embedded import shipped_model
     from llava_s2.model.inference import encode_prompts, token_arguments, user_message
@@ -49,37 +54,58 @@ def write_reference(folder: Path) -> None:
         model = model.merge_and_unload()
     model.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
-    answers = []
-    for text, shown in QUESTIONS:
-        inputs = encode_prompts(processor, [[user_message(text, len(shown))]], [images[number] for number in shown])
-        output = model.generate(
-            **inputs, do_sample=False, max_new_tokens=NEW_TOKENS, **token_arguments(model, processor)
-        )[0, inputs["input_ids"].shape[1] :]
-        answers.append(processor.decode(output, skip_special_tokens=True).strip())
-    (folder / "answers.json").write_text(json.dumps(answers))
+
+    def answers(model: Any, processor: Any) -> list[str]:
+        found = []
+        for text, shown in QUESTIONS:
+            inputs = encode_prompts(processor, [[user_message(text, len(shown))]], [images[number] for number in shown])
+            output = model.generate(
+                **inputs, do_sample=False, max_new_tokens=NEW_TOKENS, **token_arguments(model, processor)
+            )[0, inputs["input_ids"].shape[1] :]
+            found.append(processor.decode(output, skip_special_tokens=True).strip())
+        return found
+
+    without = answers(model, processor)
+    torch.manual_seed(0)
+    settings = LoraConfig(
+        r=4, lora_alpha=32, target_modules=r".*language_model.*(q|v)_proj", modules_to_save=["multi_modal_projector"]
+    )
+    adapted = get_peft_model(load_pretrained(folder / "model", dtype="float32")[0], settings)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    adapted.save_pretrained(str(folder / "adapter"))
+    convert(folder / "adapter", folder / "lora", "lora")
+    told = {"model": without, "lora": answers(*load_pretrained(folder / "adapter", dtype="float32"))}
+    assert told["model"] != told["lora"]
+    (folder / "answers.json").write_text(json.dumps(told))
 
 
 def compare(folder: Path, flags: list[str]) -> bool:
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--port", str(PORT)]
     command += ["--model", str(folder / "model"), "--model-impl", "transformers", "--dtype", "float32"]
     command += ["--chat-template-content-format", "openai", "--limit-mm-per-prompt", '{"image": 3}']
-    command += ["--max-model-len", "2048", "--enforce-eager", *flags]
+    command += ["--max-model-len", "2048", "--enforce-eager", "--served-model-name", "model"]
+    command += ["--enable-lora", "--lora-modules", f"lora={folder / 'lora'}", *flags]
     defaults = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
     server = subprocess.Popen(command, env={**defaults, **os.environ})
     try:
         _wait_until_healthy(server)
         right = 0
         expected = json.loads((folder / "answers.json").read_text())
-        for (text, shown), answer in zip(QUESTIONS, expected, strict=True):
-            for stream in (False, True):
-                got = _ask(folder, text, shown, stream)
-                right += got == answer
-                print(f"{'same' if got == answer else 'DIFFERENT'}{' (stream)' * stream}: {got!r}", flush=True)
+        for model, answers in expected.items():
+            for (text, shown), answer in zip(QUESTIONS, answers, strict=True):
+                for stream in (False, True):
+                    got = _ask(folder, model, text, shown, stream)
+                    right += got == answer
+                    verdict = "same" if got == answer else "DIFFERENT"
+                    print(f"{verdict} ({model}{', stream' * stream}): {got!r}", flush=True)
     finally:
         server.terminate()
         server.wait(60)
-    print(f"{right} of {2 * len(QUESTIONS)} answers equal those of generate")
-    return right == 2 * len(QUESTIONS)
+    asked = 2 * len(QUESTIONS) * len(expected)
+    print(f"{right} of {asked} answers equal those of generate")
+    return right == asked
 
 
 def _wait_until_healthy(server: subprocess.Popen, seconds: float = 900) -> None:
@@ -95,13 +121,18 @@ def _wait_until_healthy(server: subprocess.Popen, seconds: float = 900) -> None:
     raise SystemExit("vLLM did not get ready")
 
 
-def _ask(folder: Path, text: str, shown: list[int], stream: bool) -> str:
+def _ask(folder: Path, model: str, text: str, shown: list[int], stream: bool) -> str:
     urls = [
         "data:image/png;base64," + base64.b64encode((folder / f"{number}.png").read_bytes()).decode()
         for number in shown
     ]
     content = [{"type": "image_url", "image_url": {"url": url}} for url in urls] + [{"type": "text", "text": text}]
-    body = {"messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": NEW_TOKENS}
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": content}],
+        "temperature": 0,
+        "max_tokens": NEW_TOKENS,
+    }
     request = urllib.request.Request(
         f"http://127.0.0.1:{PORT}/v1/chat/completions",
         json.dumps({**body, "stream": stream}).encode(),
