@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import zipfile
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from transformers import TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
@@ -87,7 +89,16 @@ _STATE = {
 }
 
 
+_WEIGHTS = ("adapter_model.*", "model*.safetensors", "pytorch_model*", "global_step*")
+
+
 def _check_state(checkpoint: Path) -> None:
+    way_out = "delete this checkpoint to go on from the one before, or start anew with --overwrite_output_dir"
+    if not any(any(checkpoint.glob(pattern)) for pattern in _WEIGHTS):
+        raise InputError(f"{checkpoint}: there are no weights in it, so the run cannot go on; {way_out}")
+    for file in sorted(checkpoint.iterdir()):
+        if not _is_readable(file):
+            raise InputError(f"{file}: damaged or cut off, so the run cannot go on; {way_out}")
     for what, patterns in _STATE.items():
         if not any(any(checkpoint.glob(pattern)) for pattern in patterns):
             raise InputError(
@@ -95,6 +106,19 @@ def _check_state(checkpoint: Path) -> None:
                 "cannot go on; start anew with --overwrite_output_dir, or from it in another --output_dir with "
                 f"--model_name_or_path {checkpoint}"
             )
+
+
+def _is_readable(file: Path) -> bool:
+    """Whether a file of tensors is whole, by what tells where they are: at its end, or its beginning and its size."""
+    if file.suffix in (".pt", ".pth"):
+        return zipfile.is_zipfile(file)
+    if file.suffix == ".safetensors":
+        try:
+            with safe_open(file, "pt"):
+                return True
+        except SafetensorError:
+            return False
+    return True
 
 
 def optimizer_shards(checkpoint: Path) -> int:

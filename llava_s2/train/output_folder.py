@@ -178,11 +178,14 @@ def _remove_run(output_dir: Path) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); --overwrite_output_dir starts anew") from None
+    if not isinstance(record, dict) or not isinstance(record.get("fingerprint"), dict):
+        raise InputError(f"{path}: not the record of a run; --overwrite_output_dir starts anew")
+    return record
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
@@ -196,7 +199,10 @@ def _lock(path: Path) -> int:
     A POSIX lock: it ends with the process that took it, whatever children (DataLoader workers) live on, and works over
     NFS. The file names the holder; it is removed while it is locked, so one that is locked must still be in its place.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output_dir {path.parent}: cannot be made ({error.strerror})") from None
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:

@@ -142,6 +142,27 @@ def test_a_checkpoint_without_its_state_does_not_go_on(again, missing):
     assert "is not in it (--save_only_model leaves it out), so the run cannot go on" in error
 
 
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_checkpoint_that_is_damaged_is_named(again, file):
+    place = max(again.out.glob(f"checkpoint-*/{file}"))
+    place.write_bytes(place.read_bytes()[:200])
+    status, _, error = again("--max_steps", 4)
+    assert status == 2 and f"{place}: damaged or cut off" in error and "delete this checkpoint" in error
+
+
+@pytest.mark.parametrize("content", ["[]", "{}"])
+def test_a_record_that_is_none_is_refused(again, content):
+    (again.out / "run.json").write_text(content)
+    status, _, error = again()
+    assert status == 2 and "run.json: not the record of a run; --overwrite_output_dir starts anew" in error
+
+
+def test_an_output_folder_that_is_a_file(finished, tmp_path, capsys):
+    (tmp_path / "x").touch()
+    assert main(["train", "finetune", *map(str, [*TINY, *finished[1], "--output_dir", tmp_path / "x"])]) == 2
+    assert f"--output_dir {tmp_path / 'x'}: cannot be made" in capsys.readouterr().err
+
+
 def test_a_folder_with_what_no_run_recorded(again):
     for path in [again.out / "run.json", *again.out.glob("*/run.json")]:
         path.unlink()
