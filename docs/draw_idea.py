@@ -29,12 +29,12 @@ def main() -> None:
         axes.text(x, 47.5, text, ha="center", va="center", fontsize=9.5, color=INK)
     for count, (scale, color, middle) in enumerate(zip(SCALES, COLORS, ROWS, strict=True), start=1):
         extent = TILE * count
-        left, bottom = 22 - extent / 2, middle - extent / 2
+        corner_x, bottom = 22 - extent / 2, middle - extent / 2
         shown = np.asarray(photograph.resize((scale, scale)))
-        axes.imshow(shown, extent=(left, left + extent, bottom, bottom + extent), aspect="auto", zorder=1)
+        axes.imshow(shown, extent=(corner_x, corner_x + extent, bottom, bottom + extent), aspect="auto", zorder=1)
         for row in range(count):
             for column in range(count):
-                corner = (left + column * TILE, bottom + row * TILE)
+                corner = (corner_x + column * TILE, bottom + row * TILE)
                 axes.add_patch(Rectangle(corner, TILE, TILE, fill=False, edgecolor=color, linewidth=1.6, zorder=2))
         axes.text(5, middle + 1.3, f"{scale}²", ha="center", va="center", fontsize=12, color=color, weight="bold")
         tiles = f"{count * count} tile{'s' if count > 1 else ''}"
