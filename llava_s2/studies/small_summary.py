@@ -10,7 +10,7 @@ from llava_s2.files import atomic_write
 from llava_s2.studies.study_report import mean_and_deviation, short
 
 Row = dict[str, Any]
-_LESS_IS_BETTER = ("RMSE", "loss of last epoch")
+_LESS_IS_BETTER = ("RMSE m", "loss of last epoch")
 
 
 def summarize(output: Path) -> str:

@@ -125,7 +125,7 @@ def draw(rows: Sequence[Row], score: str, group: str, file: Path, axis: str) -> 
 
 def short(name: Any) -> str:
     """A tower's name without the folders of its files."""
-    return Path(str(name)).name if "/" in str(name) else str(name)
+    return Path(str(name)).name.removesuffix(".safetensors") if "/" in str(name) else str(name)
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:

@@ -24,11 +24,11 @@ def test_a_table_and_a_figure_of_all_studies(tmp_path: Path) -> None:
         ]
         write_report(tmp_path / f"reconstruct-{seed}", "reconstruct", "test info", rows)
     rows = [
-        {"tower": "net", "scales": scales, "seed": seed, "RMSE": value - 0.25 * (scales == "both")}
+        {"tower": "net", "scales": scales, "seed": seed, "RMSE m": value - 0.25 * (scales == "both")}
         for scales in ("one", "both")
         for seed, value in enumerate((0.5, 0.7))
     ]
-    write_report(tmp_path / "depth", "depth", "RMSE", rows)
+    write_report(tmp_path / "depth", "depth", "RMSE m", rows)
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished" / "report.json").write_text(json.dumps({"study": "probe", "rows": []}))
 
@@ -36,7 +36,7 @@ def test_a_table_and_a_figure_of_all_studies(tmp_path: Path) -> None:
     assert (tmp_path / "summary.md").read_text().splitlines() == lines
     assert (tmp_path / "summary.png").stat().st_size > 1000
     cells = {tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines[2:]}
-    less, more = "RMSE, less is better", "test info, more is better"
+    less, more = "RMSE m, less is better", "test info, more is better"
     # Differences 0.5, 1.5, 1.0: mean 1, standard deviation 0.5; Student's t of two degrees of freedom: 4.303.
     assert cells == {
         ("`depth`", "net", "one", less, "0.6 ± 0.14 (2)", ""),
