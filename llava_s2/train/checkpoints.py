@@ -23,22 +23,8 @@ def find_checkpoint(training: TrainingArguments) -> Path | None:
     """The checkpoint named by ``--resume_from_checkpoint``, or the newest whole one in ``output_dir``, or none.
 
     Raises:
-        InputError: what is named is no whole checkpoint, or it lacks what a run needs to go on, or another backend
-            (DeepSpeed, FSDP, neither) wrote it.
+        InputError: what is named is no whole checkpoint.
     """
-    found = _find(training)
-    if found is not None:
-        _check_state(found)
-        _check_backend(found, training)
-    return found
-
-
-def steps_done(checkpoint: Path) -> int:
-    """Optimizer steps that a whole checkpoint has behind it."""
-    return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
-
-
-def _find(training: TrainingArguments) -> Path | None:
     named = training.resume_from_checkpoint
     if named is not None and str(named).lower() == "false":
         return None
@@ -51,6 +37,21 @@ def _find(training: TrainingArguments) -> Path | None:
     if not numbered and named is not None:
         raise InputError(f"--resume_from_checkpoint True: no whole checkpoint in {training.output_dir}")
     return max(numbered, key=lambda folder: int(folder.name.rpartition("-")[2])) if numbered else None
+
+
+def check_can_go_on(checkpoint: Path, training: TrainingArguments) -> None:
+    """Looks whether a run can go on from a checkpoint, as a finished one need not.
+
+    Raises:
+        InputError: it lacks what a run needs to go on, or another backend (DeepSpeed, FSDP, neither) wrote it.
+    """
+    _check_state(checkpoint)
+    _check_backend(checkpoint, training)
+
+
+def steps_done(checkpoint: Path) -> int:
+    """Optimizer steps that a whole checkpoint has behind it."""
+    return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
 
 
 def publish(written: Path, training: TrainingArguments, best: str | None) -> None:

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from llava_s2.errors import InputError
 from llava_s2.files import atomic_write
-from llava_s2.train.checkpoints import RUN, WRITING, find_checkpoint, steps_done
+from llava_s2.train.checkpoints import RUN, WRITING, check_can_go_on, find_checkpoint, steps_done
 from llava_s2.train.fingerprint import differences, run_length
 
 logger = logging.get_logger(__name__)
@@ -160,6 +160,8 @@ def _claim(training: TrainingArguments, wanted: dict[str, Any], overwrite: bool)
     length = run_length(training)
     if finished is not None and not named and record.get("length", length) == length:
         return Start(checkpoint, finished)
+    if checkpoint is not None:
+        check_can_go_on(checkpoint, training)
     if checkpoint is not None and 0 < training.max_steps < steps_done(checkpoint):
         raise InputError(f"{checkpoint}: has gone further than --max_steps {training.max_steps}; {anew}")
     _write(output_dir / RUN, {"fingerprint": wanted, "length": length, "finished": None})
