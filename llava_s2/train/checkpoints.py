@@ -45,8 +45,8 @@ def check_can_go_on(checkpoint: Path, training: TrainingArguments) -> None:
     Raises:
         InputError: it lacks what a run needs to go on, or another backend (DeepSpeed, FSDP, neither) wrote it.
     """
-    _check_state(checkpoint)
     _check_backend(checkpoint, training)
+    _check_state(checkpoint)
 
 
 def steps_done(checkpoint: Path) -> int:

@@ -333,6 +333,10 @@ def test_the_placeholder_is_never_the_answer(full):
 @pytest.mark.parametrize("quantization", ["int8", "int8-all"])
 def test_int8_on_a_cpu(quantization, kind, golden):
     base = VICUNA if kind == "lora" else None
+    if not torch.cpu._is_vnni_supported():
+        with pytest.raises(InputError, match=f"quantization={quantization}: int8 needs an x86 processor with VNNI"):
+            load_pretrained(FULL, vision_tower=TOWER, quantization=quantization)
+        return
     model, processor = load_pretrained(
         FULL if base is None else LORA, base, vision_tower=TOWER, dtype="float32", quantization=quantization
     )

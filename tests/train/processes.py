@@ -70,8 +70,11 @@ def run_here(flags):
     assert main(["train", "finetune", *map(str, [*TINY, *flags])]) == 0
 
 
-def run(flags, processes=0, timeout=240):
-    """Runs it to its end; one that hangs is killed with all its processes, and fails the test."""
+def run(flags, processes=0, timeout=600):
+    """Runs it to its end; one that hangs is killed with all its processes, and fails the test.
+
+    On a fresh machine the first one under DeepSpeed compiles, which took five minutes of two slow cores.
+    """
     process = start(flags, processes)
     try:
         output, _ = process.communicate(timeout=timeout)

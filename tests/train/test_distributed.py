@@ -79,7 +79,7 @@ def apart(tmp_path_factory):
 def test_a_process_that_never_sees_an_image_does_not_hang_the_other(apart, backend):
     folder, flags = apart
     flags = [*flags, "--per_device_train_batch_size", 2, *BACKENDS[backend]]
-    run([*flags, "--output_dir", folder / backend], processes=2, timeout=120)
+    run([*flags, "--output_dir", folder / backend], processes=2)
     assert losses(folder / backend) == pytest.approx(losses(folder / "one"), abs=1e-4)
 
 

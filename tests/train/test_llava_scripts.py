@@ -150,7 +150,7 @@ def test_a_script_runs_with_deepspeed(llava_repository):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PATH": path}
     done = subprocess.run(
-        ["bash", script], cwd=llava_repository, env=environment, text=True, capture_output=True, timeout=240
+        ["bash", script], cwd=llava_repository, env=environment, text=True, capture_output=True, timeout=600
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert (llava_repository / "checkpoints/llava-v1.5-13b-deepspeed/mm_projector.bin").is_file()

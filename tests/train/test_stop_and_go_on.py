@@ -135,5 +135,6 @@ def test_a_checkpoint_in_shards_that_this_run_cannot_read(written, told, tmp_pat
     for state in ("scheduler.pt", "rng_state_0.pth", "optimizer_0"):
         (checkpoint / state).touch()
     (checkpoint / "trainer_state.json").write_text("{}")
-    assert main(["train", "finetune", *map(str, [*TINY, *records, "--output_dir", tmp_path / "out"])]) == 2
+    flags = [*TINY, *records, "--output_dir", tmp_path / "out", "--resume_from_checkpoint", True]
+    assert main(["train", "finetune", *map(str, flags)]) == 2
     assert f"checkpoint-2: {told}" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from llava_s2.data.collator import Collator
 from llava_s2.formats import load
 from llava_s2.model.assemble import assemble
 from llava_s2.model.quantizations import UNQUANTIZED
-from llava_s2.train import recipe, starting_model
+from llava_s2.train import arguments, recipe, starting_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llava_tiny"
 LLM, TOWER = GOLDEN / "vicuna-tiny", GOLDEN / "clip-tiny"
@@ -335,7 +335,8 @@ def test_what_to_start_from_must_be_one_thing(flags, told, data, tmp_path, capsy
 def test_lora_over_four_bits(data, tmp_path, monkeypatch):
     """QLoRA: the language model's layers in 4 bits, tower and projector not; the adapter loads over the whole base."""
     four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=UNQUANTIZED)
-    monkeypatch.setattr(load, "quantization_config", lambda *_: four_bits)  # the own one asks for a GPU
+    monkeypatch.setattr(load, "quantization_config", lambda *_: four_bits)  # the own one asks for a GPU,
+    monkeypatch.setattr(arguments, "_without_gpu", lambda _: [])  # and so do the flags
     flags = ["--data_path", data / "mix.jsonl", "--image_folder", data, "--output_dir", tmp_path, "--bits", 4]
     flags += ["--max_steps", 6, "--learning_rate", "1e-2", "--lora_r", 4, "--per_device_train_batch_size", 5]
     trainer = run([], "finetune", *START, *flags, "--lora_dropout", 0)
