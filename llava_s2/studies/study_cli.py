@@ -61,7 +61,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parsers["robot"].add_argument("--positions", type=_positive, default=16, help="to test on (default: %(default)s)")
 
     everything = studies.add_parser("all", help="docs/studies.md again, on small real data out of packages")
-    everything.add_argument("--small", action="store_true", required=True, help="under an hour on two cores")
+    everything.add_argument("--small", action="store_true", required=True, help="data without a download (needed)")
     everything.add_argument("--output", type=Path, required=True, metavar="DIR")
     everything.add_argument("--only", choices=tuple(_STUDIES), action="append", help="these studies alone")
     everything.set_defaults(run=_run_all)
