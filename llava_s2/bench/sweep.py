@@ -32,10 +32,14 @@ class Setting:
     merge: Literal["concat", "add"] = "concat"
 
     @property
+    def sides(self) -> str:
+        return ", ".join(f"{side}²" for side in self.scales)
+
+    @property
     def words(self) -> str:
         kinds = [] if self.split else ["whole images"]
         kinds += [] if self.merge == "concat" else ["added"]
-        return ", ".join([*(f"{side}²" for side in self.scales), *kinds])
+        return ", ".join([self.sides, *kinds])
 
     def config(self) -> S2VisionConfig:
         """Raises InputError where the tower cannot be run so. Reads no weights."""
@@ -119,16 +123,12 @@ def _table(settings: list[Setting], scored: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, f"colour of a named object, {total} held-out objects, one probe a setting; chance 12.5%"])
 
 
-def _sides(setting: Setting) -> str:
-    return ", ".join(f"{side}²" for side in setting.scales)
-
-
 def _draw(path: Path, settings: list[Setting], scored: list[dict[str, Any]]) -> None:
     groups: dict[str, list[tuple[float, float, str]]] = {}
     for setting, result in zip(settings, scored, strict=True):
         kind = "" if setting.split else ", whole images"
         kind += "" if setting.merge == "concat" else ", scales added"
-        point = (result["macs"] / 1e9, 100 * result["correct"] / result["count"], _sides(setting))
+        point = (result["macs"] / 1e9, 100 * result["correct"] / result["count"], setting.sides)
         groups.setdefault(setting.tower + kind, []).append(point)
     curves = []
     for name, points in groups.items():

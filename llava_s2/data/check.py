@@ -16,7 +16,7 @@ from transformers import LlavaProcessor
 from llava_s2.data.conversation import encode_record
 from llava_s2.data.image_files import ImageFiles
 from llava_s2.data.json_records import Records
-from llava_s2.data.record_shapes import unread_keys
+from llava_s2.data.record_shapes import unread_of
 from llava_s2.data.sources import Reader, read_records
 from llava_s2.data.training_records import describe_unread, repeated
 from llava_s2.data.validate_record import validate_record
@@ -124,8 +124,8 @@ class _Chunks(Dataset[list[_Checked]]):
                 faults.append(("too_long", f"{length} tokens, {excess} more than {self.max_length}", excess))
                 if all(label == IGNORE_INDEX for label in encoded["labels"][: self.max_length]):
                     faults.append(("no_target", f"no target within its first {self.max_length} tokens", None))
-        unread = [] if found.error else unread_keys(record)
-        return _Checked(index, record.get("id"), length, bool(found.images), faults, unread)
+        unread, in_turns = ({}, []) if found.error else unread_of(record)
+        return _Checked(index, record.get("id"), length, bool(found.images), faults, [*unread, *in_turns])
 
 
 def check_file(

@@ -108,8 +108,10 @@ def images_of(record: dict[str, Any]) -> list[str | Embedded]:
     images = _record_images(record)
     values: list[Any] = []
     shape: tuple[str, ...] = ()
+    beside: dict[str, Any] = {}
     with contextlib.suppress(ValidationError):
         values, shape = _turn_values(record)
+        beside = _unread_values(record, shape)
     parts = [part for value in values if isinstance(value, dict) for part in _parts(value) if _is_image_part(part)]
     texts = [_text_of(value) for value in values if isinstance(value, dict)]
     own = [part for part in parts if any(part.get(key) for key in _IN_OBJECT)]
@@ -122,22 +124,20 @@ def images_of(record: dict[str, Any]) -> list[str | Embedded]:
     elif images and own and not all(map(_may_be_same, images, own)):
         raise ValidationError("malformed", 'names other images in its turns than in "image" or "images"; keep one')
     images = images or [_image(image, "a part of a message") for image in own]
-    check_record(unread_values(record), bool(images), shape)
+    check_record(beside, bool(images), shape)
     return images
 
 
-def unread_values(record: dict[str, Any]) -> dict[str, Any]:
-    """What a record holds under keys of which neither turns nor images are read."""
-    with contextlib.suppress(ValidationError):
-        read = {"id", *IMAGE_KEYS, *_turn_values(record)[1], next((key for key in _SYSTEM if record.get(key)), "")}
-        return unread(record, read)
-    return {}
+def unread_of(record: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What a record that can be read holds under keys of which neither turns nor images are read; and such keys of its
+    turns, as ``KEY in turns``."""
+    values, shape = _turn_values(record)
+    in_turns = {key: None for turn in values if isinstance(turn, dict) for key in unread(turn, _TURN_READ)}
+    return _unread_values(record, shape), [f"{key} in turns" for key in in_turns]
 
 
-def unread_keys(record: dict[str, Any]) -> list[str]:
-    """The keys of a record that can be read, and of its turns, under which nothing is."""
-    turns = [turn for turn in _turn_values(record)[0] if isinstance(turn, dict)]
-    return [*unread_values(record), *{f"{key} in turns": None for turn in turns for key in unread(turn, _TURN_READ)}]
+def _unread_values(record: dict[str, Any], shape: tuple[str, ...]) -> dict[str, Any]:
+    return unread(record, {"id", *IMAGE_KEYS, *shape, next((key for key in _SYSTEM if record.get(key)), "")})
 
 
 def count_images(text: str) -> int:

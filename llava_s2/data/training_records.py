@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from llava_s2.data.image_files import ImageFiles
-from llava_s2.data.record_shapes import unread_keys, unread_values
+from llava_s2.data.record_shapes import unread_of
 from llava_s2.data.sources import Mix, Reader, Source, read_records
 from llava_s2.data.unread import media_keys
 from llava_s2.data.validate_record import validate_record
@@ -95,10 +95,11 @@ class _Checked:
         if found.error is not None or found.messages is None:
             self.faults[index] = found.error or ValidationError("malformed", "cannot be read")
             return
-        media = media_keys(unread_values(record), bool(found.images))
+        unread, in_turns = unread_of(record)
+        media = media_keys(unread, bool(found.images))
         for key in media:
             self.media_keys.setdefault(key, [index, 0])[1] += 1
-        self.unread_keys.update(key for key in unread_keys(record) if key not in media)
+        self.unread_keys.update(key for key in [*unread, *in_turns] if key not in media)
         said = [message for message in found.messages if message["role"] != "system"]
         system = sum(len(message["content"].encode()) for message in found.messages if message["role"] == "system")
         contents = [message["content"] for message in said]

@@ -26,7 +26,10 @@ _MEDIA_FILE = re.compile(
     r"^data:(image|video|audio)/|\.(jpe?g|png|webp|gif|bmp|tiff?|heic|avif|mp4|mkv|webm|mov|avi|wav|mp3|flac|npy)$",
     re.IGNORECASE,
 )
-_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{200,}={0,2}\s*|(?:iVBORw0KGgo|/9j/4|R0lGOD|UklGR)[A-Za-z0-9+/\s]{40,}={0,2}\s*")
+_BASE64_STARTS = ("iVBORw0KGgo", "/9j/4", "R0lGOD", "UklGR")  # of PNG, JPEG, GIF and WebP
+_BASE64 = re.compile(
+    rf"[A-Za-z0-9+/\s]{{200,}}={{0,2}}\s*|(?:{'|'.join(_BASE64_STARTS)})[A-Za-z0-9+/\s]{{40,}}={{0,2}}\s*"
+)
 # Beside a turn's text: words of its own, and what says which of its tokens are learnt.
 _OTHER_WORDS = ("reasoning_content", "reasoning", "thinking", "tool_calls", "function_call")
 _MASK = re.compile(
@@ -143,7 +146,7 @@ def media_keys(values: dict[str, Any], has_images: bool) -> list[str]:
 
 def is_base64(text: str) -> bool:
     """Whether a text is an image's file in base64."""
-    return text.startswith(("iVBORw0KGgo", "/9j/4", "R0lGOD", "UklGR")) and _BASE64.fullmatch(text) is not None
+    return text.startswith(_BASE64_STARTS) and _BASE64.fullmatch(text) is not None
 
 
 def unread(values: dict[str, Any], read: Collection[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from llava_s2.data.image_files import ImageFiles
 from llava_s2.data.json_records import Records
-from llava_s2.data.record_shapes import images_of, unread_keys
+from llava_s2.data.record_shapes import images_of, unread_of
 from llava_s2.data.training_records import check_records
 from llava_s2.data.validate_record import validate_record
 from llava_s2.errors import InputError
@@ -289,4 +289,5 @@ def test_flags_that_ask_for_nothing_and_keys_that_hold_nothing_do_not_stop_a_rec
     found = validate_record(record, TEMPLATES["vicuna_v1"], ImageFiles(folder))
     assert [str(fault) for fault in found.faults] == []
     told = ["weight", "label", "answers", "mask", "url", "instruction", "mask in turns", "name in turns"]
-    assert unread_keys(record) == told
+    unread, in_turns = unread_of(record)
+    assert [*unread, *in_turns] == told
