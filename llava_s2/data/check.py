@@ -19,6 +19,7 @@ from llava_s2.data.json_records import Records
 from llava_s2.data.record_shapes import unread_of
 from llava_s2.data.sources import Reader, read_records
 from llava_s2.data.training_records import describe_unread, repeated
+from llava_s2.data.unread import unread_links
 from llava_s2.data.validate_record import validate_record
 from llava_s2.data.validation_error import KINDS, ValidationError
 from llava_s2.errors import InputError
@@ -125,6 +126,7 @@ class _Chunks(Dataset[list[_Checked]]):
                 if all(label == IGNORE_INDEX for label in encoded["labels"][: self.max_length]):
                     faults.append(("no_target", f"no target within its first {self.max_length} tokens", None))
         unread, in_turns = ({}, []) if found.error else unread_of(record)
+        in_turns += unread_links(found.messages or [])
         return _Checked(index, record.get("id"), length, bool(found.images), faults, [*unread, *in_turns])
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from llava_s2.data.image_files import ImageFiles
 from llava_s2.data.record_shapes import unread_of
 from llava_s2.data.sources import Mix, Reader, Source, read_records
-from llava_s2.data.unread import media_keys
+from llava_s2.data.unread import media_keys, unread_links
 from llava_s2.data.validate_record import validate_record
 from llava_s2.data.validation_error import ValidationError
 from llava_s2.errors import InputError
@@ -100,6 +100,7 @@ class _Checked:
         for key in media:
             self.media_keys.setdefault(key, [index, 0])[1] += 1
         self.unread_keys.update(key for key in [*unread, *in_turns] if key not in media)
+        self.unread_keys.update(unread_links(found.messages))
         said = [message for message in found.messages if message["role"] != "system"]
         system = sum(len(message["content"].encode()) for message in found.messages if message["role"] == "system")
         contents = [message["content"] for message in said]

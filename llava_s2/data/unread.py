@@ -48,6 +48,7 @@ _MARK = re.compile(
     r"<image_soft_token>|<start_of_image>|<IMG_CONTEXT>|<imageplaceholder>|\A\s*<(?:video|audio)>|"
     r"!\[[^\]\n]*\]\(data:image/"
 )
+_LINK_TO_IMAGE = re.compile(r"!\[[^\]\n]*\]\([^)\n]+\)")
 _MARK_OF_IMAGE = re.compile(r"\[IMG\]|<Image>|<IMAGE>|<image ?/>|<img>|<Img>|!\[[^\]\n]*\]\((?!https?:)[^)\n]+\)")
 
 
@@ -142,6 +143,12 @@ def media_keys(values: dict[str, Any], has_images: bool) -> list[str]:
         if named or (_looks_like_media(value) and not source):
             found.append(key)
     return found
+
+
+def unread_links(messages: Sequence[dict[str, Any]]) -> list[str]:
+    """What to call Markdown's links to images, where a question has one: words they are, and no image is seen."""
+    asked = (message["content"] for message in messages if message["role"] == "user")
+    return ["Markdown's ![…](…) in questions"] if any(map(_LINK_TO_IMAGE.search, asked)) else []
 
 
 def is_base64(text: str) -> bool:

@@ -271,8 +271,6 @@ def parse_flags(stage: str, flags: Sequence[str]) -> "tuple[RecipeArguments, Tra
         )
     training.remove_unused_columns = False  # batches hold what no model takes, and a YAML file may have the default
     problems += impossible_values(recipe, training)
-    if recipe.attn_implementation == "flash_attention_2" and find_spec("flash_attn") is None:
-        problems.append("--attn_implementation flash_attention_2: flash-attn is not installed: pip install flash-attn")
     refuse(problems)
     return recipe, training
 

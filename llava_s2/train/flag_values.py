@@ -44,7 +44,30 @@ def impossible_values(recipe: Any, training: "TrainingArguments") -> list[str]:
         problems.append(f"--metric_for_best_model {training.metric_for_best_model}: eval_loss is the only one")
     if training.push_to_hub:
         problems += _hub(training)
-    return problems + _optimization(training)
+    return problems + _attention(recipe, training) + _optimization(training)
+
+
+def _attention(recipe: Any, training: "TrainingArguments") -> list[str]:
+    """What keeps a way of attention from being used, found by making a model of one layer without weights with it."""
+    import torch
+    from transformers import LlamaConfig, LlamaModel
+
+    name = recipe.attn_implementation
+    if name is None or recipe.dry_run:  # of a run elsewhere
+        return []
+    if name.startswith("paged|"):
+        return [f"--attn_implementation {name}: is for serving alone; leave it out"]
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+    options: Any = {**dict.fromkeys(sizes, 1), "hidden_size": 8, "attn_implementation": name}
+    try:
+        with torch.device("meta"):
+            LlamaModel(LlamaConfig(**options))
+    except Exception as error:  # of transformers, or of a package or the hub that has the kernels
+        way_out = ": pip install flash-attn" if name == "flash_attention_2" else ""
+        return [f"--attn_implementation {name}: {first_line(error)}{way_out}"]
+    if name not in ("eager", "sdpa") and training.device.type == "cpu":
+        return [f"--attn_implementation {name}: does not train on a CPU; leave it out"]
+    return []
 
 
 def _hub(training: "TrainingArguments") -> list[str]:

@@ -268,11 +268,13 @@ def test_records_under_two_names_and_keys_named_like_images_are_told(folder, tmp
     (tmp_path / "d.json").write_text(json.dumps({"info": [1], "train": rows, "n": {"a": 1}, "val": rows}))
     with pytest.raises(InputError, match=r"records under several names, 'val' too"):
         Records(tmp_path / "d.json")
-    rows = [{"image_id": 7, "topic": "x", "question": "What is <video> in HTML?", "answer": "A tag."}]
+    rows = [{"image_id": 7, "topic": "x", "question": "What is <video> in HTML? ![x](a.png)", "answer": "A tag."}]
     (tmp_path / "d.json").write_text(json.dumps(rows))
     media, others = check_records(tmp_path / "d.json", folder, "vicuna_v1").notices
     assert '"image_id" looks like media and is not read' in media
-    assert others.endswith("d.json: keys that are not read: topic (1 records)")
+    assert others.endswith(
+        "d.json: keys that are not read: topic (1 records), Markdown's ![…](…) in questions (1 records)"
+    )
 
 
 def test_a_run_says_how_many_records_have_images(folder, tmp_path):

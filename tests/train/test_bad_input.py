@@ -120,12 +120,17 @@ def test_a_bad_data_file(folder, capsys, monkeypatch, content, message):
         (["--metric_for_best_model", "accuracy"], "eval_loss is the only one"),
         (["--do_train", "False"], "--do_train: this program trains"),
         (["--push_to_hub", "True"], "--push_to_hub: "),
+        (["--attn_implementation", "eagre"], "--attn_implementation eagre: Specified"),
+        (["--attn_implementation", "flash_attention_9"], "--attn_implementation flash_attention_9: Specified"),
+        (["--attn_implementation", "flex_attention"], "--attn_implementation flex_attention: does not train on a CPU"),
+        (["--attn_implementation", "paged|eager"], "--attn_implementation paged|eager: is for serving alone"),
     ],
 )
 def test_bad_flags(folder, capsys, monkeypatch, flags, message):
     data = folder / "data.json"
     data.write_text(json.dumps([GOOD]))
     usual = ["--data_path", data, "--image_folder", folder, "--output_dir", folder / "out", "--s2_scales", "56,112"]
+    usual += ["--use_cpu", "True"]
     assert message in fails_early(capsys, monkeypatch, "finetune", *START, *usual, *flags)
 
 
