@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+from llava_s2.eval.openai_servers import without_reasoning
 from llava_s2.eval.schema import LETTERS
 
 RULE = "letters by llava-s2's rule 1 (eval/letters.py)"
@@ -51,10 +52,11 @@ _WRONG = (
     r"(?:\s+(?:clearly|also|all|both|definitely))?"
     r"(?:n't|not|\s+(?:be\s+)?(?:not|wrong|incorrect|false|(?:ruled\s+)?out|eliminated|impossible))"
 )
-# What a letter after it makes a name of, such as "vitamin B".
+# What a letter after it makes a name of, such as "vitamin B", or a quotation, such as "the sign says A".
 _NAMED = (
     "vitamins?|plan|grade|hepatitis|type|group|team|class|section|room|gate|level|terminal|platform|building|size|"
-    "player|exit|row|column|channel|route|chapter|appendix|zone|area|mr|mrs|ms|dr"
+    "player|exit|row|column|channel|route|chapter|appendix|zone|area|mr|mrs|ms|dr|model|version|series|highway|avenue|"
+    "street|wing|tower|block|dock|pier|track|ward|hall|(?<!answer )(?<!option )(?:says|reads|spells):?"
 )
 _DENIED = (
     re.compile(
@@ -71,9 +73,9 @@ _DENIED = (
     re.compile(rf"(?:不是|不选|不選|并非|並非|排除)\s*{_LETTER_LIST}"),
     re.compile(rf"{_LETTER_LIST}\s*(?:是?错|是?錯|不对|不對|不正[确確]|不是|ではな|[가이]?\s*아니)"),
     re.compile(r"(?<![A-Za-z0-9])[A-Za-z](?:\++|#)(?![\w+#])"),  # "A+", "C#"
-    re.compile(rf"(?i:(?<![a-z])(?:{_NAMED})\.?\s+)[A-Z](?![A-Za-z])"),
     re.compile(r"(?i:(?<![a-z])n\s*/\s*a(?![a-z])|(?<![a-z])n\.\s?a\.?(?![a-z]))"),
 )
+_NAME = re.compile(rf"(?i:(?<![a-z])(?:{_NAMED})\.?\s+)[\"']?[A-Z](?![A-Za-z])")
 _RIGHT, _NOT_RIGHT = {"yes", "right", "correct", "true"}, {"no", "wrong", "incorrect", "false"}
 _VERDICT = re.compile(
     rf"(?<![A-Za-z0-9'])\(?([A-Z])\)?\s*[.:-]?\s*\(?(?i:({'|'.join(_RIGHT | _NOT_RIGHT)}))(?![A-Za-z])"
@@ -100,6 +102,7 @@ def read_option(text: str, options: Sequence[str], others: Iterable[str] = ()) -
     Returns:
         One of ``options`` or of ``others``.
     """
+    text = without_reasoning(text)
     wordings = (*options, *others)
     if len(text.strip()) > 1 and (exact := [option for option in wordings if option.strip() == text.strip()]):
         return exact[0]
@@ -115,6 +118,7 @@ def read_option(text: str, options: Sequence[str], others: Iterable[str] = ()) -
 def read_letter(text: str, options: Sequence[str]) -> str | None:
     """The letter that an answer names; "conflict" if it names several, or one that no option has; None if none."""
     text, count = _plain(text), len(options)
+    text = _NAME.sub(" 0 ", text)  # a word, before which "a" is an article
     for denied in _DENIED:
         text = denied.sub(" ", text)
     bare = re.sub(r"\b(?:and|or)\b", " ", text)
@@ -176,7 +180,6 @@ def _is_joined(text: str, place: int, count: int) -> bool:
 def _plain(text: str) -> str:
     """Without markup: full-width signs, LaTeX, HTML and Markdown; every kind of bracket becomes a round one."""
     text = unicodedata.normalize("NFKC", text).translate(_QUOTES | _ENCLOSED)
-    text = re.sub(r"(?s)^.*</think>", " ", text)
     text = re.sub(r"(?s)^Q:.*\nA:|^A:(?=\s*\(?[A-Za-z]\)?\.?\s*$)", " ", text)  # question and answer
     text = re.sub(r"(?:\[ ?\]|[☐⬜])[^\n\[☐⬜☑✅]*|\[[xX]\]", " ", text)  # boxes that are not ticked
     text = re.sub(r"(?s)~~.*?~~|<(del|s|strike)>.*?</\1>", " ", text)

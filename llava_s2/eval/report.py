@@ -13,6 +13,8 @@ BAD_IMAGE = "bad_image"
 """Field of a prediction whose image could not be read: the reason."""
 REFUSED = "server_refused"
 """Field of a prediction that a server refused to make: the reason."""
+WITHOUT_REASONING = "without the reasoning that answers begin with"
+"""Of a protocol where that was left out."""
 REPLIES = {
     "without_answer": "{count} answer(s) are empty because all {bound} new tokens went into reasoning; raise "
     "--max-new-tokens",
@@ -174,7 +176,7 @@ def notes(report: Mapping[str, Any]) -> list[str]:
         found.append(f"{len(refused)} question(s) count as wrong because the server refused them, as {reason}")
     for key, sentence in REPLIES.items():
         if count := report.get("replies", {}).get(key):
-            found.append(sentence.format(count=count, bound=report["max_new_tokens"]))
+            found.append(sentence.format(count=count, bound=report.get("max_new_tokens")))
     if converted := report.get("converted_images"):
         listed = ", ".join(f"{CONVERSIONS.get(name, name)}: {count}" for name, count in converted.items())
         found.append(f"images converted while decoding, by question: {listed}")

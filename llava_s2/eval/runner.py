@@ -25,7 +25,17 @@ from llava_s2.eval.loading import check_images, load_ahead, unreadable
 from llava_s2.eval.local_model import LocalModel, chosen
 from llava_s2.eval.openai_servers import without_reasoning
 from llava_s2.eval.processes import Processes
-from llava_s2.eval.report import BAD_IMAGE, REFUSED, REPLIES, fold_groups, grade_of, graded_record, headline, tally
+from llava_s2.eval.report import (
+    BAD_IMAGE,
+    REFUSED,
+    REPLIES,
+    WITHOUT_REASONING,
+    fold_groups,
+    grade_of,
+    graded_record,
+    headline,
+    tally,
+)
 from llava_s2.eval.run_folder import (
     PREDICTIONS,
     REPORT,
@@ -355,7 +365,7 @@ def _report(
         raise InputError(f"the server refused every question, as {next(iter(refused.values()))}")
     replies = {kind: count for kind in REPLIES if (count := sum(kind in done[sample.id] for sample in samples))}
     if "reasoning" in replies:
-        about = about | {"protocol": f"{about['protocol']}; without the reasoning that answers begin with"}
+        about = about | {"protocol": f"{about['protocol']}; {WITHOUT_REASONING}"}
     return {
         **about,
         "results": tally(benchmark, fold_groups(graded)),

@@ -8,7 +8,8 @@ from llava_s2.errors import InputError
 from llava_s2.eval.benchmark import Benchmark, Grade, Sample
 from llava_s2.eval.judge import JudgeSource
 from llava_s2.eval.judging import CACHE, judge_predictions
-from llava_s2.eval.report import fold_groups, grade_of, headline, tally
+from llava_s2.eval.openai_servers import without_reasoning
+from llava_s2.eval.report import WITHOUT_REASONING, fold_groups, grade_of, headline, tally
 from llava_s2.eval.run_folder import read_predictions
 
 
@@ -32,6 +33,12 @@ def score(benchmark: Benchmark, data: Path, predictions: Path, judge: JudgeSourc
     """
     samples = benchmark.load(data, None)
     found, unknown, double = _assign(samples, read_predictions(predictions))
+    reasoned = 0
+    for identity, record in found.items():
+        spoken = without_reasoning(record["text"])
+        if spoken != record["text"]:
+            found[identity] = {**record, "text": spoken}
+            reasoned += 1
     missing = [sample.id for sample in samples if sample.id not in found]
     notes: dict[str, Any] = {}
     if judge is not None:
@@ -59,10 +66,11 @@ def score(benchmark: Benchmark, data: Path, predictions: Path, judge: JudgeSourc
     return {
         "task": benchmark.name,
         **({"variant": benchmark.variant} if benchmark.variant else {}),
-        "protocol": _read_by(benchmark),
+        "protocol": _read_by(benchmark) + (f"; {WITHOUT_REASONING}" if reasoned else ""),
         "results": tally(benchmark, graded),
         **metrics,
         **({"judge": notes["judge"]} if notes.get("judge") else {}),
+        **({"replies": {"reasoning": reasoned}} if reasoned else {}),
         "scores": {sample.id: grade.correct for sample, grade in graded},
         "missing": missing,
         "unknown": unknown,

@@ -47,6 +47,19 @@ def score(task, data, answers, capsys, *more):
 
 
 @pytest.mark.parametrize(
+    "mark", ["<think>No, 20.</think>\n", "No? 20?</think>", "<Thinking>No</Thinking> ", "◁think▷20◁/think▷"]
+)
+def test_reasoning_is_no_part_of_another_programs_answers(mark, tmp_path, capsys):
+    write_tsv(
+        tmp_path / "chart/ChartQA_TEST.tsv", [{"index": 0, "image": PNG, "question": "?", "answer": "12", "split": "h"}]
+    )
+    found = score("chartqa", tmp_path / "chart", {"0": f"{mark}12"}, capsys)
+    assert found["results"]["overall"]["correct"] == 1
+    assert "without the reasoning" in found["protocol"] and found["replies"] == {"reasoning": 1}
+    assert "without" not in score("chartqa", tmp_path / "chart", {"0": "12"}, capsys)["protocol"]
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("Yes", "yes"),
