@@ -1,6 +1,7 @@
 """Images ready for the model before it asks: decoding and resizing in threads, beside the model's work."""
 
 import os
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,8 @@ _IMAGES_DECODED_AHEAD = 1000
 _BATCHES_AHEAD = 2
 _MOST_THREADS = 8
 
+Mark = tuple[int, str]
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -28,11 +31,13 @@ class Prepared:
         images: in order; empty if one cannot be read.
         conversions: what was done to decode them; keys of ``CONVERSIONS``.
         fault: why one of them cannot be read, or the empty text.
+        marks: of each image's file, see ``mark``; empty if one cannot be read.
     """
 
     images: tuple[Any, ...]
     conversions: tuple[str, ...] = ()
     fault: str = ""
+    marks: tuple[Mark, ...] = ()
 
 
 def load_ahead(
@@ -58,13 +63,15 @@ def load_ahead(
 
     def prepared(image: Path | Embedded) -> Prepared:
         try:
+            marked = mark(image)
             decoded = read_image(image, turn=turn)
         except InputError as error:
             if skip:
                 return Prepared((), fault=str(error))
             raise
         as_it_is = turn and not decoded.conversions
-        return Prepared((prepare(decoded.image, image if as_it_is else None),), decoded.conversions)
+        shown = prepare(decoded.image, image if as_it_is else None)
+        return Prepared((shown,), decoded.conversions, marks=(marked,))
 
     waiting: deque[tuple[Sequence[Sample], dict[Path | Embedded, Future[Prepared]]]] = deque()
     threads = ThreadPoolExecutor(_threads())
@@ -91,7 +98,8 @@ def _joined(parts: Sequence[Prepared]) -> Prepared:
     if fault := next((part.fault for part in parts if part.fault), ""):
         return Prepared((), fault=fault)
     conversions = dict.fromkeys(name for part in parts for name in part.conversions)
-    return Prepared(tuple(image for part in parts for image in part.images), tuple(conversions))
+    images = tuple(image for part in parts for image in part.images)
+    return Prepared(images, tuple(conversions), marks=tuple(mark for part in parts for mark in part.marks))
 
 
 def check_images(everything: Sequence[Sample], samples: Sequence[Sample]) -> None:
@@ -134,6 +142,28 @@ def read_image(image: Path | Embedded, *, turn: bool = True) -> DecodedImage:
     if isinstance(image, Embedded):
         return image.decode(apply_orientation=turn)
     return decode_image(image, apply_orientation=turn)
+
+
+def mark(image: Path | Embedded) -> Mark:
+    """Size of an image's file and a checksum, by which a replaced one is told from before; -1 if it cannot be read.
+
+    The checksum is of a kilobyte at the beginning, middle and end; of an image inside a data file, of all.
+    """
+    try:
+        if isinstance(image, Embedded):
+            data = image.read()
+            return len(data), f"{zlib.crc32(data):08x}"
+        if not os.path.isfile(image):  # noqa: PTH113  (Path.is_file raises where a name is too long)
+            return -1, ""
+        checksum = 0
+        with image.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            for place in (0, size // 2, max(0, size - 1024)):
+                file.seek(place)
+                checksum = zlib.crc32(file.read(1024), checksum)
+    except (InputError, OSError):
+        return -1, ""
+    return size, f"{checksum:08x}"
 
 
 def _threads() -> int:

@@ -3,10 +3,8 @@
 import hashlib
 import json
 import logging
-import os
 import platform
 import time
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
@@ -21,7 +19,7 @@ from llava_s2 import __version__
 from llava_s2.errors import InputError
 from llava_s2.eval.batching import Halving, batches
 from llava_s2.eval.benchmark import Benchmark, Sample, Scoring
-from llava_s2.eval.loading import check_images, load_ahead, unreadable
+from llava_s2.eval.loading import check_images, load_ahead, mark, unreadable
 from llava_s2.eval.local_model import LocalModel, chosen
 from llava_s2.eval.openai_servers import without_reasoning
 from llava_s2.eval.processes import Processes
@@ -236,8 +234,12 @@ class _Work:
             for identity, images in prepared.items():
                 if images.fault:
                     found[identity] = {"text": "", BAD_IMAGE: images.fault}
-                elif images.conversions:
+                    continue
+                if images.conversions:
                     found[identity]["conversions"] = list(images.conversions)
+                if images.marks:
+                    found[identity]["image_bytes"] = [size for size, _ in images.marks]
+                    found[identity]["image_checksums"] = [checksum for _, checksum in images.marks]
             seconds = (time.perf_counter() - start) / len(batch)
             refused = [i for i, prediction in found.items() if REFUSED in prediction and not self._job.skip]
             yield [
@@ -281,7 +283,7 @@ class _Work:
 
 def _record(benchmark: Benchmark, sample: Sample, prediction: dict[str, Any]) -> dict[str, Any]:
     asked = {"question_id": sample.id, "category": sample.category, "prompt": sample.prompt}
-    record = {**asked, **prediction, "options": list(sample.options), **_image_files(sample)}
+    record = {**asked, **prediction, "options": list(sample.options)}
     if sample.also:
         record["also"] = list(sample.also)
     if sample.group:
@@ -291,32 +293,13 @@ def _record(benchmark: Benchmark, sample: Sample, prediction: dict[str, Any]) ->
     return graded_record(benchmark, sample, record)
 
 
-def _image_files(sample: Sample) -> dict[str, list[Any]]:
-    """Size of the image files of a question, and a checksum of parts: by these a replaced one is told from before."""
-    seen = [_look(image) for image in sample.images if isinstance(image, Path)]
-    return {"image_bytes": [size for size, _ in seen], "image_checksums": [part for _, part in seen]} if seen else {}
-
-
-def _look(image: Path) -> tuple[int, str]:
-    """The file's size, and a checksum of a kilobyte at its beginning, middle and end; -1 if it cannot be read."""
-    if not os.path.isfile(image):  # noqa: PTH113  (Path.is_file raises where a name is too long)
-        return -1, ""
-    checksum = 0
-    try:
-        with image.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            for place in (0, size // 2, max(0, size - 1024)):
-                file.seek(place)
-                checksum = zlib.crc32(file.read(1024), checksum)
-    except OSError:
-        return -1, ""
-    return size, f"{checksum:08x}"
-
-
 def _stale(samples: Sequence[Sample], done: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Questions to ask again: a server refused them, their images' files have changed, or are unreadable no longer."""
     stale = []
     skipped = {}
+    marked = [image for sample in samples if "image_checksums" in done.get(sample.id, ()) for image in sample.images]
+    looked = tqdm(dict.fromkeys(marked), desc="looking for replaced images", delay=2)
+    now = {image: mark(image) for image in looked}
     for sample in samples:
         if (record := done.get(sample.id)) is None:
             continue
@@ -324,8 +307,10 @@ def _stale(samples: Sequence[Sample], done: Mapping[str, Mapping[str, Any]]) -> 
             stale.append(sample.id)
         elif BAD_IMAGE in record:
             skipped[sample.id] = sample.images
-        elif any(record.get(key, now) != now for key, now in _image_files(sample).items()):
-            stale.append(sample.id)
+        elif "image_checksums" in record:
+            before = list(zip(record["image_bytes"], record["image_checksums"], strict=False))
+            if before != [now[image] for image in sample.images]:
+                stale.append(sample.id)
     bad = unreadable(list(dict.fromkeys(image for images in skipped.values() for image in images))) if skipped else {}
     return [*stale, *(identity for identity, images in skipped.items() if not any(image in bad for image in images))]
 

@@ -175,7 +175,7 @@ def _held(file: Any, name: str) -> list[int | None] | None:
 
 
 @lru_cache(maxsize=4)
-def _parquet_column(path: Path, group: int, column: str) -> Any:
+def _parquet_column(path: Path, written: int, group: int, column: str) -> Any:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
@@ -183,7 +183,12 @@ def _parquet_column(path: Path, group: int, column: str) -> Any:
 
 
 def _parquet_cell(path: Path, group: int, offset: int, column: str) -> Any:
-    return _parquet_column(path, group, column)[offset].as_py()
+    import pyarrow as pa
+
+    try:
+        return _parquet_column(path, path.stat().st_mtime_ns, group, column)[offset].as_py()
+    except (OSError, pa.ArrowException) as error:  # damaged, or replaced while it was in use
+        raise InputError(f"{path}: {column} cannot be read as Parquet ({error}); download it again") from None
 
 
 def _tsv(path: Path, images: Sequence[str]) -> list[Record]:

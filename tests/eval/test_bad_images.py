@@ -1,5 +1,6 @@
 """Images that cannot be read, that have to be converted, or that are repaired between two starts of a run."""
 
+import base64
 import io
 import json
 import os
@@ -7,7 +8,7 @@ import os
 import pytest
 from PIL import Image
 from tiny_model import MODEL
-from vstar_data import ATTRIBUTES, POSITIONS, write_vstar
+from vstar_data import ATTRIBUTES, POSITIONS, write_lettered, write_table, write_vstar
 
 from llava_s2 import cli
 from llava_s2.data.image_decoding import open_image
@@ -77,6 +78,36 @@ def test_an_image_that_is_replaced_has_its_own_question_asked_again_only(data, t
     assert evaluate(data, output) == 0
     changed = {identity for identity in after if after[identity] != records(output)[identity]}
     assert changed == {"direct_attributes/sa_3"}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tsv"])
+def test_so_has_an_image_that_is_replaced_inside_a_data_file(kind, data, tmp_path, loads):
+    table, output = tmp_path / "table", tmp_path / "run"
+    write_lettered(data)
+    path = table / ("data/test-00000-of-00001.parquet" if kind == "parquet" else "VStarBench.tsv")
+
+    def write():
+        if kind == "parquet":
+            return write_table(data, path, images=True)
+        rows = ["index\timage\tquestion\tA\tB\tC\tanswer\tcategory"]
+        for number, (name, (question, options)) in enumerate({**ATTRIBUTES, **POSITIONS}.items()):
+            category = "direct_attributes" if name in ATTRIBUTES else "relative_position"
+            shown = base64.b64encode((data / category / f"{name}.jpg").read_bytes()).decode()
+            cells = (number, shown, question, *[*options, ""][:3], "A", category)
+            rows.append("\t".join(map(str, cells)))
+        return path.write_text("\n".join(rows) + "\n")
+
+    path.parent.mkdir(parents=True)
+    write()
+    assert evaluate(table, output) == 0
+    before, starts = records(output), len(loads)
+    assert evaluate(table, output) == 0 and len(loads) == starts
+    Image.new("RGB", (200, 90), "navy").save(data / "direct_attributes/sa_2.jpg")
+    write()
+    assert evaluate(table, output) == 0
+    after = records(output)
+    (changed,) = {identity for identity in before if before[identity] != after[identity]}
+    assert list(before).index(changed) == 1
 
 
 def png(image, **options):
