@@ -5,11 +5,11 @@ Likelihood needs a server that gives the log-probabilities of a prompt's tokens,
 
 import base64
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -18,8 +18,10 @@ from llava_s2.errors import InputError
 from llava_s2.eval.benchmark import Sample
 from llava_s2.eval.local_model import content
 from llava_s2.eval.openai_servers import OUT_OF_TOKENS, Dialect, reply_text
-from llava_s2.eval.report import REFUSED
+from llava_s2.eval.report import FAILED, REFUSED
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 _RETRIES = 8
 _SENT_AS_THEY_ARE = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png"}
 _REFUSALS = (400, 413, 422)
@@ -91,10 +93,8 @@ class RemoteModel:
 
         Returns:
             ``text``; and where it is so, ``cut``: it ended at ``max_new_tokens``; ``withheld``: by the server;
-            ``own_temperature``; ``reasoning``; ``server_refused``: why the question has no answer.
-
-        Raises:
-            InputError: the server fails.
+            ``own_temperature``; ``reasoning``; ``server_refused``: why the question has no answer; ``server_failed``:
+            why it, and what was not asked yet, has none.
         """
 
         def ask(pair: tuple[Sample, Any]) -> dict[str, Any]:
@@ -112,13 +112,18 @@ class RemoteModel:
             }
             return {"text": reply_text(message).strip(), **{name: True for name, so in flags.items() if so}}
 
-        with ThreadPoolExecutor(self._concurrency) as pool:
-            return list(pool.map(ask, batch))
+        answers = self._each(ask, batch)
+        return [{"text": "", FAILED: str(a)} if isinstance(a, InputError) else a for a in answers]
 
     def rank(self, batch: Sequence[tuple[Sample, Any]]) -> list[dict[str, Any]]:
-        """The mean cross-entropy of each option as the reply, from the server's log-probabilities of the prompt."""
+        """The mean cross-entropy of each option as the reply, from the server's log-probabilities of the prompt.
 
-        def loss(pair: tuple[Sample, Any], option: str) -> float:
+        Returns:
+            ``losses``; or ``server_failed``, as ``generate`` has it.
+        """
+
+        def loss(item: tuple[tuple[Sample, Any], str]) -> float:
+            pair, option = item
             asked = _user(*pair)
             replied = self._prompt([asked, {"role": "assistant", "content": option}], opens=False)
             start = len(self._prompt([asked], opens=True))
@@ -127,10 +132,25 @@ class RemoteModel:
                 raise InputError(f"{self._url}: its log-probabilities do not cover the option {option!r}")
             return -sum(logprob for _, logprob in counted) / len(counted)
 
-        pairs = [(pair, option) for pair in batch for option in pair[0].options]
+        losses = iter(self._each(loss, [(pair, option) for pair in batch for option in pair[0].options]))
+        found = [[next(losses) for _ in sample.options] for sample, _ in batch]
+        faults = [next((str(one) for one in own if isinstance(one, InputError)), "") for own in found]
+        return [{FAILED: fault} if fault else {"losses": own} for own, fault in zip(found, faults, strict=True)]
+
+    def _each(self, work: Callable[[Item], Result], items: Sequence[Item]) -> "list[Result | InputError]":
+        """What comes of each item, several at once; the error of those that fail and, after one has, of all others."""
+        failed: list[InputError] = []
+
+        def one(item: Item) -> "Result | InputError":
+            if not failed:
+                try:
+                    return work(item)
+                except InputError as error:
+                    failed.append(error)
+            return failed[0]
+
         with ThreadPoolExecutor(self._concurrency) as pool:
-            losses = iter(list(pool.map(lambda item: loss(*item), pairs)))
-        return [{"losses": [next(losses) for _ in sample.options]} for sample, _ in batch]
+            return list(pool.map(one, items))
 
     def _prompt(self, messages: list[dict[str, Any]], *, opens: bool) -> list[tuple[str, Any]]:
         """Each token of a prompt with its log-probability, of the first none; ``opens``: up to where the assistant

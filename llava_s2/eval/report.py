@@ -13,6 +13,8 @@ BAD_IMAGE = "bad_image"
 """Field of a prediction whose image could not be read: the reason."""
 REFUSED = "server_refused"
 """Field of a prediction that a server refused to make: the reason."""
+FAILED = "server_failed"
+"""Field of a prediction that is none, since the server fails: the reason. It ends the run and is in no file."""
 WITHOUT_REASONING = "without the reasoning that answers begin with"
 """Of a protocol where that was left out."""
 REPLIES = {

@@ -25,6 +25,7 @@ from llava_s2.eval.openai_servers import without_reasoning
 from llava_s2.eval.processes import Processes
 from llava_s2.eval.report import (
     BAD_IMAGE,
+    FAILED,
     REFUSED,
     REPLIES,
     WITHOUT_REASONING,
@@ -241,13 +242,18 @@ class _Work:
                     found[identity]["image_bytes"] = [size for size, _ in images.marks]
                     found[identity]["image_checksums"] = [checksum for _, checksum in images.marks]
             seconds = (time.perf_counter() - start) / len(batch)
+            failed = [i for i, prediction in found.items() if FAILED in prediction]
             refused = [i for i, prediction in found.items() if REFUSED in prediction and not self._job.skip]
-            yield [
+            answered = [
                 {**_record(self._job.benchmark, sample, found[sample.id]), "seconds": round(seconds, 4)}
                 for sample in batch
-                if sample.id not in refused
+                if sample.id not in (*failed, *refused)
             ]
-            if refused:  # the others' answers are kept
+            if answered:  # these are kept, whatever became of the others
+                yield answered
+            if failed:
+                raise InputError(found[failed[0]][FAILED])
+            if refused:
                 raise InputError(
                     f"question {refused[0]}: {found[refused[0]][REFUSED]}; --on-bad-image skip counts such questions "
                     "as wrong"
@@ -257,7 +263,8 @@ class _Work:
     def _ask(self, batch: Sequence[tuple[Sample, tuple[Any, ...]]]) -> list[dict[str, Any]]:
         if self._job.scoring == "likelihood":
             ranked = self._job.model.rank(batch)
-            return [chosen(sample, prediction) for (sample, _), prediction in zip(batch, ranked, strict=True)]
+            pairs = zip(batch, ranked, strict=True)
+            return [told if FAILED in told else chosen(sample, told) for (sample, _), told in pairs]
         predictions = []
         for prediction in self._job.model.generate(batch, self._job.max_new_tokens):
             whole = prediction.pop("text")

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import threading
+import time
 from copy import copy
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -223,3 +224,22 @@ def test_a_question_that_the_server_refuses_does_not_end_every_run(tmp_path, url
     replies(monkeypatch, lambda body: refusal)
     assert evaluate(tmp_path / "all", url, *flags) == 2
     assert "refused every question" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("failure", [(401, "key expired"), (404, "no such model"), (403, "quota")])
+def test_a_server_that_fails_on_the_way_takes_no_answer_along(failure, tmp_path, url, monkeypatch, capsys):
+    def reply(body):
+        while "cup?" in str(body) and len(Handler.seen) < 5:
+            time.sleep(0.01)
+        return failure if "cup?" in str(body) else {"content": "B"}
+
+    replies(monkeypatch, reply)
+    flags = ("--scoring", "generate", "--on-bad-image", "skip")
+    assert evaluate(tmp_path, url, *flags) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert failure[1] in error and url in error and "--on-bad-image" not in error
+    assert len(records(tmp_path)) == 4 and not (tmp_path / "run/report.json").exists()
+    replies(monkeypatch, lambda body: {"content": "B"})
+    Handler.seen.clear()
+    assert evaluate(tmp_path, url, *flags) == 0
+    assert len(Handler.seen) == 1 and len(records(tmp_path)) == 5
