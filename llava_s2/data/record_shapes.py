@@ -155,8 +155,10 @@ def _turn_values(record: dict[str, Any]) -> tuple[list[Any], tuple[str, ...]]:
         if not isinstance(turns, list) or not turns:
             raise ValidationError("malformed", f'"{lists[0]}" must be a list of turns, and it is empty or missing')
         return turns, tuple(lists)
-    if isinstance(record.get("texts"), list):  # FineVision, the Cauldron
-        pairs = [(turn.get("user"), turn.get("assistant")) for turn in record["texts"] if isinstance(turn, dict)]
+    if isinstance(texts := _columns_to_turns(record.get("texts"), "texts"), list):  # FineVision, the Cauldron
+        if not all(isinstance(turn, dict) for turn in texts):
+            raise ValidationError("malformed", '"texts" must be pairs of "user" and "assistant"')
+        pairs = [(turn.get("user"), turn.get("assistant")) for turn in texts]
         return [turn for pair in pairs for turn in _exchange(*pair)], ("texts",)
     for question_key, answer_key in _PAIRS:
         question, answer = record.get(question_key), record.get(answer_key)
@@ -198,7 +200,11 @@ def _columns_to_turns(value: Any, key: str) -> Any:
         except ValueError as error:
             raise ValidationError("malformed", f'"{key}" is text, but no JSON ({error})') from None
     if isinstance(value, dict) and all(isinstance(texts, list) for texts in value.values()):
-        return [dict(zip(value, texts, strict=False)) for texts in zip(*value.values(), strict=False)]
+        if len(lengths := set(map(len, value.values()))) > 1:
+            raise ValidationError(
+                "malformed", f'"{key}": its columns have {", ".join(map(str, sorted(lengths)))} turns'
+            )
+        return [dict(zip(value, texts, strict=True)) for texts in zip(*value.values(), strict=True)]
     return value
 
 

@@ -24,8 +24,8 @@ class ShardRecords(Sequence[dict[str, Any]]):
     """Random access to the samples of webdataset shards as LLaVA records.
 
     A sample is the files of one key, which is a name up to the first dot behind its last slash. Its ``.json`` is the
-    record; its images, in order of their names, are the record's images, whatever the JSON calls them. Of a sample
-    without an image the JSON's own ``image`` counts.
+    record; its images, in order of their names (``2.png`` before ``10.png``), are the record's images, whatever the
+    JSON calls them. Of a sample without an image the JSON's own ``image`` counts.
 
     Args:
         path: what messages name: a shard, or the folder or pattern that ``shards`` were found by.
@@ -43,7 +43,7 @@ class ShardRecords(Sequence[dict[str, Any]]):
         numbers, records, images, firsts, others = [], [], [], [], []
         count = 0
         for number, shard in enumerate(tqdm(self.shards, desc="indexing shards", unit="file", delay=2)):
-            index = np.load(cached("shard-samples", [shard], partial(_save_samples, shard)))
+            index = np.load(cached("shard-samples-2", [shard], partial(_save_samples, shard)))
             numbers.append(np.full(len(index["records"]), number, np.int32))
             records.append(index["records"])
             images.append(index["images"])
@@ -93,6 +93,12 @@ def _embedded(shard: Path, start: int, size: int) -> Embedded:
     return Embedded(f"{shard}, image at byte {start}", lambda: read_range(shard, start, size))
 
 
+def _in_order(image: tuple[str, int, int]) -> tuple[Any, ...]:
+    """A name's place among others, numbers in it by their value."""
+    name, start, _ = image
+    return (*((not part.isdigit(), int(part) if part.isdigit() else part) for part in re.split(r"(\d+)", name)), start)
+
+
 def _save_samples(shard: Path, out: Path) -> None:
     """Writes the samples' JSON places ((N, 2), size -1 without), all images' ((M, 2)), each sample's first image, and
     which samples hold a video or a sound."""
@@ -115,7 +121,7 @@ def _save_samples(shard: Path, out: Path) -> None:
             samples[-1].append((ending, start, size))
         elif _OTHER_MEDIA.search(file):
             others.add(len(samples) - 1)
-    images = [(start, size) for sample in samples for _, start, size in sorted(sample)]
+    images = [(start, size) for sample in samples for _, start, size in sorted(sample, key=_in_order)]
     counts = [len(sample) for sample in samples]
     arrays: dict[str, Any] = {
         "records": np.array(records, np.int64).reshape(-1, 2),

@@ -1,5 +1,6 @@
 """Training data from one or several sources: files of records with where their images are, mixed by weight."""
 
+import re
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ from llava_s2.data.shard_records import ShardRecords
 from llava_s2.data.table_records import TableRecords, saved_files
 from llava_s2.data.validation_error import ValidationError
 from llava_s2.errors import InputError
+
+# How the hub names the files of a split.
+_SPLITS = {"train": "train(?:ing)?", "validation": "val(?:id(?:ation)?)?|dev", "test": "test(?:ing)?|eval(?:uation)?"}
+_SPLIT = re.compile("(?:^|[/_. -])(?:" + "|".join(f"(?P<{k}>{v})" for k, v in _SPLITS.items()) + ")(?=[/_. -])")
 
 
 class Reader(Protocol):
@@ -60,12 +65,29 @@ def read_records(
 
 
 def _files(place: Path) -> list[Path]:
-    if place.is_dir():
-        for pattern in ("*.parquet", "**/*.parquet", "*.tar"):
-            if found := sorted(place.glob(pattern)):
-                return found
-        raise InputError(f"{place}: a folder with neither datasets' state.json nor Parquet or tar files; name a file")
-    return [place] if place.exists() else sorted(map(Path, glob(str(place)))) or [place]  # noqa: PTH207
+    if not place.is_dir():
+        found = [place] if place.exists() else sorted(map(Path, glob(str(place)))) or [place]  # noqa: PTH207
+        return _of_one_split(place, place.parent, found)
+    for pattern in ("*.parquet", "**/*.parquet", "*.tar"):
+        if found := sorted(place.glob(pattern)):
+            return _of_one_split(place, place, found)
+    raise InputError(f"{place}: a folder with neither datasets' state.json nor Parquet or tar files; name a file")
+
+
+def _of_one_split(place: Path, folder: Path, files: list[Path]) -> list[Path]:
+    """The files, unless their names below ``folder`` say that they are of several splits."""
+    firsts: dict[str | None, Path] = {}
+    for file in files:
+        name = file.relative_to(folder).as_posix() if len(files) > 1 and folder in file.parents else ""
+        found = _SPLIT.search(name)
+        firsts.setdefault(found and found.lastgroup, file)
+    firsts.pop(None, None)
+    if len(firsts) > 1:
+        raise InputError(
+            f"{place}: holds files of the splits {', '.join(firsts)} ({', '.join(map(str, firsts.values()))} …); name "
+            "those to train on, each or by a pattern"
+        )
+    return files
 
 
 def _visited(reader: Reader, visit: Callable[[int, dict[str, Any]], None] | None, tolerant: bool) -> Reader:

@@ -41,6 +41,9 @@ _MASK_OF_RECORD = re.compile(
 )
 # Beside a question and its answer, and beside turns.
 _OTHER_QUESTION = ("context", "passage", "hint", "lecture", "choices", "options", "input")
+_TOOLS = ("tools", "functions")
+# Of a set for KTO: whether an answer is to be learnt or avoided.
+_IS_WANTED = ("label", "kto_tag")
 _SYSTEM = re.compile(r"sys(?:tem)?(?:[_-]?\w+)?|preamble|meta_instruction|instructions", re.IGNORECASE)
 # Other models' marks; a question about HTML seldom begins with one, and of text alone only the first kind is one.
 _MARK = re.compile(
@@ -130,7 +133,11 @@ def check_record(values: dict[str, Any], has_images: bool, shape: Sequence[str])
                 f'"{key}" of a record is not read; a turn that is not to be learnt has "weight": 0, and --data_weights '
                 "has files more or less often",
             )
-        if key.startswith("rejected") or (key == "label" and value is False and "completion" in shape):
+        if key in _TOOLS and value not in ("[]", "{}"):
+            raise ValidationError("malformed", f'"{key}" is not read; write the tools into the system message')
+        if key == "objects" and isinstance(value, dict) and value.keys() & {"bbox", "ref"}:
+            raise ValidationError("malformed", '"objects" is not read; write its names and boxes into the text')
+        if key.startswith("rejected") or (key in _IS_WANTED and value is False):
             raise ValidationError("malformed", f'"{key}": is of a set of preferences, and training takes one answer')
 
 

@@ -94,6 +94,7 @@ SAME = {
     "question": {"question": "What?", "answer": "Red.", "image": "a.png"},
     "alpaca": {"instruction": "What?", "input": "", "output": "Red.", "images": ["a.png"]},
     "finevision": {"images": ["a.png"], "texts": [{"user": "What?", "assistant": "Red.", "source": "x"}]},
+    "finevision in columns": {"images": ["a.png"], "texts": {"user": ["What?"], "assistant": ["Red."]}},
     "qwen-vl": {
         "conversations": [{"from": "user", "value": "<img>a.png</img>\nWhat?"}, {"from": "assistant", "value": "Red."}]
     },
@@ -205,6 +206,11 @@ def test_history_images_by_index_and_images_inside_a_record(folder):
         ({"question": "Is it?", "answer": "B", "A": "x", "B": "y", "image": "a.png"}, "choices under"),
         ({"prompt": "a", "response": "b", "rejected_response": "c"}, "set of preferences"),
         ({"prompt": "a", "completion": "b", "label": False}, "set of preferences"),
+        ({"messages": MESSAGES, "image": "a.png", "kto_tag": False}, "set of preferences"),
+        ({"messages": MESSAGES, "image": "a.png", "tools": [{"name": "f"}]}, '"tools" is not read; write the tools'),
+        ({"messages": MESSAGES, "image": "a.png", "objects": {"bbox": [[1, 2]]}}, '"objects" is not read; write its'),
+        ({"image": "a.png", "conversations": {"from": ["human", "gpt"], "value": ["q"]}}, "columns have 1, 2 turns"),
+        ({"images": ["a.png"], "texts": ["What?", "Red."]}, '"texts" must be pairs'),
         ({"conversations": [{"user": "What?", "assistant": "Red."}]}, r"role \(its keys are 'user', 'assistant'\)"),
     ],
 )
@@ -286,10 +292,18 @@ def test_a_run_says_how_many_records_have_images(folder, tmp_path):
 
 def test_flags_that_ask_for_nothing_and_keys_that_hold_nothing_do_not_stop_a_record(folder):
     turns = answer(weight=1, train=True, loss=None, mask=False, images=[], name="gpt", train_detail=None)
-    record = {"image": "a.png", "conversations": turns, "weight": 1, "video": None, "audio": "", "label": True}
+    record = {
+        "image": "a.png",
+        "conversations": turns,
+        "weight": 1,
+        "video": None,
+        "audio": "",
+        "label": True,
+        "tools": "[]",
+    }
     record |= {"answers": ["Red."], "mask": [[0, 1]], "url": "https://x.org/1", "instruction": "Look at the image."}
     found = validate_record(record, TEMPLATES["vicuna_v1"], ImageFiles(folder))
     assert [str(fault) for fault in found.faults] == []
-    told = ["weight", "label", "answers", "mask", "url", "instruction", "mask in turns", "name in turns"]
+    told = ["weight", "label", "tools", "answers", "mask", "url", "instruction", "mask in turns", "name in turns"]
     unread, in_turns = unread_of(record)
     assert [*unread, *in_turns] == told

@@ -214,6 +214,29 @@ def test_tars_that_cannot_be_read(tmp_path):
         ImageFiles(tmp_path / "none*.tar")
 
 
+def test_files_of_several_splits_are_not_trained_on_together(tmp_path):
+    """As the hub has them, in one folder or in one for each."""
+    for test in ("a/test-00000-of-00001", "b/validation/0", "c/x_val_0"):
+        place = tmp_path / test[0]
+        for name in (test, test.replace("test", "train").replace("validation", "train").replace("_val", "_train")):
+            (path := tmp_path / f"{name}.parquet").parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.table({"conversations": [turns("q", "a")]}), path)
+        with pytest.raises(InputError, match="holds files of the splits"):
+            read_records(place)
+        assert len(read_records(path)) == 1
+    assert len(read_records(tmp_path / "c" / "*train*")) == 1
+    with pytest.raises(InputError, match="splits train, validation"):
+        read_records(tmp_path / "c" / "*.parquet")
+
+
+def test_many_images_of_a_sample_stand_in_order(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        add(archive, "0.json", json.dumps({"conversations": turns("<image>" * 12, "a")}).encode())
+        for number in range(12):
+            add(archive, f"0.{number}.png", png(number))
+    assert shades(check_records(tmp_path / "a.tar", None, "vicuna_v1").records.open_images(0)) == [*range(12)]
+
+
 def test_tables_and_folders_that_are_none(tmp_path):
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
     with pytest.raises(InputError, match="no column conversations, but"):
