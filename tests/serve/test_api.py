@@ -23,6 +23,7 @@ from PIL import Image
 
 from llava_s2 import cli
 from llava_s2.model.inference import assistant_message, encode_prompts, user_message
+from llava_s2.serve.api.batch import Batch
 from llava_s2.serve.api.logprobs import TokenTexts
 from llava_s2.serve.api.sampling import SampledToken
 from llava_s2.serve.api.service import Limits, Service
@@ -833,6 +834,25 @@ def test_sigterm_waits_no_longer_than_it_is_told(tmp_path):
     assert server.process.wait(60) == 0
     with contextlib.suppress(openai.APIError):  # the stream says so, unless it came to its end
         list(stream)
+
+
+def test_what_is_under_way_when_that_time_is_over_is_told_whatever_the_model_does(loaded, monkeypatch):
+    step, go_on = Batch.step, threading.Event()
+    monkeypatch.setattr(Batch, "step", lambda self, tokens: go_on.wait(60) and step(self, tokens))
+    service = Service.build(*loaded, NAME, Limits(batch=1))
+    with in_thread(service) as url, ThreadPoolExecutor(2) as pool:
+        stream = iter(client(url).chat.completions.create(**asked("Go on."), stream=True))
+        next(stream)
+        waiting = [pool.submit(client(url).chat.completions.create, **asked()) for _ in range(2)]
+        wait_for(lambda: service.under_way == 3)
+        service.give_up()
+        with pytest.raises(openai.APIError, match="the server is stopping"):
+            list(stream)
+        for one in waiting:
+            with pytest.raises(openai.InternalServerError, match="the server is stopping"):
+                one.result()
+        assert service.under_way == 0 and not go_on.is_set()
+        go_on.set()
 
 
 def test_a_field_that_changes_nothing_is_told_once_where_the_server_runs(tmp_path):

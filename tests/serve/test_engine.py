@@ -424,6 +424,36 @@ def test_pieces_of_text_add_up_to_the_whole_cut_at_the_first_stop(loaded, data):
     assert answer.stopped == bool(ends)
 
 
+@settings(deadline=None, max_examples=300)
+@given(st.data())
+def test_any_tokens_become_text(loaded, data):
+    tokenizer = loaded[1].tokenizer
+    known = tokenizer.get_vocab()
+    some = [known[f"<0x{byte:02X}>"] for byte in (0xE4, 0xBD, 0xA0, 0xFF, 0x41, 0xC3)]
+    some += tokenizer("Hello you, 日本 \n", add_special_tokens=False)["input_ids"] + tokenizer.all_special_ids
+    ids = data.draw(st.lists(st.sampled_from(some), max_size=20))
+    answer = AnswerText(tokenizer)
+    text = "".join([*map(answer.feed, ids), answer.finish()])
+    expected = tokenizer.decode(ids, skip_special_tokens=True).strip()
+    assert text == expected or ("\ufffd" in expected and len(text) <= len(expected))
+
+
+def test_an_answer_that_fails_leaves_the_others_of_its_batch_alone(loaded, start, monkeypatch):
+    engine = start()
+    jobs = [job(loaded, "What is it?", [0], max_new_tokens=5, seed=seed, temperature=1.0) for seed in range(3)]
+    sample = Sampler.sample
+
+    def failing(self, row, tokens):
+        if self._sampling.seed == 1 and len(tokens) == 2:
+            raise ValueError("no such token")
+        return sample(self, row, tokens)
+
+    monkeypatch.setattr(Sampler, "sample", failing)
+    for one, _ in jobs:
+        engine.submit(one)
+    assert [events_of(told)[-1].reason for _, told in jobs] == ["length", "error", "length"]
+
+
 def test_metrics_name_what_was_done(loaded):
     metrics = Metrics()
     engine = Engine(*loaded, FeatureCache(1 << 20), metrics, max_batch=4, max_batch_tokens=8192)

@@ -70,12 +70,12 @@ class Chats:
         at_end.callback(self._left)
         deadline = service.clock() + service.limits.seconds
         chat = _Chat(service, self._texts)
-        await _unless_gone(request, self._begin(chat, body, deadline, at_end))
+        await self._unless_gone(request, self._begin(chat, body, deadline, at_end))
         if chat.asked.stream:
             return StreamingResponse(
                 chat.events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
             )
-        completion = await _unless_gone(request, chat.completion())
+        completion = await self._unless_gone(request, chat.completion())
         return Response(completion.model_dump_json(exclude_unset=True), media_type="application/json")
 
     async def tokenize(self, request: Request) -> api_schema.TokenizeResponse:
@@ -90,6 +90,25 @@ class Chats:
 
     def _left(self) -> None:
         self._service.under_way -= 1
+
+    async def _unless_gone(self, request: Request, work: Awaitable[T]) -> T:
+        """Waits for the work, and gives it up when the client hangs up, or the server does."""
+
+        async def hung_up() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+
+        task, gone = asyncio.ensure_future(work), asyncio.ensure_future(hung_up())
+        given_up = asyncio.ensure_future(self._service.given_up.wait())
+        try:
+            await asyncio.wait({task, gone, given_up}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise ClientGone if gone.done() else stopping()
+        finally:
+            task.cancel()
+            gone.cancel()
+            given_up.cancel()
 
     async def _begin(self, chat: "_Chat", body: Body, deadline: float, at_end: ExitStack) -> None:
         """Brings a request to where its answer begins."""
@@ -312,21 +331,3 @@ def _failure(reason: str) -> ApiError:
     if reason == "draining":
         return stopping()
     return late() if reason == "timeout" else ApiError(500, "the model failed", code="model_failed")
-
-
-async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """Waits for the work, and gives it up when the client hangs up."""
-
-    async def hung_up() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(hung_up())
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone
-        return task.result()
-    finally:
-        task.cancel()
-        gone.cancel()

@@ -180,10 +180,12 @@ class Engine:
             self._changed.notify()
 
     def stop_all(self, reason: str) -> None:
-        """Ends all answers, after their current token."""
+        """Ends all answers: whoever waits for them is told now, the model's work ends after the current token."""
         with self._changed:
-            for answer in [*self._waiting, *self._answers]:
-                answer.job.stop_reason = reason
+            for answer in [*self._waiting, *self._busy, *self._answers]:
+                if answer.job.stop_reason is None:
+                    answer.job.stop_reason = reason
+                    answer.job.on_event(End(reason))
 
     def _run(self) -> None:
         while True:
@@ -342,7 +344,12 @@ class Engine:
     def _sample(self, logits: Tensor, answers: list[_Answer]) -> None:
         logits[:, self._suppressed] = -float("inf")
         for answer, row in zip(answers, logits, strict=True):
-            self._take(answer, answer.sampler.sample(row, answer.tokens))
+            try:
+                self._take(answer, answer.sampler.sample(row, answer.tokens))
+            except Exception:  # its own; the others of the batch go on
+                logger.exception("an answer failed")
+                answer.ended = True
+                self._end_job(answer.job, "error")
 
     def _take(self, answer: _Answer, sampled: SampledToken) -> None:
         job = answer.job

@@ -123,7 +123,7 @@ def _serve(args: argparse.Namespace) -> None:
         args.host,
         args.port,
         begin_drain=begin_drain,
-        give_up=lambda: service.engine.stop_all("draining"),
+        give_up=service.give_up,
         is_idle=lambda: service.under_way == 0,
         drain_seconds=args.drain_timeout,
     )

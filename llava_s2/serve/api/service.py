@@ -62,6 +62,7 @@ class Service:
         limits: of the server.
         draining: whether new requests are refused.
         under_way: chat requests that are not answered yet.
+        given_up: set when their time is over, too.
         clock: seconds, as ``time.monotonic``; requests' deadlines are in it.
     """
 
@@ -74,6 +75,7 @@ class Service:
     created: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
     under_way: int = 0
+    given_up: asyncio.Event = field(default_factory=asyncio.Event)
     clock: Callable[[], float] = time.monotonic
 
     @classmethod
@@ -113,6 +115,11 @@ class Service:
         """Ends the engine and the decoders."""
         self.preparer.decoders.close()
         self.engine.stop()
+
+    def give_up(self) -> None:
+        """Ends all that is under way, wherever it is; in the event loop's thread."""
+        self.given_up.set()
+        self.engine.stop_all("draining")
 
     def check_model(self, name: str | None) -> None:
         """Raises ApiError where a request names another model."""

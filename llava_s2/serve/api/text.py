@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerFast
 
+_UNFINISHED = "\ufffd"  # how bytes that are no character yet are read
 _CONTEXT = 8  # tokens before a continued text: how its first one reads depends on them
 
 
 class AnswerText:
     """One answer's text, piece by piece; the pieces add up to ``tokenizer.decode(ids).strip()``, cut at a stop string.
+
+    Any tokens are taken, such as sampling at a high temperature gives; where they are no characters, there is a mark.
 
     Args:
         tokenizer: of the model.
@@ -24,12 +26,12 @@ class AnswerText:
     def __init__(
         self, tokenizer: PreTrainedTokenizerFast, stop: Sequence[str] = (), continues: Sequence[int] = ()
     ) -> None:
-        self._tokenizer: Any = tokenizer
+        self._decoder: Any = tokenizer.backend_tokenizer
         self._stop = stop
-        self._before = list(continues[-_CONTEXT:])
-        self._stream = DecodeStream(ids=self._before, skip_special_tokens=True)
-        self._ids: list[int] = []
-        self._decoded = 0  # characters
+        # The tokens since the last end but one of whole characters, and how many of them are in ``_known``.
+        self._ids = list(continues[-_CONTEXT:])
+        self._whole = len(self._ids)
+        self._known = self._decode()
         self._kept_back = ""
         self._begun = bool(continues)
         self.stopped = False
@@ -37,20 +39,26 @@ class AnswerText:
     def feed(self, token: int) -> str:
         """The text that can be sent now that this token is known; empty while it may still change."""
         self._ids.append(token)
-        text = self._stream.step(self._tokenizer.backend_tokenizer, token) or ""
-        self._decoded += len(text)
-        return self._release(text) if text else ""
+        text = self._decode()
+        if text.endswith(_UNFINISHED):
+            return ""
+        # What was sent stays, also where a byte that belongs to no character has those before it read otherwise.
+        new = text[len(self._known) :]
+        if not new:  # a window without text would have the space after it left out
+            return ""
+        self._ids, self._whole = self._ids[self._whole :], len(self._ids) - self._whole
+        self._known = self._decode()
+        return self._release(new)
 
     def finish(self) -> str:
         """What was kept back, when no token follows."""
         if self.stopped:
             return ""
-        before, whole = (self._decode(ids) for ids in (self._before, [*self._before, *self._ids]))
-        rest = self._release(whole[len(before) + self._decoded :])
+        rest = self._release(self._decode()[len(self._known) :])
         return rest if self.stopped else rest + self._kept_back.rstrip()
 
-    def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    def _decode(self) -> str:
+        return str(self._decoder.decode(self._ids, skip_special_tokens=True))
 
     def _release(self, text: str) -> str:
         text = self._kept_back + text
