@@ -44,7 +44,7 @@ def read_log(path: Path, task: str) -> tuple[str, list[OtherAnswer]]:
     Raises:
         InputError: the file is neither kit's log.
     """
-    records = _workbook(path) if path.suffix == ".xlsx" else read_records(path)
+    records = read_records(path)
     if "doc_id" in records[0]:
         return "lmms-eval", [_lmms_eval(record) for record in records]
     if "index" in records[0] and "prediction" in records[0]:
@@ -98,17 +98,3 @@ def _number(value: Any) -> float | bool | None:
     if not isinstance(value, int | float) or not 0 <= value <= 1:
         return None
     return bool(value) if value in (0, 1) else float(value)
-
-
-def _workbook(path: Path) -> list[Record]:
-    try:
-        from openpyxl import load_workbook
-    except ImportError:
-        raise InputError(f'{path}: reading it takes openpyxl: pip install "llava-s2[eval]"') from None
-    try:
-        rows = load_workbook(path, read_only=True).worksheets[0].iter_rows(values_only=True)
-        names = [str(name) for name in next(rows)]
-    except (OSError, ValueError, KeyError, StopIteration) as error:
-        raise InputError(f"{path}: cannot be read as an Excel file ({error})") from None
-    records = [dict(zip(names, row, strict=False)) for row in rows]
-    return [Record(fields, f"{path}, row {number}") for number, fields in enumerate(records, start=2)]

@@ -16,23 +16,44 @@ REPORT = "report.json"
 LOADED = "loaded"
 _OF_GRADING = ("rule", "protocol", "seed")
 """What a finished run may change without its answers becoming another run's."""
+_BESIDE_AN_ANSWER = {
+    *(
+        "answer",
+        "question_id",
+        "questionId",
+        "index",
+        "image",
+        "image_id",
+        "prompt",
+        "answer_id",
+        "model_id",
+        "metadata",
+    )
+}
+"""The fields of records whose ``answer`` is the model's, as in the files that servers take."""
 
 
 def read_predictions(path: Path) -> list[dict[str, Any]]:
     """The file's records in order, each with a ``question_id`` (as text) and a ``text``; JSON lines, or a list.
 
-    Other names of the two that scoring programs write are read too: ``questionId`` or ``index``, ``prediction`` or
-    ``answer``.
+    Other names of the two that scoring programs write are read too: ``questionId``, ``index`` or ``image``,
+    ``prediction`` or ``answer``; the latter only where it cannot be the reference.
 
     Raises:
         InputError: no such file, or a line that is no such record.
     """
     records = []
     for record in read_records(path):
-        text = record.first("text", "prediction", "answer")
+        text = record.first("text", "prediction")
+        if text is None and record.keys() - _BESIDE_AN_ANSWER and "answer" in record:
+            raise record.fault(
+                "has no 'text', and its 'answer' may be the reference, since it stands beside others than an id; "
+                "name the model's reply 'text'"
+            )
+        text = record.get("answer") if text is None else text
         if not isinstance(text, str):
             raise record.fault("must be an object with 'question_id' and a text 'text'")
-        identity = record.identity("question_id", "questionId", "index")
+        identity = record.identity("question_id", "questionId", "index", "image")
         options = record.get("options")
         if options is not None and not (isinstance(options, list) and all(isinstance(o, str) for o in options)):
             raise record.fault("'options' must be a list of texts, those that the letters stand for")

@@ -1,4 +1,4 @@
-"""Records of JSON, JSON lines, Parquet and TSV files; images inside them are left there until they are needed."""
+"""Records of JSON, Parquet, TSV and Excel files; images inside them are left there until they are needed."""
 
 import base64
 import binascii
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 from llava_s2.data.image_decoding import Embedded
 from llava_s2.errors import InputError
@@ -40,7 +41,8 @@ def find_file(data: Path, names: Sequence[str], what: str = "") -> list[Path]:
 
 
 def read_records(path: Path, field: str | None = None, images: Sequence[str] = ()) -> list[Record]:
-    """The records of a file, by its suffix ``.json``, ``.parquet``, ``.tsv`` or ``.csv``; any other is JSON lines.
+    """The records of a file, by its suffix ``.json``, ``.parquet``, ``.tsv``, ``.csv`` or ``.xlsx``; any other is JSON
+    lines.
 
     Args:
         path: the file.
@@ -55,6 +57,8 @@ def read_records(path: Path, field: str | None = None, images: Sequence[str] = (
         records = _parquet(path, images)
     elif path.suffix in (".tsv", ".csv"):
         records = _tsv(path, images)
+    elif path.suffix == ".xlsx":
+        records = _workbook(path)
     elif path.suffix != ".json" or (field is None and _is_json_lines(path)):
         records = _json_lines(path)
     else:
@@ -228,6 +232,22 @@ def _tsv(path: Path, images: Sequence[str]) -> list[Record]:
             read = partial(_tsv_cell, path, start, end, columns.index(name))
             record[name] = _embedded(f"{record.where}, {name}", count, read)
     return records
+
+
+def _workbook(path: Path) -> list[Record]:
+    """VLMEvalKit's predictions; every cell is a text."""
+    try:
+        from openpyxl import load_workbook
+    except ImportError:
+        raise InputError(f'{path}: reading it takes openpyxl: pip install "llava-s2[eval]"') from None
+    try:
+        rows = load_workbook(path, read_only=True).worksheets[0].iter_rows(values_only=True)
+        names = [str(name) for name in next(rows)]
+    except (OSError, ValueError, KeyError, StopIteration, BadZipFile) as error:
+        raise InputError(f"{path}: cannot be read as an Excel file ({error})") from None
+    cells = (("" if cell is None else str(cell) for cell in row) for row in rows)
+    records = [dict(zip(names, row, strict=False)) for row in cells]
+    return [Record(fields, f"{path}, row {number}") for number, fields in enumerate(records, start=2)]
 
 
 def _located_rows(file: Any, suffix: str) -> Iterator[tuple[int, int, list[str]]]:

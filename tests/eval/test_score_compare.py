@@ -81,6 +81,8 @@ def test_ids_at_fault_are_named_and_counted_and_the_denominator_stays(tmp_path, 
         '{"question_id": "a", "text": 1}',
         '{"text": "A"}',
         '{"question_id": true, "text": "A"}',
+        '{"question_id": "sa_2", "answer": "B", "response": "C"}',  # whose answer is the reference
+        '{"question_id": "sa_2", "answer": "B", "question": "Which?"}',
     ],
 )
 def test_lines_that_are_no_predictions(tmp_path, data, capsys, line):
@@ -88,6 +90,27 @@ def test_lines_that_are_no_predictions(tmp_path, data, capsys, line):
     path.write_text(json.dumps({"question_id": "sa_1", "text": "A"}) + "\n" + line + "\n")
     assert cli.main(["score", "vstar", "--data", str(data), "--predictions", str(path)]) == 2
     assert f"{path}, line 2: " in capsys.readouterr().err
+
+
+def test_the_files_that_other_programs_write(tmp_path, data, capsys):
+    from openpyxl import Workbook
+
+    write_lettered(data)
+    texts = ["C", "C", "B", None, "B"]  # an empty cell is an empty answer
+    book = Workbook()
+    rows = [[number, "Which?", "A", text] for number, text in enumerate(texts)]
+    for row in [["index", "question", "answer", "prediction"], *rows]:
+        book.active.append(row)
+    book.save(tmp_path / "kit.xlsx")
+    server = [{"question_id": number, "answer": text or ""} for number, text in enumerate(texts)]
+    (tmp_path / "server.json").write_text(json.dumps(server))
+    for name in ("kit.xlsx", "server.json"):
+        assert cli.main(["score", "vstar", "--data", str(data), "--predictions", str(tmp_path / name)]) == 0
+        overall = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]["overall"]
+        assert (overall["correct"], overall["unparseable"]) == (4, 1)
+    (tmp_path / "kit.xlsx").write_bytes(b"PK, but no more")
+    assert cli.main(["score", "vstar", "--data", str(data), "--predictions", str(tmp_path / "kit.xlsx")]) == 2
+    assert "kit.xlsx: cannot be read as an Excel file" in capsys.readouterr().err
 
 
 def test_no_predictions_file(tmp_path, data, capsys):
