@@ -76,12 +76,11 @@ def _files(place: Path) -> list[Path]:
 
 def _of_one_split(place: Path, folder: Path, files: list[Path]) -> list[Path]:
     """The files, unless their names below ``folder`` say that they are of several splits."""
-    firsts: dict[str | None, Path] = {}
+    firsts: dict[str, Path] = {}
     for file in files:
         name = file.relative_to(folder).as_posix() if len(files) > 1 and folder in file.parents else ""
-        found = _SPLIT.search(name)
-        firsts.setdefault(found and found.lastgroup, file)
-    firsts.pop(None, None)
+        if found := _SPLIT.search(name):
+            firsts.setdefault(str(found.lastgroup), file)
     if len(firsts) > 1:
         raise InputError(
             f"{place}: holds files of the splits {', '.join(firsts)} ({', '.join(map(str, firsts.values()))} …); name "

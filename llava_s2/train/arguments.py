@@ -219,7 +219,7 @@ def parse_flags(stage: str, flags: Sequence[str]) -> "tuple[RecipeArguments, Tra
         def error(self, message: str) -> Any:
             raise InputError(f"{message}; see llava-s2 train {stage} --help")
 
-    flags = _bare_fsdp(_group_by_length(expand_yaml(flags)))
+    flags = _bare_fsdp(_group_by_length(_one_warmup(expand_yaml(flags))))
     given = flag_names(flags)
     problems = []
     if "output_dir" not in given:
@@ -335,6 +335,27 @@ def _evaluate_when_saving(flags: Sequence[str]) -> list[str]:
     strategy = named.get("save_strategy", "steps")
     steps = named.get("eval_steps", named.get("save_steps", "500"))
     return ["--eval_strategy", "steps" if strategy in ("no", "best") else strategy, "--eval_steps", steps]
+
+
+def _one_warmup(flags: Sequence[str]) -> list[str]:
+    """Of ``--warmup_ratio`` and ``--warmup_steps``, one flag here, that which counts in LLaVA: steps, if there are any.
+
+    Raises:
+        InputError: the ratio is none.
+    """
+    values = _values(flags)
+    ratio, steps = values.get("warmup_ratio"), values.get("warmup_steps")
+    if ratio is None:
+        return list(flags)
+    try:
+        is_share = 0 <= float(ratio) < 1
+    except ValueError:
+        is_share = False
+    if not is_share:
+        raise InputError(f"--warmup_ratio {ratio}: must be 0 or more, and less than 1; --warmup_steps takes steps")
+    if steps is None:
+        return list(flags)
+    return _without(flags, "warmup_steps" if steps.rstrip("0.") == "" else "warmup_ratio")
 
 
 def _group_by_length(flags: Sequence[str]) -> list[str]:

@@ -42,6 +42,16 @@ def impossible_values(recipe: Any, training: "TrainingArguments") -> list[str]:
         problems.append("--dataloader_persistent_workers: needs --dataloader_num_workers")
     if training.metric_for_best_model not in (None, "loss", "eval_loss"):
         problems.append(f"--metric_for_best_model {training.metric_for_best_model}: eval_loss is the only one")
+    if training.greater_is_better:
+        problems.append("--greater_is_better True: eval_loss, by which checkpoints are chosen, is better where lower")
+    if not recipe.evaluates:
+        needing = ("eval_on_start", "load_best_model_at_end")
+        on = [f"--{name}" for name in needing if getattr(training, name)]
+        on += ["--save_strategy best"] if training.save_strategy == "best" else []
+        problems += [f"{flag}: needs --eval_data_path or --eval_split" for flag in on]
+    accelerator: Any = training.accelerator_config
+    if accelerator.dispatch_batches or accelerator.split_batches:
+        problems.append("--accelerator_config: dispatch_batches and split_batches make other batches; leave them out")
     if training.push_to_hub:
         problems += _hub(training)
     return problems + _attention(recipe, training) + _optimization(training)

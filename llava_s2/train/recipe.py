@@ -165,9 +165,17 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
         trainable = choose_parts(model, run.components, run.recipe, markers)
         trainer = _build_trainer(run, trainable, processor, collate, examples, held_out, base)
         run.say("\n".join([*describe_parameters(count_parameters(trainable), run.components), start.describe()]))
-        # torchrun's processes, be it one, exchange the weights, and autocast would cast them.
+        # torchrun's processes, be it one, exchange the weights, autocast would cast and torch.compile trace them.
         alone = training.parallel_mode is ParallelMode.NOT_PARALLEL
-        if alone and not (training.bf16 or training.fp16 or training.deepspeed or training.fsdp):
+        others = (
+            training.bf16,
+            training.fp16,
+            training.deepspeed,
+            training.fsdp,
+            training.debug,
+            training.torch_compile,
+        )
+        if alone and not any(others):
             pack_frozen(trainable)  # on a CPU
         _train(trainer, start)
         if held_out is not None and not training.load_best_model_at_end:
@@ -209,12 +217,6 @@ def _check_run(stage: str, flags: Sequence[str]) -> _Run:
     checked = check_records(
         recipe.data_path, recipe.image_folder, template, weights=recipe.data_weights, seed=seed, skip_bad=skips
     )
-    batch = training.train_batch_size * training.world_size
-    if training.dataloader_drop_last and len(checked.records) < batch:
-        raise InputError(
-            f"--dataloader_drop_last: {len(checked.records)} records are less than a batch of {batch} on all "
-            "processes, so nothing would be left; leave it out or make --per_device_train_batch_size smaller"
-        )
     held_out = None
     if recipe.eval_data_path is not None:
         held_out = check_records(recipe.eval_data_path, recipe.eval_image_folder or recipe.image_folder, template)
@@ -284,7 +286,7 @@ def _dataset_before_weights(run: _Run, bad_samples: BadSamples | None) -> Conver
     """The data set, with a processor that knows lengths alone.
 
     Raises:
-        InputError: a record has no target within ``--model_max_length``.
+        InputError: a record has no target within ``--model_max_length``, or `_split` leaves too few.
     """
     recipe = run.recipe
     processor = processor_for_lengths(
@@ -299,6 +301,7 @@ def _dataset_before_weights(run: _Run, bad_samples: BadSamples | None) -> Conver
     if run.training.process_index == 0 and (too_long := dataset.too_long()):
         logger.warning(too_long)
     _check_positions(run, dataset)
+    _split(run, dataset)
     return dataset
 
 
@@ -337,12 +340,29 @@ def _examples(
         folder, limit = Path(recipe.cache_tower_features), recipe.cache_tower_features_gb * 1e9
         with no_sharding_at_load(training):
             dataset.features = store_features(model, dataset, folder, limit, training)
+    return _split(run, dataset)
+
+
+def _split(run: _Run, dataset: ConversationDataset) -> tuple[Examples, Examples | None]:
+    """The examples to train on, and those to evaluate on.
+
+    Raises:
+        InputError: there is nothing on one side, or nothing in a record to evaluate on.
+    """
+    training, share = run.training, run.recipe.eval_split
+    examples, held_out = Examples(dataset), None
     if run.held_out is not None:
-        held_out = ConversationDataset(run.held_out, processor, run.template, recipe.model_max_length)
-        return Examples(dataset), Examples(held_out)
-    if recipe.eval_split is not None:
-        return hold_out(dataset, recipe.eval_split, run.seed)
-    return Examples(dataset), None
+        others = ConversationDataset(run.held_out, dataset.processor, run.template, run.recipe.model_max_length)
+        held_out = Examples(others)
+    elif share is not None:
+        examples, held_out = hold_out(dataset, share, run.seed)
+    batch = training.train_batch_size * training.world_size
+    if training.dataloader_drop_last and len(examples) < batch:
+        raise InputError(
+            f"--dataloader_drop_last: {len(examples)} records are less than a batch of {batch} on all "
+            "processes, so nothing would be left; leave it out or make --per_device_train_batch_size smaller"
+        )
+    return examples, held_out
 
 
 def _collator(run: _Run, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> Any:

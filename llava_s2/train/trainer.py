@@ -171,6 +171,7 @@ class LlavaTrainer(Trainer):
     ) -> EvalLoopOutput:
         """The mean loss of a target over the whole set, the same whatever the batches and the number of processes."""
         model = self.model_wrapped.eval()
+        torch_state = torch.random.get_rng_state()  # of which the loader's iterator draws a number
         sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)  # of losses and targets
         for batch in tqdm(dataloader, description, disable=self.args.disable_tqdm or self.args.process_index > 0):
             inputs = self._prepare_inputs(
@@ -180,6 +181,7 @@ class LlavaTrainer(Trainer):
                 loss = model(**inputs, num_items_in_batch=1).loss  # their sum
             following = inputs["shift_labels"] if "shift_labels" in inputs else inputs["labels"][:, 1:]
             sums += torch.stack([loss.double(), (following != IGNORE_INDEX).sum().double()])
+        torch.random.set_rng_state(torch_state)
         total, targets = self.accelerator.reduce(sums, "sum").tolist()
         metrics = {f"{metric_key_prefix}_loss": total / targets}
         nothing: Any = None  # no predictions are kept

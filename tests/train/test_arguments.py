@@ -38,6 +38,14 @@ def test_a_command_line_of_llavas_scripts():
     assert (training.eval_strategy, training.warmup_steps, training.seed) == ("no", 0.1, 7)
 
 
+@pytest.mark.parametrize(
+    ("flags", "steps"),
+    [("--warmup_ratio 0.1 --warmup_steps 0", 0.1), ("--warmup_steps=5 --warmup_ratio=0.1", 5), ("--warmup_ratio 0", 0)],
+)
+def test_steps_of_warm_up_count_before_a_ratio_if_there_are_any(flags, steps):
+    assert parse_flags("finetune", [*NEEDED, *flags.split()])[1].warmup_steps == steps
+
+
 def test_yaml_and_the_command_line_over_it(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(
