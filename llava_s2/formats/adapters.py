@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from llava_s2.errors import InputError
-from llava_s2.weight_files import check_numbers, find_file, list_names, read_json, read_tensors
+from llava_s2.weight_files import check_numbers, find_file, first_line, list_names, read_json, read_tensors
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -48,6 +48,11 @@ def attach(model: LlavaForConditionalGeneration, name: str) -> PeftModel:
     check_scale(name, read_json(str(find_file(name, "adapter_config.json"))))
     try:
         config = PeftConfig.from_pretrained(name)
+        if str(how := getattr(config, "init_lora_weights", "")).startswith("pissa_niter"):
+            raise InputError(
+                f"{name}: {how} took a part of the base's weights away that was drawn at random and is not recorded; "
+                "save the adapter with PEFT's path_initial_model_for_weight_conversion"
+            )
         config.inference_mode = True
         trained_over = config.base_model_name_or_path
         config.base_model_name_or_path = model.config._name_or_path  # PEFT warns where this is not the model's own
@@ -84,8 +89,8 @@ def apply_adapter(
         return adapted.get_base_model().eval()
     try:
         return adapted.merge_and_unload().eval()
-    except NotImplementedError as error:
-        raise InputError(f"{name}: the adapter cannot be merged ({error})") from error
+    except (NotImplementedError, RuntimeError) as error:
+        raise InputError(f"{name}: the adapter cannot be merged ({first_line(error)})") from error
 
 
 def _list(names: Iterable[str]) -> str:

@@ -76,8 +76,8 @@ def publish(written: Path, training: TrainingArguments, best: str | None) -> Non
 def _is_whole(checkpoint: Path) -> bool:
     """Trainer writes a checkpoint's ``trainer_state.json`` last."""
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        steps_done(checkpoint)
+    except (OSError, ValueError, KeyError, TypeError):
         return False
     return True
 

@@ -146,6 +146,7 @@ def test_a_broken_adapter_is_refused_with_what_it_lacks_or_has_too_much(trained,
         ({"peft_type": "FOO"}, "does not fit its base model"),
         ({"megatron_config": {"a": 1}}, "does not fit its base model"),
         ({"alora_invocation_tokens": [1, 2]}, "cannot be merged"),
+        ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4 took a part .* drawn at random"),
         ({"base_model_name_or_path": "/is/gone"}, "/is/gone, is not there"),
     ],
 )
