@@ -258,6 +258,10 @@ def test_many_clients_at_once_get_what_each_gets_alone(server, ai):
         ({"messages": [user("Hi"), {"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages[1]"),
         ({"messages": [user("Hi"), {"role": "assistant", "function_call": {"name": "f"}}]}, "messages[1]"),
         ({"messages": [user("Hi"), {"role": "assistant", "audio": {"id": "1"}}]}, "messages[1]"),
+        ({"messages": [{**user("What?"), "images": ["iVBORw0KGgo="]}]}, "messages[0]"),  # Ollama's
+        ({"messages": [{**user("What?"), "experimental_attachments": [{"url": "x"}]}]}, "messages[0]"),
+        ({"messages": [user([{**image_part("x"), "type": "text", "text": "What?"}])]}, "messages[0].content[0]"),
+        ({"messages": [user([{**image_part("x"), "text": "What?"}])]}, "messages[0].content[0]"),
         ({"messages": [user([{"type": "image_url", "image_url": 3}])]}, "messages[0].content[0].image_url"),
         ({"messages": [{"role": "assistant", "content": [image_part("x")]}]}, "messages[0].content[0]"),
         ({"messages": [user([image_part("x")] * 9)]}, "messages"),

@@ -101,6 +101,11 @@ class ImagePart(_Given):
     image_url: Annotated[ImageUrl, BeforeValidator(_as_url, json_schema_input_type=ImageUrl | str)]
 
 
+_UNREAD = {"text": "image_url", "image_url": "text"}
+_SHOWN_BESIDE_CONTENT = (
+    *("image", "images", "image_url", "image_urls", "videos", "files", "attachments", "experimental_attachments"),
+)
+"""Ollama's and others' places for what a message shows; without it the answer would be another."""
 _PART_TYPES = {"input_text": "text", "output_text": "text", "refusal": "text", "input_image": "image_url"}
 
 
@@ -112,6 +117,8 @@ def _as_part(value: Any) -> Any:
         return value
     given = value.get("type", next((kind for kind in ("text", "image_url") if kind in value), None))
     kind = _PART_TYPES.get(given, given) if isinstance(given, str) else given
+    if kind in _UNREAD and value.get(_UNREAD[kind]):
+        raise ValueError(f"{_UNREAD[kind]} is not read in a part of type {kind}; send it as a part of its own")
     return {**value, "type": kind, **({"text": value.get("refusal")} if given == "refusal" else {})}
 
 
@@ -143,6 +150,11 @@ class Message(_Given):
         for name in ("tool_calls", "function_call", "audio"):
             if given.get(name):
                 raise ValueError(f"{name} is not supported; leave it out")
+        for name in _SHOWN_BESIDE_CONTENT:
+            if given.get(name):
+                raise ValueError(
+                    f'{name} is not read there; send each image as a part of content, {{"type": "image_url"…}}'
+                )
         if given.get("content") in (None, []) and given.get("role") == "assistant":
             return {**given, "content": given.get("refusal")}  # a refusal stands in place of an answer
         if given.get("content") is None:
