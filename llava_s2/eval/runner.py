@@ -136,6 +136,7 @@ def evaluate(
         raise InputError(f'{benchmark.name} takes {", ".join(lacking)}: pip install "llava-s2[eval]"')
     try:
         everything = benchmark.load(data, scoring)
+        _check_words(everything, scoring)
         samples = _spread(everything, limit)
         if not job.skip and not text_only:
             check_images(everything, samples)
@@ -286,6 +287,14 @@ class _Work:
                 "an answer is empty because all %d new tokens went into reasoning; see --max-new-tokens", bound
             )
         self._warned = True
+
+
+def _check_words(samples: Sequence[Sample], scoring: Scoring) -> None:
+    """Raises InputError where words hold an image's placeholder, for which there would be no image."""
+    for sample in samples:
+        said = ["" if sample.interleaved else sample.prompt, *(sample.options if scoring == "likelihood" else ())]
+        if any("<image>" in words for words in said):
+            raise InputError(f"question {sample.id}: its words hold <image>, which stands for an image; mend the data")
 
 
 def _record(benchmark: Benchmark, sample: Sample, prediction: dict[str, Any]) -> dict[str, Any]:

@@ -272,6 +272,10 @@ def drop_images(path, column, count):
     pq.write_table(table.set_column(place, column, pa.array(values, table.schema.field(column).type)), path)
 
 
+def replace_in(path, old, new):
+    path.write_text(path.read_text().replace(old, new))
+
+
 @pytest.mark.parametrize(
     ("task", "fault", "named"),
     [
@@ -300,6 +304,11 @@ def drop_images(path, column, count):
             "mmbench",
             lambda d: (d / "mmbench_dev_20230712.tsv").write_text("index\tA\n"),
             "holds no record",
+        ),
+        (
+            "mmbench",
+            lambda d: replace_in(d / "mmbench_dev_20230712.tsv", "cat", "<image>"),
+            "question 0: its words hold <image>",
         ),
         ("seedbench", lambda d: write(d / "SEED-Bench.json", {"questions": []}), "at least one"),
     ],
