@@ -4,6 +4,7 @@ Questions about one image share its way through the tower and the language model
 is encoded once a image, and its key-value cache serves all of them.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,10 +29,12 @@ class Answer:
     Attributes:
         text: without special tokens and outer white space.
         near_tie: some token of it was so close to another that half precision's rounding may have chosen it.
+        too_long: the prompt leaves no room for it in the model's context.
     """
 
     text: str
     near_tie: bool
+    too_long: bool
 
 
 @torch.inference_mode()
@@ -81,7 +84,9 @@ def answers(
     counted = torch.nn.functional.pad(ended[:, :-1], (1, 0)) == 0  # up to and with the first token that ends it
     close = (near_tie(*watch.stacked(), model.dtype).to(new.device) & counted).any(dim=1).tolist()
     texts = processor.batch_decode(new, skip_special_tokens=True)
-    return [Answer(text.strip(), tie) for text, tie in zip(texts, close, strict=True)]
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", sys.maxsize)
+    told = zip(texts, close, rows, strict=True)
+    return [Answer(text.strip(), tie, len(row) >= context) for text, tie, row in told]
 
 
 class _Margins(LogitsProcessor):

@@ -67,12 +67,13 @@ class LocalModel:
         return prepare_image(self._parts()[1], image)
 
     def generate(self, batch: Sequence[tuple[Sample, Any]], max_new_tokens: int) -> list[dict[str, Any]]:
-        """The greedy answer to each question: ``text``, and ``near_tie`` where rounding may have decided."""
+        """The greedy answer to each question: ``text``; and ``near_tie`` or ``too_long``, see `Answer`, where so."""
         from llava_s2.eval.generation import answers
 
         samples, images = zip(*batch, strict=True)
         found = answers(*self._parts(), images, [content(sample) for sample in samples], max_new_tokens)
-        return [{"text": answer.text, **({"near_tie": True} if answer.near_tie else {})} for answer in found]
+        flags = ("near_tie", "too_long")
+        return [{"text": answer.text, **{name: True for name in flags if getattr(answer, name)}} for answer in found]
 
     def rank(self, batch: Sequence[tuple[Sample, Any]]) -> list[dict[str, Any]]:
         """The ``losses`` of each question's options, all about the same images; see `rank_options`."""
