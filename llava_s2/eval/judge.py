@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from llava_s2.errors import InputError
-from llava_s2.eval.openai_servers import OUT_OF_TOKENS, Dialect, reply_text, without_reasoning
+from llava_s2.eval.openai_servers import OUT_OF_TOKENS, Dialect, broken_off, reply_text, without_reasoning
 
 _ATTEMPTS = 8
 _LONGEST_WAIT = 600.0  # seconds that a server may ask for before we give up
@@ -221,6 +221,8 @@ def _parse(body: bytes) -> dict[str, Any] | None:
     try:
         completion = json.loads(body)
         choice = completion["choices"][0]
+        if broken_off(choice):
+            return None
         text = without_reasoning(reply_text(choice["message"]))
         usage = completion.get("usage") or {}
         counts = {name: int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")}

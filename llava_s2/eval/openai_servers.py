@@ -54,6 +54,12 @@ class Dialect:
         return bound < _ROOM
 
 
+def broken_off(choice: Mapping[str, Any]) -> str:
+    """Why the server broke a reply off, as OpenRouter (``error``) and vLLM (``abort``) tell it; empty if it did not."""
+    finish = choice.get("finish_reason")
+    return str(choice.get("error") or "") or (f"finish_reason {finish}" if finish in ("error", "abort") else "")
+
+
 def reply_text(message: Mapping[str, Any]) -> str:
     """The words of a reply: a text, the texts of its parts, or a refusal in place of them."""
     words = message.get("content")

@@ -17,7 +17,7 @@ from llava_s2.data.image_decoding import Embedded
 from llava_s2.errors import InputError
 from llava_s2.eval.benchmark import Sample
 from llava_s2.eval.local_model import content
-from llava_s2.eval.openai_servers import OUT_OF_TOKENS, Dialect, reply_text
+from llava_s2.eval.openai_servers import OUT_OF_TOKENS, Dialect, broken_off, reply_text
 from llava_s2.eval.report import FAILED, REFUSED
 
 Item = TypeVar("Item")
@@ -185,8 +185,11 @@ class RemoteModel:
             except openai.OpenAIError as error:
                 raise self._fault(error) from None
             else:
-                if not getattr(completion, "choices", None):
+                choices = getattr(completion, "choices", None)
+                if not choices or choices[0].message is None:
                     raise InputError(f"{self._url}: its reply is no chat completion: {_line(completion)}")
+                if why := broken_off(choices[0].to_dict(warnings=False)):
+                    raise InputError(f"{self._url}: a reply was broken off ({_line(why)}); start again to go on")
                 return sent, completion
 
     def _fault(self, error: Exception) -> InputError:

@@ -243,3 +243,27 @@ def test_a_server_that_fails_on_the_way_takes_no_answer_along(failure, tmp_path,
     Handler.seen.clear()
     assert evaluate(tmp_path, url, *flags) == 0
     assert len(Handler.seen) == 1 and len(records(tmp_path)) == 5
+
+
+@pytest.mark.parametrize(
+    ("choice", "named"),
+    [
+        ({"finish_reason": "error", "error": {"code": 502, "message": "upstream died"}}, "upstream died"),
+        ({"finish_reason": "abort"}, "finish_reason abort"),
+        ({"message": None}, "no chat completion"),
+    ],
+)
+def test_a_reply_that_was_broken_off_is_no_answer(choice, named, tmp_path, url, monkeypatch, capsys):
+    send = Handler.send
+
+    def broken(self, value, status=200):
+        if "choices" in value:
+            value["choices"][0].update({"message": {"role": "assistant", "content": "The an"}, **choice})
+        send(self, value, status)
+
+    monkeypatch.setattr(Handler, "send", broken)
+    assert evaluate(tmp_path, url, "--scoring", "generate") == 2
+    assert named in capsys.readouterr().err.splitlines()[-1] and not (tmp_path / "run/predictions.jsonl").exists()
+    monkeypatch.setattr(Handler, "send", send)
+    assert evaluate(tmp_path, url, "--scoring", "generate") == 0
+    assert {record["text"] for record in records(tmp_path)} == {"B"}
