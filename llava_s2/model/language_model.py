@@ -6,6 +6,7 @@ into the head's weights; anything else is refused, because the model would answe
 """
 
 import copy
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,8 @@ def fold_head(config: PreTrainedConfig, llm: str | Path) -> float:
     if factor != 1:
         for name in _FACTORS:
             if getattr(config, name, None) is not None:
-                setattr(config, name, 1.0)
+                with suppress(AttributeError):  # one that the config works out of others
+                    setattr(config, name, 1.0)
         config.tie_word_embeddings = False  # the head is no longer the embedding
         if _measure_factor(config, llm) != 1:
             raise InputError(

@@ -46,6 +46,7 @@ REFUSED = [
     ("gemma2", {"final_logit_softcapping": 30.0}, "final_logit_softcapping 30"),
     ("phi", {}, "has a bias"),
     ("mamba", {}, "recurrent state"),
+    ("minicpm3", {"num_key_value_heads": 2}, "its config has no entry for that"),
     ("minimax", {"num_local_experts": 2}, "cache of its own"),
     ("opt", {"word_embed_proj_dim": 16, "ffn_dim": 48}, "are 16 wide and its hidden states 32"),
     ("openai-gpt", {}, "keeps no cache of keys and values"),
