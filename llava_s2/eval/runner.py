@@ -19,7 +19,7 @@ from llava_s2 import __version__
 from llava_s2.errors import InputError
 from llava_s2.eval.batching import Halving, batches
 from llava_s2.eval.benchmark import Benchmark, Sample, Scoring
-from llava_s2.eval.loading import check_images, load_ahead, mark, unreadable
+from llava_s2.eval.loading import Mark, check_images, load_ahead, mark, unreadable
 from llava_s2.eval.local_model import LocalModel, chosen
 from llava_s2.eval.openai_servers import without_reasoning
 from llava_s2.eval.processes import Processes
@@ -240,8 +240,7 @@ class _Work:
                 if images.conversions:
                     found[identity]["conversions"] = list(images.conversions)
                 if images.marks:
-                    found[identity]["image_bytes"] = [size for size, _ in images.marks]
-                    found[identity]["image_checksums"] = [checksum for _, checksum in images.marks]
+                    found[identity] |= _marked(images.marks)
             seconds = (time.perf_counter() - start) / len(batch)
             failed = [i for i, prediction in found.items() if FAILED in prediction]
             refused = [i for i, prediction in found.items() if REFUSED in prediction and not self._job.skip]
@@ -309,6 +308,11 @@ def _record(benchmark: Benchmark, sample: Sample, prediction: dict[str, Any]) ->
     return graded_record(benchmark, sample, record)
 
 
+def _marked(marks: Sequence[Mark]) -> dict[str, list[Any]]:
+    """The fields of a prediction that tell a replaced image from before."""
+    return {"image_bytes": [size for size, _ in marks], "image_checksums": [checksum for _, checksum in marks]}
+
+
 def _stale(samples: Sequence[Sample], done: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Questions to ask again: a server refused them, their images' files have changed, or are unreadable no longer."""
     stale = []
@@ -323,10 +327,8 @@ def _stale(samples: Sequence[Sample], done: Mapping[str, Mapping[str, Any]]) -> 
             stale.append(sample.id)
         elif BAD_IMAGE in record:
             skipped[sample.id] = sample.images
-        elif "image_checksums" in record:
-            before = list(zip(record["image_bytes"], record["image_checksums"], strict=False))
-            if before != [now[image] for image in sample.images]:
-                stale.append(sample.id)
+        elif "image_checksums" in record and not _marked([now[i] for i in sample.images]).items() <= record.items():
+            stale.append(sample.id)
     bad = unreadable(list(dict.fromkeys(image for images in skipped.values() for image in images))) if skipped else {}
     return [*stale, *(identity for identity, images in skipped.items() if not any(image in bad for image in images))]
 
