@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, LlavaForConditionalGeneration, LlavaProcessor
 
+from llava_s2.errors import InputError
 from llava_s2.model.inference import ImageTensors, assistant_message, user_message
 from llava_s2.model.labels import IGNORE_INDEX, encode_messages
 from llava_s2.model.rounding import near_tie
@@ -93,6 +94,9 @@ class _Replies:
         ]
         rows = [torch.tensor(row["input_ids"]) for row in encoded]
         labels = [torch.tensor(row["labels"]) for row in encoded]
+        for option, row in zip(options, labels, strict=True):
+            if (row == IGNORE_INDEX).all():
+                raise InputError(f"the option {option!r} is one of the model's special tokens, which has no likelihood")
         # Found in the ids, not in the text: a tokenizer may draw the prompt's last characters into the reply's first
         # token.
         limit = min(int((row != IGNORE_INDEX).nonzero()[0]) for row in labels)

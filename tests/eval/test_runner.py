@@ -174,6 +174,13 @@ def test_losses_that_are_no_numbers_are_no_answer(data, tmp_path, monkeypatch, c
     assert not (tmp_path / "run" / "predictions.jsonl").exists()
 
 
+def test_an_option_that_is_a_special_token_is_named(data, tmp_path, capsys):
+    path = data / "direct_attributes/sa_1.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "options": ["</s>", "blue"]}))
+    assert evaluate(data, tmp_path / "run") == 2
+    assert "the option '</s>' is one of the model's special tokens" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_run_without_predictions_leaves_its_folder_free(data, tmp_path, monkeypatch):
     def broken(self):
         raise InputError("no such model")
