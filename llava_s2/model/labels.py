@@ -13,7 +13,7 @@ from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
 from llava_s2.errors import InputError
 from llava_s2.model.processor import image_repeats
-from llava_s2.model.templates import end_of_turn, marks_replies, render, render_with_marks
+from llava_s2.model.templates import IMAGE_TOKEN, end_of_turn, marks_replies, render, render_with_marks
 
 IGNORE_INDEX = -100
 _STAND_IN = "\ue000reply\ue001"  # starts and ends as no reply does
@@ -36,7 +36,7 @@ def encode_messages(
         elsewhere; an empty reply is left out of the loss, and so is the token that ends it.
 
     Raises:
-        InputError: the chat template refuses the messages, or it ends no reply with a token.
+        InputError: the chat template refuses the messages, drops an image, or ends no reply with a token.
     """
     tokenizer = processor.tokenizer
     text, replies = render_replies(messages, tokenizer, chat_template)
@@ -56,6 +56,9 @@ def encode_messages(
     input_ids: list[int] = [bos] if adds_bos else []
     labels: list[int] = [IGNORE_INDEX] if adds_bos else []
     ids = tokens["input_ids"]
+    images = sum(message["content"].count(IMAGE_TOKEN) for message in messages if isinstance(message["content"], str))
+    if (shown := ids.count(processor.image_token_id)) < images:
+        raise InputError(f"the chat template shows {shown} of {images} images; name another one with --template")
     for token, count, (start, end) in zip(ids, image_repeats(ids, processor), tokens["offset_mapping"], strict=True):
         is_target = any(start < reply_end and end > reply_start for reply_start, reply_end in replies)
         input_ids += [token] * count

@@ -54,6 +54,8 @@ def load_tokenizer(
             tokenizer = AutoTokenizer.from_pretrained(name, gguf_file=gguf_file)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{name}: no tokenizer could be read there ({first_line(error)})") from error
+    if isinstance(tokenizer.chat_template, dict):  # several, of which others are for tools and documents
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
     if tokenizer.eos_token is None:
         raise InputError(f"{name}: the tokenizer has no end-of-sequence token, so replies could not end")
     if tokenizer.pad_token is None:
@@ -127,6 +129,8 @@ def _wrap(name: str | Path, backend: Tokenizer, settings: dict[str, Any]) -> Pre
     """The tokenizer of transformers that leaves the backend as it is: its Llama class would rebuild it."""
     template_file = find_file(name, "chat_template.jinja")
     template = Path(template_file).read_text("utf-8") if template_file else settings.get("chat_template")
+    if isinstance(template, list):
+        template = {each["name"]: each["template"] for each in template}
     known = {token.content: token for token in backend.get_added_tokens_decoder().values()}
     names = {key: _text(settings[key]) for key in _SPECIAL if settings.get(key)}
     ids = backend.get_vocab()
@@ -139,7 +143,7 @@ def _wrap(name: str | Path, backend: Tokenizer, settings: dict[str, Any]) -> Pre
         tokenizer_object=backend,
         **{key: known.get(token, token) for key, token in names.items()},
         additional_special_tokens=list(map(_text, settings.get("additional_special_tokens") or [])),
-        chat_template=template if isinstance(template, str) else None,
+        chat_template=template,
         model_max_length=settings.get("model_max_length") or int(1e30),
         clean_up_tokenization_spaces=False,
     )

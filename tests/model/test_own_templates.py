@@ -1,5 +1,6 @@
 """Chat templates that are not this project's: what is learnt is the replies and the tokens that end them."""
 
+import json
 import re
 
 import pytest
@@ -200,3 +201,21 @@ def test_two_rounds_of_llama_2_without_a_bos_token(processor, tmp_path):
     other.tokenizer.bos_token = None
     encoded = encode_messages(MESSAGES, other, TEMPLATES["llama_2"])
     assert [text.strip() for text in replies(encoded, other.tokenizer)] == ["A cup. </s>", "A cup. Yes. </s>"]
+
+
+def test_a_template_that_drops_an_image_is_refused(processor):
+    drops = LLAMA_3.replace("m.content | trim", "(m.content | replace('<image>', '') | trim)")
+    with pytest.raises(InputError, match="shows 0 of 1 images"):
+        encode_messages(MESSAGES, processor, drops)
+
+
+@pytest.mark.parametrize("kind", ["llama", "other"])
+def test_of_several_templates_the_default_is_taken(tmp_path, kind):
+    load_tokenizer(VICUNA).save_pretrained(tmp_path)
+    for file in ("chat_template.jinja", "tokenizer.model"):
+        (tmp_path / file).unlink(missing_ok=True)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings["chat_template"] = [{"name": "tool_use", "template": NO_SYSTEM}, {"name": "default", "template": LLAMA_3}]
+    settings["tokenizer_class"] = "LlamaTokenizer" if kind == "llama" else "PreTrainedTokenizerFast"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert load_tokenizer(tmp_path).chat_template == LLAMA_3
