@@ -859,6 +859,18 @@ def test_what_is_under_way_when_that_time_is_over_is_told_whatever_the_model_doe
         go_on.set()
 
 
+def test_a_body_that_stands_still_when_the_server_stops_is_a_503(loaded, caplog):
+    service = Service.build(*loaded, NAME, Limits())
+    with contextlib.ExitStack() as stack:
+        url = urlsplit(stack.enter_context(in_thread(service)))
+        link = socket.create_connection((url.hostname, url.port))
+        link.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{{".encode())
+        wait_for(lambda: metric(url.geturl(), "llava_s2_responses") >= 0)
+    with link, link.makefile("rb") as file:
+        assert b"503" in file.readline() and b"the server is stopping" in file.read()
+    assert "Exception" not in caplog.text
+
+
 def test_a_field_that_changes_nothing_is_told_once_where_the_server_runs(tmp_path):
     server = Command(tmp_path)
     part = image_part(encoded())

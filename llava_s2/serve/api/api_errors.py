@@ -34,3 +34,8 @@ def invalid(message: str, param: str | None = None, code: str | None = None) -> 
 def late() -> ApiError:
     """An answer that was not ready in time: 504."""
     return ApiError(504, "the answer was not ready in time; ask for fewer tokens or try later", code="timeout")
+
+
+def stopping() -> ApiError:
+    """What is new, or not ready, when the server stops."""
+    return ApiError(503, "the server is stopping", code="draining", headers={"Connection": "close"})

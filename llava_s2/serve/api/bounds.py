@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llava_s2.serve.api.api_errors import ApiError
+from llava_s2.serve.api.api_errors import ApiError, stopping
 from llava_s2.serve.api.metrics import Metrics
 
 logger = logging.getLogger("llava_s2.serve")
@@ -82,6 +82,9 @@ class Boundary:
                 await JSONResponse(error.body(), error.status, error.headers)(scope, receive, watched)
             except asyncio.TimeoutError:
                 logger.warning("a client did not take its answer")
+            except asyncio.CancelledError:  # the server stops, and this client has stood still
+                if not status:
+                    await JSONResponse(stopping().body(), 503, stopping().headers)(scope, receive, watched)
             except Exception:
                 logger.exception("request %s failed", request_id)
                 if status:

@@ -18,7 +18,7 @@ from openai.types.chat.chat_completion_chunk import ChoiceDelta
 from openai.types.completion_usage import PromptTokensDetails
 
 from llava_s2.serve.api import api_schema
-from llava_s2.serve.api.api_errors import ApiError, late
+from llava_s2.serve.api.api_errors import ApiError, late, stopping
 from llava_s2.serve.api.bounds import AT_END, BODY, Body, ClientGone
 from llava_s2.serve.api.engine import Delta, End, Event, Job, PromptImage
 from llava_s2.serve.api.logprobs import TokenTexts
@@ -302,11 +302,6 @@ class _Chat:
         seconds = {"prepare": self._prepare_seconds, "tower": 0.0, **job.seconds}
         rounded = {stage: round(took, 6) for stage, took in seconds.items()}
         return api_schema.Timings(**rounded, images=self._images, cached_images=job.cached_images)
-
-
-def stopping() -> ApiError:
-    """What is new, or not ready, when the server stops."""
-    return ApiError(503, "the server is stopping", code="draining", headers={"Connection": "close"})
 
 
 def _too_many_slow() -> ApiError:
