@@ -27,7 +27,7 @@ import numpy as np
 import open_clip
 import torch
 from PIL import Image, ImageFilter
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import avg_pool2d, normalize
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import CLIPImageProcessor, ConvNextConfig, ConvNextModel
@@ -43,6 +43,9 @@ WORDS = [*NAMES, *COLORS]
 PHRASES = [*NAMES, *(f"{color} {name}" for name in TINTED for color in COLORS)]
 NUMBER = {phrase: number for number, phrase in enumerate(PHRASES)}
 MOST = 12
+# Widths of the windows of patches whose mean has to tell what they show, and the weight of those that show nothing:
+# most of the small ones do.
+WINDOWS = {1: 0.1, 2: 0.2, 4: 0.5}
 MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 
 
@@ -62,9 +65,9 @@ class Crops(Dataset):
     def __len__(self) -> int:
         return self.steps
 
-    def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Crops (B, 3, 112, 112) uint8; phrases of each (B, MOST), -1 where there are fewer; and for each patch
-        (B, 49) the phrase that it shows, ``len(PHRASES)`` for none."""
+    def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Crops (B, 3, 112, 112) uint8; phrases of each (B, MOST), -1 where there are fewer; the area of each thing
+        (B, MOST) and what each patch covers of it (B, MOST, 7, 7), in pixels."""
         rng = np.random.default_rng([3, step])
         names, colors = list(NAMES), list(COLORS)
         restriction = int(rng.integers(6))
@@ -73,23 +76,22 @@ class Crops(Dataset):
         elif restriction == 1:
             names = rng.choice(names, int(rng.integers(4, 16)), replace=False).tolist()
         drawn = [self.draw(names, colors, rng) for _ in range(self.batch_size)]
-        images, phrases, regions = (torch.from_numpy(np.stack(values)) for values in zip(*drawn, strict=True))
-        return images, phrases, regions
+        images, phrases, areas, covered = (torch.from_numpy(np.stack(values)) for values in zip(*drawn, strict=True))
+        return images, phrases, areas, covered
 
     def draw(
         self, names: list[str], colors: list[str], rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """One crop, its phrases and its patches' phrases."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """One crop, its phrases, and the things' areas and what patches cover of them."""
         view = self.views[int(rng.integers(len(self.views)))]
         left, top = (int(rng.integers(0, extent - SIDE + 1)) for extent in view.size)
         image = view.crop((left, top, left + SIDE, top + SIDE))
         if rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         phrases = np.full(MOST, -1)
-        regions = np.full((GRID, GRID), len(PHRASES))
-        best = np.zeros((GRID, GRID))
+        areas, covered = np.ones(MOST, np.float32), np.zeros((MOST, GRID, GRID), np.float32)
         if rng.random() < 0.85:  # small things, one in each of some of 4 x 4 places
-            count, smallest, largest, cells = int(rng.integers(4, MOST + 1)), 5, 28, 4
+            count, smallest, largest, cells = int(rng.integers(2, MOST + 1)), 5, 28, 4
         else:
             count, smallest, largest, cells = int(rng.integers(1, 3)), 28, 84, 2
         cell = SIDE / cells
@@ -109,17 +111,14 @@ class Crops(Dataset):
             y = int((place // cells + rng.uniform(0.15, 0.85)) * cell)
             box = paste(image, sprite(style, number[int(rng.integers(len(number)))], color), x, y, side, rng)
             phrases[i] = NUMBER[f"{color} {name}" if color else name]
-            covered = cover(box)
-            share = covered / min(side, PATCH) ** 2
-            chosen = (share >= 0.25) & (share > best)
-            regions[chosen] = phrases[i]
-            best = np.maximum(best, share)
+            areas[i] = (box[2] - box[0]) * (box[3] - box[1])
+            covered[i] = cover(box)
         if rng.random() < 0.15:
             image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 0.7))))
         pixels = np.asarray(image, np.float32)
         if rng.random() < 0.5:
             pixels = (pixels - 128) * rng.uniform(0.75, 1.2) + 128 + rng.uniform(-25, 25)
-        return np.clip(pixels, 0, 255).astype(np.uint8).transpose(2, 0, 1), phrases, regions.flatten()
+        return np.clip(pixels, 0, 255).astype(np.uint8).transpose(2, 0, 1), phrases, areas, covered
 
 
 def cover(box: tuple[int, int, int, int]) -> np.ndarray:
@@ -130,6 +129,21 @@ def cover(box: tuple[int, int, int, int]) -> np.ndarray:
         for start, end in ((box[1], box[3]), (box[0], box[2]))
     ]
     return np.outer(*along)
+
+
+def window_targets(phrases: torch.Tensor, areas: torch.Tensor, covered: torch.Tensor, width: int) -> torch.Tensor:
+    """What each window of ``width`` x ``width`` patches shows: shares of the phrases (B, windows, phrases + 1).
+
+    A thing counts with the part of it that stands in the window, or, where it is larger than the window, with the part
+    of the window that it fills; below a fourth it does not count. The last phrase, for none, is what is left.
+    """
+    pixels = avg_pool2d(covered, width, stride=1).flatten(2) * width**2
+    parts = pixels / areas.clamp(max=float(width * PATCH) ** 2)[..., None]
+    parts = torch.where((parts < 0.25) | (phrases < 0)[..., None], 0.0, parts).transpose(1, 2)
+    shown = torch.zeros(*parts.shape[:2], len(PHRASES) + 1)
+    shown.scatter_add_(2, phrases.clamp(min=0)[:, None].expand(-1, parts.shape[1], -1), parts)
+    shown[..., -1] = (shown.sum(-1) == 0).float()
+    return shown / shown.sum(-1, keepdim=True)
 
 
 def word_table() -> torch.Tensor:
@@ -171,18 +185,19 @@ class SmallClip(torch.nn.Module):
         for parameter in self.visual.parameters():
             if parameter.ndim >= 2:  # transformers' 0.02 is for long trainings
                 torch.nn.init.kaiming_normal_(parameter, nonlinearity="linear")
-        self.norm = torch.nn.LayerNorm(WIDTH)
-        self.project = torch.nn.Linear(WIDTH, WIDTH, bias=False)
+        # Nothing but a linear layer stands between a mean of tokens and its phrase: such means are all that S2 keeps of
+        # a larger scale.
+        self.project = torch.nn.Linear(WIDTH, WIDTH)
         self.text = torch.nn.Linear(len(WORDS), WIDTH, bias=False)
         self.nothing = torch.nn.Parameter(torch.randn(1, WIDTH) * 0.02)
-        self.logit_scale = torch.nn.Parameter(torch.tensor(np.log(1 / 0.07)).float())
+        self.logit_scale = torch.nn.Parameter(torch.full((1 + len(WINDOWS),), math.log(1 / 0.07)))
 
-    def forward(self, images: torch.Tensor, texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Unit vectors of crops (B, D), patches (B, 49, D) and texts (T, D), these given as word counts (T, words)."""
-        patches = self.norm(self.visual(images).last_hidden_state.flatten(2).transpose(1, 2))
-        vectors = self.project(patches.mean(1)), self.project(patches), self.text(texts)
-        crops, patches, texts = (normalize(x.float(), dim=-1) for x in vectors)
-        return crops, patches, texts
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+        """Unit vectors of crops (B, D) and of each width's windows (B, windows, D), and the tokens (B, C, 7, 7)."""
+        tokens = self.visual(images).last_hidden_state
+        means = [avg_pool2d(tokens, width, stride=1).flatten(2).transpose(1, 2) for width in (GRID, *WINDOWS)]
+        crops, *windows = (normalize(self.project(mean).float(), dim=-1) for mean in means)
+        return crops[:, 0], windows, tokens
 
 
 def main() -> None:
@@ -198,8 +213,6 @@ def main() -> None:
     torch.set_num_threads(1)
     clip = SmallClip().train().to(memory_format=torch.channels_last)
     table = word_table()
-    # Most patches show nothing.
-    weights = torch.cat([torch.ones(len(PHRASES)), torch.tensor([0.1])])
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (MEAN, STD))
     parameters = list(clip.parameters())
     optimizer = torch.optim.AdamW(
@@ -227,7 +240,7 @@ def main() -> None:
         yield from range(first, 10**6)
 
     loader = iter(DataLoader(Crops(args.photographs, args.batch_size), None, sampler=upcoming(), num_workers=1))
-    recent: list[tuple[float, float]] = []
+    recent: list[list[float]] = []
     started, seconds = time.monotonic(), before
     with (args.output / "training_log.jsonl").open("a") as log, tqdm(unit="step", initial=step) as bar:
         while (progress := seconds / (60 * args.minutes)) < 1:
@@ -235,34 +248,41 @@ def main() -> None:
             rate = args.lr * min(1, (step + 1) / 100) * (0.01 + 0.99 * cosine)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            images, phrases, regions = next(loader)
+            images, phrases, areas, covered = next(loader)
             images = ((images.float() - mean) / std).contiguous(memory_format=torch.channels_last)
             texts = torch.cat([normalize(table[phrases].sum(1), p=1, dim=-1), table[:-1]])
             with torch.autocast("cpu", torch.bfloat16):
-                crops, patches, vectors = clip(images, texts)
-            scale = clip.logit_scale.exp()
-            clip_loss = contrastive(crops, vectors[: len(images)], scale)
-            known = torch.cat([vectors[len(images) :], normalize(clip.nothing, dim=-1)])
-            with torch.autocast("cpu", torch.bfloat16):
-                likeness = patches.flatten(0, 1) @ known.T
-            region_loss = cross_entropy(scale * likeness.float(), regions.flatten(), weights)
+                crops, windows, tokens = clip(images)
+            captions, known = normalize(clip.text(texts), dim=-1).split([len(images), len(PHRASES)])
+            known = torch.cat([known, normalize(clip.nothing, dim=-1)])
+            scales = clip.logit_scale.exp()
+            losses = [contrastive(crops, captions, scales[0])]
+            for (width, weight), vectors, scale in zip(WINDOWS.items(), windows, scales[1:], strict=True):
+                shown = window_targets(phrases, areas, covered, width)
+                with torch.autocast("cpu", torch.bfloat16):
+                    likeness = vectors @ known.T
+                missed = -(shown * (scale * likeness.float()).log_softmax(-1)).sum(-1)
+                weights = torch.where(shown[..., -1] == 1, weight, 1.0)
+                losses.append((weights * missed).sum() / weights.sum())
+            # The projector starts from tokens of size one.
+            size = tokens.float().square().mean().log().square()
             optimizer.zero_grad(set_to_none=True)
-            (clip_loss + region_loss).backward()
+            (sum(losses) + 0.02 * size).backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             with torch.no_grad():
                 clip.logit_scale.clamp_(0, np.log(100))
             bar.update()
             step += 1
-            recent.append((clip_loss.item(), region_loss.item()))
+            recent.append([loss.item() for loss in losses])
             seconds = before + time.monotonic() - started
             if step % 50 == 0:
                 means = np.mean(recent, axis=0).round(4).tolist()
                 recent.clear()
-                row = {"step": step, "contrastive": means[0], "region": means[1], "lr": float(f"{rate:.3g}")}
+                row = {"step": step, "contrastive": means[0], "windows": means[1:], "lr": float(f"{rate:.3g}")}
                 log.write(json.dumps({**row, "seconds": round(seconds, 1)}) + "\n")
                 log.flush()
-                bar.set_postfix(contrastive=means[0], region=means[1])
+                bar.set_postfix(contrastive=means[0], windows=means[1:])
             if step % 250 == 0 or seconds >= 60 * args.minutes:
                 copy.deepcopy(clip.visual).half().save_pretrained(args.output)
                 state = {"clip": clip.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
