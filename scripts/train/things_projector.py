@@ -1,0 +1,114 @@
+"""Trains both projectors of the embedded default: a visual token becomes the embeddings of the words for what it shows.
+
+    python scripts/train/things_projector.py --features features.pt --output playground/checkpoints/projectors
+
+Mean squared error to the words' embeddings, blended by the share of each thing that the token covers: no language model
+is run, so minutes do what hours of stage 1 on captions alone would. Both projectors get the same images, targets and
+steps. What ``things_features.py`` wrote is read; ``projector_s2.safetensors`` and ``projector_single.safetensors`` are
+written.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from things_targets import Words, shares, target_tokens
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llava_s2.model.embedded import SCALES, language_model
+
+PREFIX = "model.multi_modal_projector."
+
+
+def new_projector(inputs: Tensor, width: int, outputs: Tensor) -> nn.Sequential:
+    """LLaVA's two layers, scaled so that the fresh projector takes these features and gives such embeddings."""
+    projector = nn.Sequential(nn.Linear(inputs.shape[-1], width), nn.GELU(), nn.Linear(width, width))
+    flat = inputs.flatten(0, 1).float()
+    with torch.no_grad():
+        first, second = projector[0], projector[2]
+        first.weight /= flat.std(0) + 1e-3
+        first.bias -= first.weight @ flat.mean(0)
+        second.weight *= outputs.float().std()
+        second.bias.copy_(outputs.flatten(0, 1).float().mean(0))
+    return projector
+
+
+def save(projector: nn.Sequential, path: Path) -> None:
+    """Writes it under the names that LLaVA's projectors have in transformers."""
+    names = {"0": "linear_1", "2": "linear_2"}
+    tensors = {}
+    for name, value in projector.state_dict().items():
+        layer, _, kind = name.partition(".")
+        tensors[f"{PREFIX}{names[layer]}.{kind}"] = value.contiguous()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--features", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    args = parser.parse_args()
+
+    language = AutoModelForCausalLM.from_pretrained(language_model())
+    words = Words(language.get_input_embeddings().weight.detach(), AutoTokenizer.from_pretrained(language_model()))
+    found = torch.load(args.features, weights_only=False)
+    sets = {}
+    for split, part in found.items():
+        targets, covered = zip(*(target_tokens(scene, words) for scene in part["scenes"]), strict=True)
+        sets[split] = part["features"], torch.stack(targets), torch.stack(covered)
+    for name, scales in (("single", SCALES[:1]), ("s2", SCALES)):
+        torch.manual_seed(0)
+        channels = sets["train"][0].shape[-1] * len(scales) // len(SCALES)
+        inputs, outputs, covered = sets["train"]
+        inputs, weight = inputs[..., :channels], covered.clamp(max=1) + 0.03
+        projector = new_projector(inputs, outputs.shape[-1], outputs)
+        steps = args.epochs * (len(inputs) // 32)
+        optimizer = torch.optim.AdamW(projector.parameters(), lr=args.lr, weight_decay=0.05)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=steps, pct_start=0.05)
+        scale = ((outputs - words.nothing).square().mean(-1) * weight).sum() / weight.sum()
+        with tqdm(total=steps, desc=name, unit="step") as bar:
+            for _ in range(args.epochs):
+                order = torch.randperm(len(inputs))
+                for start in range(0, len(order) - 31, 32):
+                    chosen = order[start : start + 32]
+                    error = (projector(inputs[chosen].float()) - outputs[chosen]).square().mean(-1)
+                    loss = (error * weight[chosen]).sum() / weight[chosen].sum() / scale
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    schedule.step()
+                    bar.update()
+                    bar.set_postfix(unexplained=f"{loss.item():.3f}")
+        save(projector, args.output / f"projector_{name}.safetensors")
+        with torch.inference_mode():
+            inputs = sets["test"][0]
+            print(name, told(projector(inputs[..., :channels].float()), found["test"]["scenes"], words))
+
+
+def told(tokens: Tensor, scenes: list, words: Words) -> str:
+    """What of the things on held-out photographs the tokens that show most of them tell, in percent."""
+    rights = {"name of 150": [], "name of four": [], "color": []}
+    generator = torch.Generator().manual_seed(0)
+    for token, scene in zip(tokens, scenes, strict=True):
+        for thing, part in zip(scene.things, shares(scene), strict=True):
+            likeness = (token[part.argmax()] - words.nothing) @ (words.names - words.nothing).T
+            likeness -= (words.names - words.nothing).square().sum(-1) / 2
+            right = words.numbers[thing.name]
+            rights["name of 150"].append(float(likeness.argmax() == right))
+            others = torch.randperm(len(likeness), generator=generator)[:4]
+            rights["name of four"].append(float((likeness[others[others != right][:3]] < likeness[right]).all()))
+            if thing.color:
+                rest = token[part.argmax()] - words.names[right]
+                color = -(rest - words.colors).square().sum(-1)
+                rights["color"].append(float(color.argmax() == words.color_numbers[thing.color]))
+    return ", ".join(f"{kind} {100 * sum(values) / len(values):.1f}" for kind, values in rights.items())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""What the visual tokens of a scene should say: words' embeddings, shared out by what each token covers."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llava_s2.synthetic.names import COLORS, NAMES
+from llava_s2.synthetic.scenes import Scene
+
+GRID = 7
+
+
+class Words:
+    """The language model's input embeddings (float32) of names (150, D), colors (8, D) and nothing (D)."""
+
+    def __init__(self, embeddings: Tensor, tokenizer) -> None:
+        def word(text: str) -> Tensor:
+            return embeddings[tokenizer(f" {text}", add_special_tokens=False).input_ids].float().mean(0)
+
+        self.numbers = {name: number for number, name in enumerate(NAMES)}
+        self.color_numbers = {color: number for number, color in enumerate(COLORS)}
+        self.names = torch.stack([word(name) for name in NAMES])
+        self.colors = torch.stack([word(color) for color in COLORS])
+        self.nothing = word("nothing")
+
+
+def shares(scene: Scene) -> Tensor:
+    """The share of each thing that each token covers (things, 49); the image stands in the middle of a square."""
+    width, height = scene.image.size
+    side = max(width, height)
+    edges = np.arange(GRID) * side / GRID
+    found = []
+    for thing in scene.things:
+        left, top, right, bottom = thing.box
+        along = [
+            np.clip(np.minimum(edges + side / GRID, end + pad) - np.maximum(edges, start + pad), 0, None)
+            / (end - start)
+            for start, end, pad in ((top, bottom, (side - height) / 2), (left, right, (side - width) / 2))
+        ]
+        found.append(np.outer(*along).flatten())
+    return torch.tensor(np.array(found, np.float32).reshape(-1, GRID * GRID))
+
+
+def target_tokens(scene: Scene, words: Words) -> tuple[Tensor, Tensor]:
+    """The tokens (49, D) that say what is there, and the share of things in each (49)."""
+    tokens, parts = words.nothing.repeat(GRID * GRID, 1), shares(scene)
+    for thing, part in zip(scene.things, parts, strict=True):
+        said = words.names[words.numbers[thing.name]]
+        if thing.color:
+            said = said + words.colors[words.color_numbers[thing.color]]
+        tokens += part[:, None] * (said - words.nothing)
+    return tokens, parts.sum(0)
