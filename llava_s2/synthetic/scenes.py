@@ -7,7 +7,7 @@ cells are drawn independently and uniformly, so nothing in a question's text tel
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -122,28 +122,35 @@ def make_scene(split: Split, seed: int, config: SceneConfig = SceneConfig()) -> 
     """Draws the image with this split and seed; the same arguments give the same pixels."""
     rng = np.random.default_rng([("train", "test").index(split), seed])
     image = _background(split, config, rng)
-    cell = max(image.size) / _COLUMNS
-    columns, rows = (int(extent / cell) for extent in image.size)
     styles = config.styles or STYLES_OF_SPLIT[split]
     vocabulary = tuple(name for name in NAMES if any(name in names_of(style) for style in styles))
-    names, colors = _draw_names(vocabulary, config, rng)
+    things = []
+    for thing in lay_out(split, image.size, vocabulary, config, rng):
+        style = _pick([style for style in styles if thing.name in names_of(style)], rng)
+        drawing = sprite(style, _pick(names_of(style)[thing.name], rng), thing.color)
+        box = paste(image, drawing, int(thing.x), int(thing.y), thing.box[2] - thing.box[0])
+        things.append(replace(thing, box=box))
+    return Scene(image, tuple(sorted(things, key=lambda thing: (thing.x, thing.y))), vocabulary)
+
+
+def lay_out(
+    split: Split, size: tuple[int, int], vocabulary: Sequence[str], config: SceneConfig, rng: np.random.Generator
+) -> list[Thing]:
+    """Things out of a vocabulary and the squares that they are to be drawn in, on an image of this width and height."""
     if rng.random() < config.empty:
-        return Scene(image, (), vocabulary)
+        return []
+    cell = max(size) / _COLUMNS
+    columns, rows = (int(extent / cell) for extent in size)
+    names, colors = _draw_names(vocabulary, config, rng)
     cells = rng.choice(columns * rows, size=len(names), replace=False)
     while split_of_layout(cells.tolist()) != split:
         cells = rng.choice(columns * rows, size=len(names), replace=False)
     things = []
     for place, name, color in zip(cells.tolist(), names, colors, strict=True):
-        style = _pick([style for style in styles if name in names_of(style)], rng)
-        numbers = names_of(style)[name]
-        side = int(max(image.size) * rng.uniform(*config.thing_share))
-        x, y = (
-            int((at + 0.5) * cell + rng.uniform(-0.5, 0.5) * (cell - side))
-            for at in (place % columns, place // columns)
-        )
-        box = paste(image, sprite(style, numbers[int(rng.integers(len(numbers)))], color), x, y, side)
-        things.append(Thing(name, color, box))
-    return Scene(image, tuple(sorted(things, key=lambda thing: (thing.x, thing.y))), vocabulary)
+        side = int(max(size) * rng.uniform(*config.thing_share))
+        left, top = (int(at * cell + rng.uniform(0, cell - side)) for at in (place % columns, place // columns))
+        things.append(Thing(name, color, (left, top, left + side, top + side)))
+    return things
 
 
 def _pick(values: Sequence[_T], rng: np.random.Generator) -> _T:

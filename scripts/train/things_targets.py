@@ -25,7 +25,10 @@ class Words:
 
 
 def shares(scene: Scene) -> Tensor:
-    """The share of each thing that each token covers (things, 49); the image stands in the middle of a square."""
+    """How much of each thing each token shows (things, 49), 1 where it covers half of it or more.
+
+    The image stands in the middle of a square.
+    """
     width, height = scene.image.size
     side = max(width, height)
     edges = np.arange(GRID) * side / GRID
@@ -38,7 +41,8 @@ def shares(scene: Scene) -> Tensor:
             for start, end, pad in ((top, bottom, (side - height) / 2), (left, right, (side - width) / 2))
         ]
         found.append(np.outer(*along).flatten())
-    return torch.tensor(np.array(found, np.float32).reshape(-1, GRID * GRID))
+    # Half a thing is as good as all of it: mixtures with nothing are hard to read.
+    return torch.tensor(np.array(found, np.float32).reshape(-1, GRID * GRID)).mul(2).clamp(max=1)
 
 
 def target_tokens(scene: Scene, words: Words) -> tuple[Tensor, Tensor]:

