@@ -29,7 +29,7 @@ def test_quickstart_fine_tunes_scores_answers_and_continues(
     printed = capfd.readouterr().out
     out = tmp_path / "playground" / "quickstart"
 
-    for twin, scales in (("single", [112]), ("s2", [112, 224, 336])):
+    for twin, scales in (("single", [112]), ("s2", [112, 224, 448])):
         model = out / "models" / twin
         assert json.loads((model / "base" / "config.json").read_text())["vision_config"]["scales"] == scales
         losses = [
@@ -51,8 +51,7 @@ def test_quickstart_fine_tunes_scores_answers_and_continues(
     scored = {
         name: {
             record["question_id"]: record
-            for record in map(json.loads, (out / f"runs/{name}/predictions.jsonl").read_text().splitlines())
-            if record["category"] == "direct_attributes"
+            for record in map(json.loads, (out / f"runs/{name}_large/predictions.jsonl").read_text().splitlines())
         }
         for name in ("single", "s2")
     }

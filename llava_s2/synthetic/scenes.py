@@ -121,7 +121,7 @@ def photographs(split: Split) -> list[str]:
 def make_scene(split: Split, seed: int, config: SceneConfig = SceneConfig()) -> Scene:
     """Draws the image with this split and seed; the same arguments give the same pixels."""
     rng = np.random.default_rng([("train", "test").index(split), seed])
-    image = _background(split, config, rng)
+    image = background(split, config, rng)
     styles = config.styles or STYLES_OF_SPLIT[split]
     vocabulary = tuple(name for name in NAMES if any(name in names_of(style) for style in styles))
     things = []
@@ -174,7 +174,7 @@ def _draw_names(
     return names, colors
 
 
-def _background(split: Split, config: SceneConfig, rng: np.random.Generator) -> Image.Image:
+def background(split: Split, config: SceneConfig, rng: np.random.Generator) -> Image.Image:
     """A part of one of the split's photographs, mirrored in half of the cases."""
     photograph = _photograph(split, _pick(photographs(split), rng))
     aspect = _pick(config.aspects, rng)

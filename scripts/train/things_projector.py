@@ -58,20 +58,19 @@ def main() -> None:
     language = AutoModelForCausalLM.from_pretrained(language_model())
     words = Words(language.get_input_embeddings().weight.detach(), AutoTokenizer.from_pretrained(language_model()))
     found = torch.load(args.features, weights_only=False)
-    sets = {}
-    for split, part in found.items():
-        targets, covered = zip(*(target_tokens(scene, words) for scene in part["scenes"]), strict=True)
-        sets[split] = part["features"], torch.stack(targets), torch.stack(covered)
+    train, test = found["train"], found["test"]
+    targets = [target_tokens(scene, words) for scene in train["scenes"]]
+    outputs = torch.stack([tokens for tokens, _ in targets])
+    weight = torch.stack([covered for _, covered in targets]).clamp(max=1) + 0.03
+    scale = ((outputs - words.nothing).square().mean(-1) * weight).sum() / weight.sum()
     for name, scales in (("single", SCALES[:1]), ("s2", SCALES)):
         torch.manual_seed(0)
-        channels = sets["train"][0].shape[-1] * len(scales) // len(SCALES)
-        inputs, outputs, covered = sets["train"]
-        inputs, weight = inputs[..., :channels], covered.clamp(max=1) + 0.03
+        channels = train["features"].shape[-1] * len(scales) // len(SCALES)
+        inputs = train["features"][..., :channels]
         projector = new_projector(inputs, outputs.shape[-1], outputs)
         steps = args.epochs * (len(inputs) // 32)
         optimizer = torch.optim.AdamW(projector.parameters(), lr=args.lr, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=steps, pct_start=0.05)
-        scale = ((outputs - words.nothing).square().mean(-1) * weight).sum() / weight.sum()
         with tqdm(total=steps, desc=name, unit="step") as bar:
             for _ in range(args.epochs):
                 order = torch.randperm(len(inputs))
@@ -87,13 +86,12 @@ def main() -> None:
                     bar.set_postfix(unexplained=f"{loss.item():.3f}")
         save(projector, args.output / f"projector_{name}.safetensors")
         with torch.inference_mode():
-            inputs = sets["test"][0]
-            print(name, told(projector(inputs[..., :channels].float()), found["test"]["scenes"], words))
+            print(name, told(projector(test["features"][..., :channels].float()), test["scenes"], words))
 
 
 def told(tokens: Tensor, scenes: list, words: Words) -> str:
     """What of the things on held-out photographs the tokens that show most of them tell, in percent."""
-    rights = {"name of 150": [], "name of four": [], "color": []}
+    rights: dict[str, list[float]] = {"name of 150": [], "name of four": [], "color": []}
     generator = torch.Generator().manual_seed(0)
     for token, scene in zip(tokens, scenes, strict=True):
         for thing, part in zip(scene.things, shares(scene), strict=True):

@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -121,7 +122,7 @@ def main() -> None:
         model = PeftModel.from_pretrained(plain, str(args.start), is_trainable=True)
     else:
         model = get_peft_model(plain, LORA)
-    language = model.get_base_model().model
+    language: Any = model.get_base_model().model
     groups = [{"params": [p for p in model.parameters() if p.requires_grad], "initial": args.lr}]
     rows_of, projectors = made_up_rows(processor, words, args.batch_size), {}
     if args.features:
@@ -133,7 +134,8 @@ def main() -> None:
         groups += [{"params": list(p.parameters()), "initial": args.mm_projector_lr} for p in projectors.values()]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.99), weight_decay=0.0)
 
-    started, recent = time.monotonic(), []
+    started = time.monotonic()
+    recent: list[float] = []
     with tqdm(unit="step") as bar:
         while (progress := (time.monotonic() - started) / (60 * args.minutes)) < 1:
             share = min(1, (bar.n + 1) / 20) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
@@ -163,7 +165,7 @@ def main() -> None:
 
 def write(model: PeftModel, projectors: dict[str, nn.Sequential], folder: Path) -> None:
     """Keeps what was trained so far."""
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
     for name, projector in projectors.items():
         save(projector, folder / f"projector_{name}.safetensors")
 
