@@ -61,7 +61,7 @@ def main() -> None:
     backbone = load_vision_backbone(str(args.tower), load_vision_config(str(args.tower)), torch.float32)
     tower = pack_frozen(S2VisionModel.wrap(backbone, list(SCALES), feature_layer=FEATURE_LAYER).eval())
     found = {}
-    counts: dict[Split, int] = {"train": args.images, "test": 240}
+    counts: dict[Split, int] = {"train": args.images, "test": min(240, args.images)}
     for split, count in counts.items():
         drawn = DataLoader(Drawn(split, count, args.first_seed, processor), None, num_workers=1)
         features, scenes = [], []

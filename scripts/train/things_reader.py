@@ -6,9 +6,9 @@
 
 Without ``--features`` the tokens are made up as a projector trained by squared error writes them: for each thing the
 mean of the names' embeddings under what an observer believes who sees it through noise, from hardly anything to all.
-With them, half of a batch are tokens of three scales and half, of the same images, those of 112² alone, and both
-projectors are trained with the LoRA; so one language model reads both. Half an hour on one core of a CPU with bfloat16,
-and as long on two.
+With them, a batch holds the tokens of three scales of each image and of every second image those of 112² alone, and
+both projectors are trained with the LoRA; so one language model reads both. Half an hour on one core of a CPU with
+bfloat16, and as long on two.
 """
 
 import argparse
@@ -97,7 +97,7 @@ def load_projector(path: Path) -> nn.Sequential:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="folder to write the LoRA (and projectors) to")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--start", type=Path, help="folder of the LoRA to go on from")
     parser.add_argument("--features", type=Path, help="what things_features.py wrote")
     parser.add_argument("--projectors", type=Path, help="folder that things_projector.py wrote")
@@ -190,9 +190,10 @@ def image_rows(processor, train: dict, projectors: list[nn.Sequential], batch_si
 
     def rows(step: int) -> list[Row]:
         rng, found = np.random.default_rng([78, step]), []
-        for number in rng.integers(len(train["scenes"]), size=batch_size // len(projectors)).tolist():
+        for i, number in enumerate(rng.integers(len(train["scenes"]), size=batch_size).tolist()):
             encoded, features = encode(train["scenes"][number], processor, rng), train["features"][number].float()
-            found += [(encoded, projector(features[:, : projector[0].in_features])) for projector in projectors]
+            for projector in projectors[: 1 + i % 2]:
+                found.append((encoded, projector(features[:, : projector[0].in_features])))
         return found
 
     return rows
