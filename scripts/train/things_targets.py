@@ -1,5 +1,7 @@
 """What the visual tokens of a scene should say: words' embeddings, shared out by what each token covers."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -45,12 +47,32 @@ def shares(scene: Scene) -> Tensor:
     return torch.tensor(np.array(found, np.float32).reshape(-1, GRID * GRID)).mul(2).clamp(max=1)
 
 
-def target_tokens(scene: Scene, words: Words) -> tuple[Tensor, Tensor]:
-    """The tokens (49, D) that say what is there, and the share of things in each (49)."""
+@dataclass(frozen=True)
+class Targets:
+    """What the tokens of one scene should say.
+
+    Attributes:
+        tokens: (49, D), the embeddings of what each token shows.
+        covered: (49), how much of things each shows.
+        names, colors: (49), the number of the thing that most of a token shows, -1 for none, and of its color; the
+            number behind the last color where it has none.
+    """
+
+    tokens: Tensor
+    covered: Tensor
+    names: Tensor
+    colors: Tensor
+
+
+def targets(scene: Scene, words: Words) -> Targets:
+    """What the tokens of a scene should say."""
     tokens, parts = words.nothing.repeat(GRID * GRID, 1), shares(scene)
+    names, colors = torch.full((GRID * GRID,), -1), torch.full((GRID * GRID,), len(words.colors))
+    most = torch.full((GRID * GRID,), 0.45)
     for thing, part in zip(scene.things, parts, strict=True):
-        said = words.names[words.numbers[thing.name]]
-        if thing.color:
-            said = said + words.colors[words.color_numbers[thing.color]]
+        name, color = words.numbers[thing.name], words.color_numbers.get(thing.color or "", len(words.colors))
+        said = words.names[name] + (words.colors[color] if thing.color else 0)
         tokens += part[:, None] * (said - words.nothing)
-    return tokens, parts.sum(0)
+        names[part > most], colors[part > most] = name, color
+        most = torch.maximum(most, part)
+    return Targets(tokens, parts.sum(0), names, colors)
