@@ -3,11 +3,11 @@
     python scripts/train/things_projector.py --features features.pt --output playground/checkpoints/projectors
 
 Mean squared error to the words' embeddings, blended by how much of each thing the token shows, and cross-entropy over
-the nearest name and the nearest color: most of what sets the words' embeddings apart from that of nothing is common to
-all of them, so squared error alone tells that there is something, and hardly what (a name among four 68 %, 87 % with
-both). No language model is run, so minutes do what hours of stage 1 on captions alone would. Both projectors get the
-same images, targets and steps. What ``things_features.py`` wrote is read; ``projector_s2.safetensors`` and ``projector_single.safetensors`` are
-written.
+the nearest name and the nearest color. Most of what sets the words' embeddings apart from that of nothing is common to
+all of them, so squared error alone tells that there is something, and hardly what: a name among four in 68 %, with both
+in 87 %. No language model is run, so minutes do what hours of stage 1 on captions alone would. Both projectors get the
+same images, targets and steps. What ``things_features.py`` wrote is read; ``projector_s2.safetensors`` and
+``projector_single.safetensors`` are written.
 """
 
 import argparse
