@@ -2,9 +2,9 @@
 
     python benchmarks/aspect_ratio.py --folder /tmp/aspect --output benchmarks/results/aspect_ratio.json
 
-Draws the quickstart's scenes at 252 x 252 pixels and puts a second half without objects beside or above each,
-fine-tunes the embedded default on the same records with each `--image_aspect_ratio`, scores each on the same V*-format
-questions, and compares them. A part that is in the folder already is not made again: the ratios can be run one by one.
+Draws the quickstart's scenes on photographs of that shape, fine-tunes the embedded default on the same records with
+each `--image_aspect_ratio`, scores each on the same V*-format questions, and compares them. A part that is in the
+folder already is not made again: the ratios can be run one by one.
 """
 
 import argparse
@@ -15,15 +15,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
-from llava_s2.data.scene_tasks import write_instructions, write_vstar
-from llava_s2.data.scenes import SceneConfig, draw_scene
 from llava_s2.model.embedded import FEATURE_LAYER, NAME, SCALES, projector
+from llava_s2.synthetic.scene_files import write_instructions, write_vstar
+from llava_s2.synthetic.scenes import SceneConfig
 
-CONFIG = SceneConfig(side=252)
+CONFIG = SceneConfig(side=(1000, 1400), aspects=(2.0, 0.5))
 RATIOS = ("pad", "resize", "keep")
 
 
@@ -42,8 +40,6 @@ def main() -> None:
     if not data.exists():
         write_instructions(data / "train", args.images, config=CONFIG)
         write_vstar(data / "vstar", args.attributes, args.relations, config=CONFIG)
-        for path in sorted([*data.rglob("*.png"), *data.rglob("*.jpg")]):
-            add_a_half(path)
     for ratio in args.ratios.split(","):
         fine_tune_and_score(ratio, args.folder, args.bf16)
     runs = {ratio: args.folder / "runs" / ratio for ratio in RATIOS}
@@ -52,24 +48,6 @@ def main() -> None:
         print(text)
         if args.output:
             args.output.write_text(text + "\n", encoding="utf-8")
-
-
-def add_a_half(path: Path) -> None:
-    """Makes a square scene 2 : 1 or 1 : 2, the scene at a side chosen by its name; boxes move with it."""
-    rng = np.random.default_rng(list(path.stem.encode()))
-    wide, first = rng.random() < 0.5, rng.random() < 0.5
-    side = CONFIG.side
-    canvas = Image.new("RGB", (2 * side, side) if wide else (side, 2 * side))
-    shift = (side, 0) if wide else (0, side)
-    with Image.open(path) as scene:
-        canvas.paste(scene.convert("RGB"), (0, 0) if first else shift)
-    canvas.paste(draw_scene([], CONFIG, rng).image, shift if first else (0, 0))
-    canvas.save(path, **({"quality": 95, "subsampling": 0} if path.suffix == ".jpg" else {"compress_level": 1}))
-    record = path.with_suffix(".json")
-    if not first and record.exists():
-        content = json.loads(record.read_text())
-        content["bbox"] = [[x + shift[0], y + shift[1], width, height] for x, y, width, height in content["bbox"]]
-        record.write_text(json.dumps(content, indent=1))
 
 
 def fine_tune_and_score(ratio: str, folder: Path, bf16: bool) -> None:

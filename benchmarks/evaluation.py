@@ -27,8 +27,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from llava_s2.data.scene_tasks import attribute_questions, relation_questions, write_vstar
-from llava_s2.data.scenes import SceneConfig, make_scene
 from llava_s2.eval import runner
 from llava_s2.eval.benchmark import Benchmark, Sample
 from llava_s2.eval.loading import read_image
@@ -37,7 +35,11 @@ from llava_s2.eval.vstar import VStar
 from llava_s2.formats.model_source import ModelSource
 from llava_s2.model.inference import assistant_message, encode_prompts, token_arguments, user_message
 from llava_s2.model.labels import encode_messages
+from llava_s2.synthetic.scene_files import write_vstar
+from llava_s2.synthetic.scene_questions import naming_questions, relation_questions
+from llava_s2.synthetic.scenes import SceneConfig, make_scene
 
+CONFIG = SceneConfig(side=(1000, 1400))
 _EMBEDDED = Path(runner.__file__).parents[1] / "model" / "embedded" / "finetuned_s2"
 
 
@@ -52,7 +54,7 @@ def main() -> None:
     loaded = source.load()
     with tempfile.TemporaryDirectory() as folder:
         write_vqa(Path(folder, "vqa"), args.questions)
-        write_vstar(Path(folder, "vstar"), args.questions // 2, args.questions // 2, config=SceneConfig())
+        write_vstar(Path(folder, "vstar"), args.questions // 2, args.questions // 2, config=CONFIG)
         kinds = {
             "generation": (VQAv2(), Path(folder, "vqa"), "generate", plain_generation),
             "likelihood": (VStar(), Path(folder, "vstar"), "likelihood", plain_likelihood),
@@ -169,14 +171,14 @@ def plain_likelihood(loaded: tuple[Any, Any], benchmark: Benchmark, samples: Seq
 
 
 def write_vqa(folder: Path, questions: int) -> None:
-    """VQAv2's validation files about drawn images: colour of each object and relations, some five an image."""
+    """VQAv2's validation files about drawn images: the names of things and a relation, some five an image."""
     (folder / "val2014").mkdir(parents=True)
     asked: list[dict[str, Any]] = []
     for seed in range(questions):
-        scene = make_scene("test", seed, SceneConfig())
+        scene = make_scene("test", seed, CONFIG)
         scene.image.save(folder / "val2014" / f"COCO_val2014_{seed:012d}.jpg", quality=95, subsampling=0)
         rng = np.random.default_rng(seed)
-        for question in [*attribute_questions(scene, rng), *relation_questions(scene, rng)[:1]]:
+        for question in [*naming_questions(scene, rng), *relation_questions(scene, rng)[:1]]:
             asked.append({"image_id": seed, "question": question.text, "answer": question.options[0]})
         if len(asked) >= questions:
             break

@@ -24,9 +24,9 @@ from torch.nn.functional import cross_entropy
 
 from llava_s2 import encode_conversation, load_pretrained
 from llava_s2.data.image_decoding import open_image
-from llava_s2.data.scene_tasks import write_instructions
-from llava_s2.data.scenes import SceneConfig
 from llava_s2.model.embedded import default_model
+from llava_s2.synthetic.scene_files import write_instructions
+from llava_s2.synthetic.scenes import SceneConfig
 
 _TEXT = Path(__file__).parents[1] / "README.md"
 _TOKENS, _NEW_TOKENS = 1000, 50
@@ -46,7 +46,8 @@ def main() -> None:
     if find_spec("torchao"):
         models["torchao"] = _torchao
     with tempfile.TemporaryDirectory() as folder:
-        write_instructions(Path(folder) / "scenes", args.images, config=SceneConfig(), first_seed=900_000)
+        config = SceneConfig(side=(1000, 1000))
+        write_instructions(Path(folder) / "scenes", args.images, config=config, first_seed=900_000)
         rows, wanted = {}, None
         for name, load in models.items():
             seconds, logits, truth = measure(*load(), Path(folder) / "scenes")

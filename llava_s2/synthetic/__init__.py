@@ -1,1 +1,1 @@
-"""Small named things on photographs: the generator of images and questions that the next default is trained on."""
+"""Small named things on photographs: the generator of images and questions that the embedded default was trained on."""

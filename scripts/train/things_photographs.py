@@ -1,4 +1,4 @@
-"""Copies the photographs that stand behind the next embedded default's small things, as JPEG.
+"""Copies the photographs that stand behind the embedded default's small things, as JPEG.
 
     apt-get download lomiri-wallpapers-16.04 && dpkg -x lomiri-wallpapers-16.04_*.deb wallpapers
     python scripts/train/things_photographs.py --wallpapers wallpapers --output llava_s2/synthetic/photographs

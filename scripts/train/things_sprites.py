@@ -1,4 +1,4 @@
-"""Draws the sprite atlases of the next embedded default from free emoji sets, one WebP file a style.
+"""Draws the sprite atlases of the embedded default from free emoji sets, one WebP file a style.
 
     npm pack @lobehub/fluent-emoji-3d@1.1.0 @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/noto@1.2.9 \\
         @iconify-json/twemoji@1.2.5 @iconify-json/emojione@1.2.3 @iconify-json/fxemoji@1.2.2 \\

@@ -1,4 +1,4 @@
-"""Trains the vision tower of the next embedded default: a small CLIP on captioned crops of photographs, with open_clip.
+"""Trains the vision tower of the embedded default: a small CLIP on captioned crops of photographs, with open_clip.
 
     python scripts/train/things_tower.py --photographs PHOTOGRAPHS/train --output playground/checkpoints/things_tower
 
