@@ -42,7 +42,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         "--pictures", dest="images", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS
     )
     parser.add_argument(
-        "--attributes", type=int, default=150, help="held-out questions about names and colors (default: %(default)s)"
+        "--attributes", type=int, default=240, help="held-out questions about names and colors (default: %(default)s)"
     )
     parser.add_argument("--relations", type=int, default=60, help="held-out position questions (default: %(default)s)")
     parser.set_defaults(run=run)
