@@ -16,7 +16,7 @@ BELOW = {
     "data": {"synthetic", "model", "formats", "towers", "s2"},
     "train": {"data", "model", "formats", "towers", "s2"},
     "eval": {"data", "model", "formats", "towers", "s2"},
-    "serve": {"data", "model", "formats", "towers", "s2"},
+    "serve": {"data", "synthetic", "model", "formats", "towers", "s2"},
     "studies": {"towers", "s2"},
     "bench": {"eval", "data", "model", "formats", "towers", "s2"},
 }

@@ -40,7 +40,7 @@ def test_the_cache_holds_what_gguf_reads(package_file):
     folder = embedded.language_model()
     names = {
         "model.embed_tokens.weight": "token_embd.weight",
-        "model.layers.29.mlp.down_proj.weight": "blk.29.ffn_down.weight",
+        "model.norm.weight": "output_norm.weight",
         "model.layers.0.input_layernorm.weight": "blk.0.attn_norm.weight",
     }
     with safe_open(folder / "model.safetensors", "pt") as file:
@@ -53,13 +53,15 @@ def test_the_cache_holds_what_gguf_reads(package_file):
         assert vocabulary[bytes(tokens.parts[tokens.data[number]]).decode()] == number
 
 
-def test_the_reader_is_merged_into_the_values_of_attention(package_file):
-    place = "model.layers.29.self_attn.v_proj"
+@pytest.mark.parametrize(
+    ("place", "stored"), [("self_attn.v_proj", "blk.29.attn_v"), ("mlp.down_proj", "blk.29.ffn_down")]
+)
+def test_the_reader_is_merged(package_file, place, stored):
     lora = load_file(embedded.reader() / "adapter_model.safetensors")
-    settings = json.loads((embedded.reader() / "adapter_config.json").read_text())
-    first, second = (lora[f"base_model.model.{place}.lora_{letter}.weight"].double() for letter in "AB")
-    wanted = dequantized(package_file, "blk.29.attn_v.weight") + settings["lora_alpha"] / settings["r"] * second @ first
+    first, second = (lora[f"base_model.model.model.layers.29.{place}.lora_{letter}.weight"].double() for letter in "AB")
+    plain = dequantized(package_file, f"{stored}.weight")
     with safe_open(embedded.language_model() / "model.safetensors", "pt") as file:
-        found = file.get_tensor(f"{place}.weight")
-    torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=1e-6)
-    assert not torch.equal(found, dequantized(package_file, "blk.29.attn_v.weight"))
+        found = file.get_tensor(f"model.layers.29.{place}.weight")
+    # Its alpha is twice its rank, everywhere.
+    torch.testing.assert_close(found, (plain + 2 * second @ first).float(), rtol=1e-5, atol=1e-6)
+    assert not torch.equal(found, plain)
