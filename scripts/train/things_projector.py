@@ -12,6 +12,7 @@ same images, targets and steps. What ``things_features.py`` wrote is read; ``pro
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -28,15 +29,14 @@ PREFIX = "model.multi_modal_projector."
 
 def new_projector(inputs: Tensor, width: int, outputs: Tensor) -> nn.Sequential:
     """LLaVA's two layers, scaled so that the fresh projector takes these features and gives such embeddings."""
-    projector = nn.Sequential(nn.Linear(inputs.shape[-1], width), nn.GELU(), nn.Linear(width, width))
+    first, second = nn.Linear(inputs.shape[-1], width), nn.Linear(width, width)
     flat = inputs.flatten(0, 1).float()
     with torch.no_grad():
-        first, second = projector[0], projector[2]
         first.weight /= flat.std(0) + 1e-3
-        first.bias -= first.weight @ flat.mean(0)
+        first.bias.sub_(first.weight @ flat.mean(0))
         second.weight *= outputs.float().std()
         second.bias.copy_(outputs.flatten(0, 1).float().mean(0))
-    return projector
+    return nn.Sequential(first, nn.GELU(), second)
 
 
 class WordLoss:
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     args = parser.parse_args()
 
-    language = AutoModelForCausalLM.from_pretrained(language_model())
+    language: Any = AutoModelForCausalLM.from_pretrained(language_model())
     words = Words(language.get_input_embeddings().weight.detach(), AutoTokenizer.from_pretrained(language_model()))
     found = torch.load(args.features, weights_only=False)
     train, test = found["train"], found["test"]

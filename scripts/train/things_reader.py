@@ -115,7 +115,7 @@ def main() -> None:
     _, processor = assemble(NAME, NAME, list(SCALES), feature_layer=FEATURE_LAYER, template="chatml")
     image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
     source = gguf_file()
-    plain = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    plain: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
     words = Words(plain.get_input_embeddings().weight.detach(), processor.tokenizer)
     embeddings = plain.get_input_embeddings().weight.detach().to(torch.bfloat16)
     if args.start:
