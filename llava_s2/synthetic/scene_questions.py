@@ -161,8 +161,11 @@ def conversation(scene: Scene, rng: np.random.Generator) -> list[Question]:
     """Up to seven questions of all kinds; to a third, what is asked for is not in the image.
 
     What is there is asked first, each time about another thing, because later questions name what is in the image: a
-    model would learn to answer from the text.
+    model would learn to answer from the text. For the same reason a description, which ends a conversation, is one of
+    its own now and then: a model would learn that what is described at once is empty.
     """
+    if rng.random() < 0.15:
+        return [_describe(scene, rng)]
     there = scene.alone()
     namings = _some(naming_questions(scene, rng), 2, rng)
     named = {thing for question in namings for thing in question.targets}
