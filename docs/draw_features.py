@@ -53,8 +53,8 @@ def main() -> None:
     for axis, text in zip(
         axes[:, -1],
         (
-            "The picture at three scales,\ncut into tiles of 112²,\nall through one tower.",
-            "The features, put back in place:\n7 x 7, 14 x 14, 21 x 21.\nColours: three principal\ncomponents.",
+            "The image at three scales,\ncut into tiles of 112²,\nall through one tower.",
+            "The features, put back in place:\n7 x 7, 14 x 14, 28 x 28.\nColours: three principal\ncomponents.",
             "Averaged to 7 x 7 and\nconcatenated: 49 tokens,\n3 x 192 channels.",
         ),
         strict=True,
