@@ -77,13 +77,13 @@ def _likelihood(visit: Any) -> None:
 
 
 def _sees(visit: Any) -> None:
-    """A small thing that only the larger scales resolve: the key of the first example."""
+    """A small thing that only the larger scales resolve: the phone of the first example."""
     _chat(visit)
     visit.tab("What the model sees")
-    level, spot = visit.page.locator("#level-336 img"), visit.page.locator("#spot-3 img")
+    level, spot = visit.page.locator("#level-448 img"), visit.page.locator("#spot-3 img")
     expect(spot).to_be_visible()
     before, box = spot.get_attribute("src"), level.bounding_box()
-    level.click(position={"x": 0.594 * box["width"], "y": 0.292 * box["height"]})
+    level.click(position={"x": 0.225 * box["width"], "y": 0.222 * box["height"]})
     expect(spot).not_to_have_attribute("src", before)
 
 

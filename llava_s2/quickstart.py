@@ -25,7 +25,6 @@ from llava_s2.model.embedded import (
     is_finished,
     projector,
 )
-from llava_s2.synthetic.sprites import HELD_OUT_STYLE
 
 MODELS = {"single": SCALES[:1], "s2": SCALES}
 
@@ -50,6 +49,8 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs every step. Raises InputError where ``--output`` holds a quickstart with other numbers."""
+    from llava_s2.synthetic.sprites import HELD_OUT_STYLE
+
     started = time.monotonic()
     out: Path = args.output
     counts = {"images": args.images, "attributes": args.attributes, "relations": args.relations}
@@ -122,6 +123,7 @@ def _claim(out: Path, counts: dict[str, int]) -> bool:
 def _make_data(out: Path, args: argparse.Namespace) -> None:
     from llava_s2.synthetic.scene_files import write_instructions, write_vstar
     from llava_s2.synthetic.scenes import SceneConfig
+    from llava_s2.synthetic.sprites import HELD_OUT_STYLE
 
     data, others = out / "data", max(1, args.attributes // 5)
     config = SceneConfig(side=(1000, 1400))

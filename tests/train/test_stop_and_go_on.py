@@ -134,7 +134,7 @@ def test_a_checkpoint_in_shards_that_this_run_cannot_read(written, told, tmp_pat
         shard.touch()
     for state in ("scheduler.pt", "rng_state_0.pth", "optimizer_0"):
         (checkpoint / state).touch()
-    (checkpoint / "trainer_state.json").write_text("{}")
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 2}')
     flags = [*TINY, *records, "--output_dir", tmp_path / "out", "--resume_from_checkpoint", True]
     assert main(["train", "finetune", *map(str, flags)]) == 2
     assert f"checkpoint-2: {told}" in capsys.readouterr().err
