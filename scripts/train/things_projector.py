@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from things_targets import Words, shares, targets
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -24,7 +24,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llava_s2.model.embedded import SCALES, language_model
 
-PREFIX = "model.multi_modal_projector."
+NAMES = {
+    f"{own}.{kind}": f"model.multi_modal_projector.{layer}.{kind}"
+    for own, layer in ((0, "linear_1"), (2, "linear_2"))
+    for kind in ("weight", "bias")
+}
 
 
 def new_projector(inputs: Tensor, width: int, outputs: Tensor) -> nn.Sequential:
@@ -62,13 +66,19 @@ class WordLoss:
 
 def save(projector: nn.Sequential, path: Path) -> None:
     """Writes it under the names that LLaVA's projectors have in transformers."""
-    names = {"0": "linear_1", "2": "linear_2"}
-    tensors = {}
-    for name, value in projector.state_dict().items():
-        layer, _, kind = name.partition(".")
-        tensors[f"{PREFIX}{names[layer]}.{kind}"] = value.contiguous()
+    tensors = {name: projector.get_parameter(own).detach().contiguous() for own, name in NAMES.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path)
+
+
+def load(path: Path) -> nn.Sequential:
+    """A projector as `save` writes it."""
+    stored = load_file(path)
+    state = {own: stored[name].float() for own, name in NAMES.items()}
+    hidden, channels = state["0.weight"].shape
+    projector = nn.Sequential(nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+    projector.load_state_dict(state)
+    return projector
 
 
 def main() -> None:

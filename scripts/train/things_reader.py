@@ -22,8 +22,7 @@ import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
-from safetensors.torch import load_file
-from things_projector import PREFIX, save
+from things_projector import load, save
 from things_targets import GRID, Words, shares
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -83,18 +82,6 @@ def made_up_tokens(scene: Scene, words: Words, rng: np.random.Generator) -> Tens
     return tokens + 0.15 * tokens.square().mean(-1, keepdim=True).sqrt() * noise
 
 
-def load_projector(path: Path) -> nn.Sequential:
-    """A projector as ``things_projector.save`` writes it."""
-    stored = {name.removeprefix(PREFIX): value.float() for name, value in load_file(path).items()}
-    hidden, channels = stored["linear_1.weight"].shape
-    projector = nn.Sequential(nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, hidden))
-    names = {"0": "linear_1", "2": "linear_2"}
-    projector.load_state_dict(
-        {f"{to}.{kind}": stored[f"{name}.{kind}"] for to, name in names.items() for kind in ("weight", "bias")}
-    )
-    return projector
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
@@ -126,9 +113,7 @@ def main() -> None:
     groups = [{"params": [p for p in model.parameters() if p.requires_grad], "initial": args.lr}]
     rows_of, projectors = made_up_rows(processor, words, args.batch_size), {}
     if args.features:
-        projectors = {
-            name: load_projector(args.projectors / f"projector_{name}.safetensors") for name in ("s2", "single")
-        }
+        projectors = {name: load(args.projectors / f"projector_{name}.safetensors") for name in ("s2", "single")}
         train = torch.load(args.features, weights_only=False)["train"]
         rows_of = image_rows(processor, train, list(projectors.values()), args.batch_size)
         groups += [{"params": list(p.parameters()), "initial": args.mm_projector_lr} for p in projectors.values()]
