@@ -82,6 +82,13 @@ class Visit:
     def upload(self, *files) -> None:
         self.page.locator("#images input[type=file]").set_input_files(list(files))
 
+    def fill(self, box: str, text: str) -> None:
+        """Fills a tab's box, once the opening example is in it: a tab gets its values after it is shown."""
+        area = self.page.locator(f"{box} textarea")
+        expect(area).not_to_have_value("")
+        area.fill(text)
+        expect(area).to_have_value(text)
+
     def thumbnails(self):
         return self.page.locator("#images .thumbnail-item img, #images .thumbnail-lg img")
 

@@ -205,13 +205,13 @@ def test_several_images(visit, tmp_path):
 def test_comparison(visit, expected):
     shown(visit)
     visit.tab("Compare")
-    visit.page.locator("#compared textarea").fill(CASE["question"])
+    visit.fill("#compared", CASE["question"])
     visit.page.locator("#ask-both").click()
     for answer in ("#answer-a textarea", "#answer-b textarea"):
         expect(visit.page.locator(answer)).to_have_value(expected)
     stop = visit.page.locator("#stop-both")
     expect(stop).to_be_hidden()
-    visit.page.locator("#compared textarea").fill("word " * 3000)
+    visit.fill("#compared", "word " * 3000)
     visit.page.locator("#ask-both").click()
     told(visit, "2048")
     expect(stop).to_be_hidden()
@@ -220,8 +220,8 @@ def test_comparison(visit, expected):
 def test_likelihood(visit):
     shown(visit)
     visit.tab("Likelihood")
-    visit.page.locator("#weighed textarea").fill(CASE["question"])
-    visit.page.locator("#options textarea").fill("\n".join(CASE["options"]))
+    visit.fill("#weighed", CASE["question"])
+    visit.fill("#options", "\n".join(CASE["options"]))
     visit.page.locator("#weigh").click()
     table = visit.page.locator("table.s2-options").first
     expect(table).to_be_visible()
@@ -306,8 +306,8 @@ def test_markup_is_shown_and_never_run(visit):
     expect(visit.bubbles("user")).to_contain_text(MARKUP)
     visit.tab("Likelihood")
     shown(visit)
-    visit.page.locator("#weighed textarea").fill(MARKUP)
-    visit.page.locator("#options textarea").fill(f"{MARKUP}\nno")
+    visit.fill("#weighed", MARKUP)
+    visit.fill("#options", f"{MARKUP}\nno")
     visit.page.locator("#weigh").click()
     expect(visit.page.locator("table.s2-options").first).to_contain_text(MARKUP)
     assert visit.page.evaluate("window.stung") is None
@@ -344,11 +344,11 @@ def test_files_that_are_no_images_are_told_and_left_out(visit):
 
 def test_questions_that_cannot_be_asked_are_told(visit):
     visit.tab("Likelihood")
-    visit.page.locator("#options textarea").fill("")
+    visit.fill("#options", "")
     visit.page.locator("#weigh").click()
     told(visit, "two to 16 different options")
     visit.tab("Compare")
-    visit.page.locator("#compared textarea").fill("")
+    visit.fill("#compared", "")
     visit.page.locator("#ask-both").click()
     told(visit, "type a question first")
     visit.tab("Chat")
