@@ -94,6 +94,7 @@ class _Checked:
             self.empty_turns.append(index)
         if found.error is not None or found.messages is None:
             self.faults[index] = found.error or ValidationError("malformed", "cannot be read")
+            self._fill(index + 1)
             return
         unread, in_turns = unread_of(record)
         media = media_keys(unread, bool(found.images))

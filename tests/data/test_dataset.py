@@ -73,6 +73,13 @@ def test_lengths_tell_modality(folder):
     assert check_records(write(folder, MIXED), folder, "vicuna_v1").lengths.tolist() == [-4, 5, 4]
 
 
+def test_what_is_noted_of_records_behind_one_that_is_left_out_is_their_own(folder):
+    records = [MIXED[0], {"conversations": turns("No answer")}, MIXED[1], MIXED[2]]
+    checked = check_records(write(folder, records), folder, "vicuna_v1", skip_bad=True)
+    assert checked.images.tolist() == [0, 1, 1, 2]  # the third stands in the place of the second
+    assert checked.lengths.tolist() == [-4, 5, 5, 4]
+
+
 def test_batches_pad_on_the_right_and_keep_every_image(folder, processor):
     dataset = dataset_of(folder, MIXED, processor)
     items = [dataset[i] for i in range(3)]
