@@ -4,7 +4,6 @@ Questions about one image share its way through the tower and the language model
 is encoded once a image, and its key-value cache serves all of them.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from transformers import (
     LogitsProcessorList,
 )
 
-from llava_s2.model.inference import ImageTensors, prompt_ids, token_arguments, user_message
+from llava_s2.model.inference import ImageTensors, context_length, prompt_ids, token_arguments, user_message
 from llava_s2.model.rounding import near_tie
 
 
@@ -29,7 +28,7 @@ class Answer:
     Attributes:
         text: without special tokens and outer white space.
         near_tie: some token of it was so close to another that half precision's rounding may have chosen it.
-        too_long: the prompt leaves no room for it in the model's context.
+        too_long: with its prompt it is longer than the model's context.
     """
 
     text: str
@@ -84,9 +83,9 @@ def answers(
     counted = torch.nn.functional.pad(ended[:, :-1], (1, 0)) == 0  # up to and with the first token that ends it
     close = (near_tie(*watch.stacked(), model.dtype).to(new.device) & counted).any(dim=1).tolist()
     texts = processor.batch_decode(new, skip_special_tokens=True)
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", sys.maxsize)
-    told = zip(texts, close, rows, strict=True)
-    return [Answer(text.strip(), tie, len(row) >= context) for text, tie, row in told]
+    lengths = [len(row) + count for row, count in zip(rows, counted.sum(dim=1).tolist(), strict=True)]
+    told = zip(texts, close, lengths, strict=True)
+    return [Answer(text.strip(), tie, length > context_length(model)) for text, tie, length in told]
 
 
 class _Margins(LogitsProcessor):

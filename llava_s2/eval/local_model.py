@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from PIL import Image
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+    from llava_s2.eval.generation import Answer
+    from llava_s2.model.option_ranking import Ranking
+
 
 class LocalModel:
     """A model, loaded when it is first needed and then kept, so that several tasks load it once.
@@ -72,16 +75,21 @@ class LocalModel:
 
         samples, images = zip(*batch, strict=True)
         found = answers(*self._parts(), images, [content(sample) for sample in samples], max_new_tokens)
-        flags = ("near_tie", "too_long")
-        return [{"text": answer.text, **{name: True for name in flags if getattr(answer, name)}} for answer in found]
+        return [{"text": answer.text, **_flags(answer)} for answer in found]
 
     def rank(self, batch: Sequence[tuple[Sample, Any]]) -> list[dict[str, Any]]:
-        """The ``losses`` of each question's options, all about the same images; see `rank_options`."""
+        """The ``losses`` of each question's options, all about the same images, and flags as of `generate`."""
         from llava_s2.model import option_ranking
 
         questions = [(sample.prompt, sample.options) for sample, _ in batch]
         rankings = option_ranking.rank_options(*self._parts(), batch[0][1], questions)
-        return [{"losses": r.losses, **({"near_tie": True} if r.near_tie else {})} for r in rankings]
+        return [{"losses": ranking.losses, **_flags(ranking)} for ranking in rankings]
+
+
+def _flags(found: "Answer | Ranking") -> dict[str, bool]:
+    """What is to be known of a prediction, where it is so."""
+    flags = {"near_tie": found.near_tie, "too_long": found.too_long}
+    return {name: True for name, so in flags.items() if so}
 
 
 def content(sample: Sample) -> str | list[dict[str, Any]]:

@@ -24,7 +24,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 _RETRIES = 8
 _SENT_AS_THEY_ARE = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png"}
-_REFUSALS = (400, 413, 422)
+_REFUSALS = (400, 413, 415, 422)
 """Of one request, as too large an image; others are the server's or the key's fault."""
 
 
@@ -119,23 +119,35 @@ class RemoteModel:
         """The mean cross-entropy of each option as the reply, from the server's log-probabilities of the prompt.
 
         Returns:
-            ``losses``; or ``server_failed``, as ``generate`` has it.
+            ``losses``; or ``server_refused`` or ``server_failed``, as ``generate`` has them.
         """
 
-        def loss(item: tuple[tuple[Sample, Any], str]) -> float:
+        def loss(item: tuple[tuple[Sample, Any], str]) -> "float | _Refused":
             pair, option = item
             asked = _user(*pair)
-            replied = self._prompt([asked, {"role": "assistant", "content": option}], opens=False)
-            start = len(self._prompt([asked], opens=True))
+            try:
+                replied = self._prompt([asked, {"role": "assistant", "content": option}], opens=False)
+                start = len(self._prompt([asked], opens=True))
+            except _Refused as error:
+                return error
             counted = _reply(replied[start:], option)
             if not counted or any(logprob is None for _, logprob in counted):
                 raise InputError(f"{self._url}: its log-probabilities do not cover the option {option!r}")
             return -sum(logprob for _, logprob in counted) / len(counted)
 
         losses = iter(self._each(loss, [(pair, option) for pair in batch for option in pair[0].options]))
-        found = [[next(losses) for _ in sample.options] for sample, _ in batch]
-        faults = [next((str(one) for one in own if isinstance(one, InputError)), "") for own in found]
-        return [{FAILED: fault} if fault else {"losses": own} for own, fault in zip(found, faults, strict=True)]
+        found: list[dict[str, Any]] = []
+        for sample, _ in batch:
+            own = [next(losses) for _ in sample.options]
+            faults = [one for one in own if isinstance(one, InputError)]
+            refusals = [one for one in faults if isinstance(one, _Refused)]
+            if not faults:
+                found.append({"losses": own})
+            elif len(refusals) < len(faults):
+                found.append({FAILED: next(str(one) for one in faults if one not in refusals)})
+            else:
+                found.append({REFUSED: str(refusals[0])})
+        return found
 
     def _each(self, work: Callable[[Item], Result], items: Sequence[Item]) -> "list[Result | InputError]":
         """What comes of each item, several at once; the error of those that fail and, after one has, of all others."""
@@ -159,7 +171,9 @@ class RemoteModel:
         try:
             _, completion = self._chat(messages, 1, extra)
         except _Refused as error:
-            raise InputError(f"{error}; likelihood takes prompt_logprobs, --scoring generate does not") from None
+            if any(name in str(error) for name in extra):  # it would refuse every question
+                raise InputError(f"{error}; likelihood takes prompt_logprobs, --scoring generate does not") from None
+            raise
         told = (completion.model_extra or {}).get("prompt_logprobs")
         if not isinstance(told, list):
             raise InputError(f"{self._url}: gives no prompt_logprobs, which likelihood takes; use --scoring generate")

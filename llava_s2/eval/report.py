@@ -20,7 +20,8 @@ WITHOUT_REASONING = "without the reasoning that answers begin with"
 REPLIES = {
     "without_answer": "{count} answer(s) are empty because all {bound} new tokens went into reasoning; raise "
     "--max-new-tokens",
-    "too_long": "{count} question(s) are longer than the model's context, so that their answers mean little",
+    "too_long": "{count} question(s) are longer, with their answers, than the model's context, so that these mean "
+    "little",
     "cut": "{count} answer(s) ended at {bound} new tokens (--max-new-tokens)",
     "reasoning": "{count} answer(s) came with reasoning (<think>…</think>), which is left out",
     "withheld": "{count} answer(s) were withheld by the server (its refusal, if any, stands as the answer)",

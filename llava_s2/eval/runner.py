@@ -264,7 +264,7 @@ class _Work:
         if self._job.scoring == "likelihood":
             ranked = self._job.model.rank(batch)
             pairs = zip(batch, ranked, strict=True)
-            return [told if FAILED in told else chosen(sample, told) for (sample, _), told in pairs]
+            return [chosen(sample, told) if "losses" in told else {"text": "", **told} for (sample, _), told in pairs]
         predictions = []
         for prediction in self._job.model.generate(batch, self._job.max_new_tokens):
             whole = prediction.pop("text")
@@ -365,7 +365,9 @@ def _report(
     bad = {sample.id: done[sample.id][BAD_IMAGE] for sample in samples if BAD_IMAGE in done[sample.id]}
     refused = {sample.id: done[sample.id][REFUSED] for sample in samples if REFUSED in done[sample.id]}
     if len(refused) == len(samples):
-        raise InputError(f"the server refused every question, as {next(iter(refused.values()))}")
+        likelihood = about["scoring"] == "likelihood"
+        hint = "; likelihood takes prompt_logprobs, --scoring generate does not" if likelihood else ""
+        raise InputError(f"the server refused every question, as {next(iter(refused.values()))}{hint}")
     replies = {kind: count for kind in REPLIES if (count := sum(kind in done[sample.id] for sample in samples))}
     if "reasoning" in replies:
         about = about | {"protocol": f"{about['protocol']}; {WITHOUT_REASONING}"}

@@ -1,5 +1,6 @@
 """From messages and images to what the model takes: shared by evaluation and serving."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,6 +82,11 @@ def _render(processor: LlavaProcessor, conversations: Sequence[Sequence[Message]
 def _lacks_bos(processor: LlavaProcessor, texts: Sequence[str]) -> bool:
     bos = processor.tokenizer.bos_token
     return not (bos and texts[0].startswith(bos))
+
+
+def context_length(model: LlavaForConditionalGeneration) -> int:
+    """How many tokens the language model takes, prompt and answer together; any if its configuration does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
 
 def token_arguments(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, LlavaForConditionalGeneration, LlavaProcessor
 
 from llava_s2.errors import InputError
-from llava_s2.model.inference import ImageTensors, assistant_message, user_message
+from llava_s2.model.inference import ImageTensors, assistant_message, context_length, user_message
 from llava_s2.model.labels import IGNORE_INDEX, encode_messages
 from llava_s2.model.rounding import near_tie
 
@@ -26,10 +26,12 @@ class Ranking:
     Attributes:
         losses: mean cross-entropy of each option as the reply, in nats a token.
         near_tie: the two smallest are so close that half precision's rounding may have decided.
+        too_long: a conversation with one of the options is longer than the model's context.
     """
 
     losses: list[float]
     near_tie: bool
+    too_long: bool = False
 
 
 @torch.inference_mode()
@@ -132,7 +134,8 @@ class _Replies:
         counts = (targets != IGNORE_INDEX).sum(dim=1)
         means = losses.sum(dim=1).cpu() / counts
         sizes = logits.amax(dim=-1).cpu().abs().masked_fill(targets == IGNORE_INDEX, 0).amax(dim=1)
-        return Ranking(means.tolist(), _is_near_tie(means, sizes / counts.sqrt(), model.dtype))
+        close = _is_near_tie(means, sizes / counts.sqrt(), model.dtype)
+        return Ranking(means.tolist(), close, max(map(len, self.rows)) > context_length(model))
 
 
 def _common(rows: Sequence[torch.Tensor], limit: int) -> int:

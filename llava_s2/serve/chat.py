@@ -21,6 +21,7 @@ from llava_s2.errors import InputError
 from llava_s2.model.inference import (
     Message,
     assistant_message,
+    context_length,
     prepare_image,
     prompt_ids,
     token_arguments,
@@ -129,7 +130,7 @@ class Chat:
         messages, shown = [*self.messages, message], [*self.images, *new]
         (ids,) = prompt_ids(self._processor, [messages])
         length = len(ids)
-        limit = self._model.config.get_text_config().max_position_embeddings
+        limit = context_length(self._model)
         if length >= limit:
             raise InputError(
                 f"the conversation has {length} tokens and the model takes {limit}; clear it or shorten the message"

@@ -203,24 +203,29 @@ def test_parameters_that_the_server_refuses_are_left_out_also_by_requests_under_
     assert "5 answer(s) were drawn at the server's own temperature" in capsys.readouterr().out
 
 
-def test_a_question_that_the_server_refuses_does_not_end_every_run(tmp_path, url, monkeypatch, capsys):
+@pytest.mark.parametrize("scoring", ["generate", "likelihood"])
+def test_a_question_that_the_server_refuses_does_not_end_every_run(scoring, tmp_path, url, monkeypatch, capsys):
     refusal = 400, "At most 0 image(s) may be provided."
     replies(monkeypatch, lambda body: refusal if "cup?" in str(body) else {"content": "B"})
-    assert evaluate(tmp_path, url, "--scoring", "generate") == 2
+    assert evaluate(tmp_path, url, "--scoring", scoring) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "question direct_attributes/sa_1: " in error and "At most 0 image(s)" in error and "--on-bad-image" in error
-    flags = ("--scoring", "generate", "--on-bad-image", "skip")
-    assert len(records(tmp_path)) == 4  # answered at the same time, and kept
+    flags = ("--scoring", scoring, "--on-bad-image", "skip")
+    if scoring == "generate":
+        assert len(records(tmp_path)) == 4  # answered at the same time, and kept
     Handler.seen.clear()
     assert evaluate(tmp_path, url, *flags) == 0
-    assert len(Handler.seen) == 1
+    asked = {str(body["messages"][0]) for body in Handler.seen}
+    assert len(asked) == 1 or scoring == "likelihood"
+    (refused,) = [record for record in records(tmp_path) if "server_refused" in record]
+    assert refused["correct"] is False and refused["text"] == ""
     (told,) = report(tmp_path)["server_refused"].items()
     assert told[0] == "direct_attributes/sa_1" and "At most 0 image(s)" in told[1]
     assert "1 question(s) count as wrong because the server refused them" in capsys.readouterr().out
     replies(monkeypatch, lambda body: {"content": "B"})
     Handler.seen.clear()
     assert evaluate(tmp_path, url, *flags) == 0  # asked again, and nothing else
-    assert len(Handler.seen) == 1 and "server_refused" not in report(tmp_path)
+    assert len({str(body["messages"][0]) for body in Handler.seen}) == 1 and "server_refused" not in report(tmp_path)
     replies(monkeypatch, lambda body: refusal)
     assert evaluate(tmp_path / "all", url, *flags) == 2
     assert "refused every question" in capsys.readouterr().err.splitlines()[-1]

@@ -122,13 +122,14 @@ def test_answers_without_a_letter_are_wrong_and_counted(data, tmp_path, capsys):
     assert f"{unread} question(s) with an answer that could not be read; count as wrong" in capsys.readouterr().out
 
 
-def test_a_question_that_is_longer_than_the_context_is_counted(data, tmp_path, capsys):
+@pytest.mark.parametrize("scoring", ["likelihood", "generate"])
+def test_a_question_that_is_longer_than_the_context_is_counted(data, tmp_path, capsys, scoring):
     path = data / "direct_attributes/sa_1.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps({**record, "question": "Which colour? " * 1000}))
-    assert evaluate(data, tmp_path / "run", "--scoring", "generate", "--max-new-tokens", "2") == 0
+    assert evaluate(data, tmp_path / "run", "--scoring", scoring, "--max-new-tokens", "2") == 0
     assert json.loads((tmp_path / "run/report.json").read_text())["replies"] == {"too_long": 1}
-    assert "1 question(s) are longer than the model's context" in capsys.readouterr().out
+    assert "1 question(s) are longer, with their answers, than the model's context" in capsys.readouterr().out
 
 
 def test_a_limit_takes_of_each_category_and_grows(data, tmp_path, capsys):

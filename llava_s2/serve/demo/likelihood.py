@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from llava_s2.errors import InputError
-from llava_s2.model.inference import assistant_message, prepare_image, user_message
+from llava_s2.model.inference import assistant_message, context_length, prepare_image, user_message
 from llava_s2.model.labels import IGNORE_INDEX, encode_messages
 from llava_s2.model.option_ranking import rank_options
 from llava_s2.serve.chat import escape_special_tokens
@@ -53,7 +53,7 @@ def weigh(model: Model, images: Sequence[Image.Image], question: str, options: S
         encode_messages([asked, assistant_message(option)], processor, str(processor.chat_template)) for option in safe
     ]
     longest = max(len(row["input_ids"]) for row in encoded)
-    limit = model.model.config.get_text_config().max_position_embeddings
+    limit = context_length(model.model)
     if longest > limit:
         raise InputError(f"question and option have {longest} tokens and the model takes {limit}; shorten them")
     prepared = tuple(prepare_image(processor, image) for image in images)
