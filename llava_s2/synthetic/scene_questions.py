@@ -12,7 +12,7 @@ from llava_s2.synthetic.scenes import Scene, Thing
 _OPTIONS = 4
 # Two things stand beside each other when they are apart by this share of the image's longer side.
 _CLEARLY_APART = 1 / 8
-_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _DESCRIBE = (
     "What small things are in the image?",
     "Describe the image.",
@@ -141,6 +141,13 @@ def place(scene: Scene, thing: Thing) -> str:
     return f"in the {row} {column}"
 
 
+def place_questions(scene: Scene) -> list[Question]:
+    """Where each thing is."""
+    return [
+        Question(f"Where is the {thing.name}?", (_sentence(place(scene, thing)),), (thing,)) for thing in scene.alone()
+    ]
+
+
 def neighbour_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
     """What is nearest to the left of, or above, each thing, where something or nothing clearly is."""
     margin = max(scene.image.size) * _CLEARLY_APART
@@ -177,10 +184,14 @@ def conversation(scene: Scene, rng: np.random.Generator) -> list[Question]:
     text = f"Is there {with_article(name)} in the image?"
     verdict = f"Yes, there is {with_article(name)}." if present else f"No, there is no {name}."
     first = [*namings, Question(text, (verdict,), (present,) if present else ())]
-    colors = _some(color_questions(scene, rng), 1, rng)
+    # What is not there is asked about in the words of what is, or a model answers every question as if it were.
+    lacking = _absent_questions(scene, rng)
+    colors = _some(color_questions(scene, rng) if rng.random() < 0.7 else lacking[:1], 1, rng)
     told = {thing for question in colors for thing in question.targets}
     rest = [question for question in colored_thing_questions(scene, rng) if not told & set(question.targets)]
-    rest = colors + _some(rest, 1, rng) + _some(relation_questions(scene, rng), 1, rng)
+    rest = colors + _some(rest, 1, rng) + _some(relation_questions(scene, rng), 2, rng)
+    if rng.random() < 0.6:
+        rest += _some(place_questions(scene) if rng.random() < 0.7 else lacking[1:], 1, rng)
     last = _describe(scene, rng) if rng.random() < 0.3 else _rare_question(scene, absent[1:], rng)
     return [*_some(first, len(first), rng), *_some(rest, len(rest), rng), last]
 
@@ -193,26 +204,35 @@ def _describe(scene: Scene, rng: np.random.Generator) -> Question:
     return Question(_DESCRIBE[int(rng.integers(len(_DESCRIBE)))], (caption(scene),), scene.things)
 
 
+def _absent_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """The color of one thing that is not in the image; then of another its place, also beside something that is."""
+    colored, name = scene.absent(True, rng)[0], scene.absent(bool(rng.random() < 0.5), rng)[-1]
+    texts = [f"What is the color of the {colored}?", f"Where is the {name}?"]
+    if there := scene.alone():
+        other = there[int(rng.integers(len(there)))].name
+        texts += [
+            f"Is the {name} on the left or right side of the {other}?",
+            f"Is the {name} above or below the {other}?",
+        ]
+    return [
+        Question(text, (f"There is no {colored if i == 0 else name} in the image.",), ())
+        for i, text in enumerate(texts)
+    ]
+
+
 def _rare_question(scene: Scene, absent: list[str], rng: np.random.Generator) -> Question:
     """One of the kinds of which every conversation needs only one in a few."""
-    kind = int(rng.integers(6))
-    there = scene.alone()
+    kind = int(rng.integers(5))
     names = [thing.name for thing in scene.things]
-    if kind == 0 and there:
-        thing = there[int(rng.integers(len(there)))]
-        return Question(f"Where is the {thing.name}?", (_sentence(place(scene, thing)),), (thing,))
-    if kind == 1 and len(names) < len(_NUMBERS):
+    if kind == 0 and len(names) < len(_NUMBERS):
         verb = "is" if len(names) == 1 else "are"
         answer = _sentence(f"there {verb} {_NUMBERS[len(names)]}") if names else NOTHING
         return Question("How many small things are in the image?", (answer,), scene.things)
-    if kind == 2:
+    if kind == 1:
         name = max(names, key=names.count) if names and rng.random() < 0.7 else absent[0]
         return Question(
             f"How many times is {with_article(name)} in the image?", (_sentence(_NUMBERS[names.count(name)]),), ()
         )
-    if kind == 3:
-        asked = (f"What is the color of the {absent[0]}?", f"Where is the {absent[0]}?")[int(rng.integers(2))]
-        return Question(asked, (f"There is no {absent[0]} in the image.",), ())
-    if kind == 4 and (neighbours := neighbour_questions(scene, rng)):
+    if kind in (2, 3) and (neighbours := neighbour_questions(scene, rng)):
         return neighbours[0]
     return Question(_OUTSIDE_KNOWLEDGE[int(rng.integers(len(_OUTSIDE_KNOWLEDGE)))], (REFUSAL,), ())

@@ -137,7 +137,7 @@ def test_a_photograph_without_things_is_answered_so() -> None:
         scene = make_scene("train", seed, SceneConfig(side=(160, 200), empty=1.0))
         assert scene.things == () and caption(scene) == NOTHING
         for question in conversation(scene, np.random.default_rng(seed)):
-            assert question.answer in (NOTHING, REFUSAL, "No.") or question.answer.startswith(("No, ", "There is no "))
+            assert question.answer in (NOTHING, REFUSAL, "Zero.") or question.answer.startswith(("No, ", "There is no "))
 
 
 def test_files_are_a_vstar_folder_and_llava_json(tmp_path: Path) -> None:
