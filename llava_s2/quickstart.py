@@ -44,16 +44,20 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         "--attributes", type=int, default=240, help="held-out questions about names and colors (default: %(default)s)"
     )
     parser.add_argument("--relations", type=int, default=60, help="held-out position questions (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the data and of both trainings (default: %(default)s)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs every step. Raises InputError where ``--output`` holds a quickstart with other numbers."""
+    """Runs every step. Raises InputError for numbers that are too small, or where ``--output`` holds others."""
     from llava_s2.synthetic.sprites import HELD_OUT_STYLE
 
     started = time.monotonic()
     out: Path = args.output
-    counts = {"images": args.images, "attributes": args.attributes, "relations": args.relations}
+    counts = {"images": args.images, "attributes": args.attributes, "relations": args.relations, "seed": args.seed}
+    for name, count in counts.items():
+        if count < (least := 1 if name in ("images", "attributes") else 0):
+            raise InputError(f"--{name} {count}: at least {least}")
     bf16 = _claim(out, counts)
 
     _title("1/5  Data: photographs with small named things on them, as LLaVA JSON and as V* folders")
@@ -62,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     numbers = ["--per_device_train_batch_size", "4", "--learning_rate", "6e-4", "--mm_projector_lr", "2e-4"]
     numbers += ["--lora_r", "8", "--lora_alpha", "16", "--lora_dropout", "0", "--num_train_epochs", "1"]
     numbers += ["--save_steps", "20", "--save_total_limit", "1", "--logging_steps", "5", "--report_to", "none"]
-    numbers += ["--bf16", str(bf16), "--use_cpu", str(not _has_gpu())]
+    numbers += ["--seed", str(42 + args.seed), "--bf16", str(bf16), "--use_cpu", str(not _has_gpu())]
     for number, (name, scales) in enumerate(MODELS.items(), start=2):
         listed = ",".join(map(str, scales))
         _title(f"{number}/5  Fine-tuning on scales {listed}: LoRA and projector, {VISUAL_TOKENS} visual tokens")
@@ -109,7 +113,7 @@ def _claim(out: Path, counts: dict[str, int]) -> bool:
     """
     path = out / "quickstart.json"
     if path.exists():
-        settings = json.loads(path.read_text())
+        settings = {"seed": 0, **json.loads(path.read_text())}
         if {name: settings.get(name) for name in counts} != counts:
             raise InputError(f"{path}: this folder holds a quickstart with other numbers; choose another --output")
         return settings["bf16"]
@@ -126,16 +130,18 @@ def _make_data(out: Path, args: argparse.Namespace) -> None:
     from llava_s2.synthetic.sprites import HELD_OUT_STYLE
 
     data, others = out / "data", max(1, args.attributes // 5)
-    config = SceneConfig(side=(1000, 1400))
+    first_seed, config = 100_000 * args.seed, SceneConfig(side=(1000, 1400))
     if not (data / "train").exists():
-        write_instructions(data / "train", args.images, config=replace(config, empty=0.05, repeated=0.15))
+        mixed = replace(config, empty=0.05, repeated=0.15)
+        write_instructions(data / "train", args.images, config=mixed, first_seed=first_seed)
     if not (data / "vstar").exists():
-        write_vstar(data / "vstar", args.attributes, args.relations, config=config)
+        write_vstar(data / "vstar", args.attributes, args.relations, config=config, first_seed=first_seed)
     if not (data / "style").exists():
-        write_vstar(data / "style", 2 * others, 0, config=replace(config, styles=(HELD_OUT_STYLE,)), first_seed=20_000)
+        other = replace(config, styles=(HELD_OUT_STYLE,))
+        write_vstar(data / "style", 2 * others, 0, config=other, first_seed=first_seed + 20_000)
     if not (data / "large").exists():
         large = SceneConfig(side=(4000, 4000), aspects=(4 / 3,))
-        write_vstar(data / "large", min(12, others), 0, config=large, first_seed=30_000)
+        write_vstar(data / "large", min(12, others), 0, config=large, first_seed=first_seed + 30_000)
     print(f"{data / 'train/train.json'}: {args.images} records; {data / 'vstar'}: V* folder")
 
 

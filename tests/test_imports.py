@@ -18,7 +18,7 @@ BELOW = {
     "eval": {"data", "model", "formats", "towers", "s2"},
     "serve": {"data", "synthetic", "model", "formats", "towers", "s2"},
     "studies": {"towers", "s2"},
-    "bench": {"eval", "data", "model", "formats", "towers", "s2"},
+    "bench": {"eval", "synthetic", "model", "formats", "towers", "s2"},
 }
 """Room -> those that it may use beside itself and the single files beside the rooms (``errors``, ``files`` …)."""
 

@@ -89,5 +89,9 @@ def test_quickstart_fine_tunes_scores_answers_and_continues(
     assert again["results"] == reports["s2"]["results"]
 
     capfd.readouterr()
-    assert main(["quickstart", "--images", "21"]) == 2
-    assert "other numbers" in capfd.readouterr().err
+    for others in (["--images", "21"], [*SMALL, "--seed", "1"]):
+        assert main(["quickstart", *others]) == 2
+        assert "other numbers" in capfd.readouterr().err
+    for flag in ("--seed", "--images", "--relations"):
+        assert main(["quickstart", "--output", "other", flag, "-1"]) == 2
+        assert f"{flag} -1" in capfd.readouterr().err and not Path("other").exists()

@@ -31,8 +31,8 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     sweep = actions.add_parser(
         "sweep",
         help="score against FLOPs, over towers and scales",
-        description="A probe on the frozen tower reads the colour of a named small object off its tokens, on generated "
-        "images. What is scored already in the output folder is not scored again.",
+        description="A probe on the frozen tower reads the color of a small named thing off its tokens, on drawn "
+        "photographs. What is scored already in the output folder is not scored again.",
     )
     sweep.add_argument("tower", nargs="+", help="a tower with weights: embedded, a folder, timm:ARCH, …")
     _add_scales(sweep)

@@ -1,4 +1,4 @@
-"""A probe on frozen features: the colour of a named small object, read off the visual tokens of generated images."""
+"""A probe on frozen features: the color of a small named thing, read off the visual tokens of drawn photographs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,19 +9,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from llava_s2.data.scenes import COLORS, KINDS, Scene, SceneConfig, Split, make_scene
 from llava_s2.s2 import S2VisionModel
+from llava_s2.synthetic.names import COLORS, TINTED
+from llava_s2.synthetic.scenes import Scene, SceneConfig, Split, make_scene
 
-_WIDTH, _EPOCHS, _BATCH, _PICTURES_A_CALL = 96, 40, 64, 8
+_WIDTH, _EPOCHS, _BATCH, _IMAGES_A_CALL = 96, 40, 64, 8
 
 
 @dataclass(frozen=True)
 class Features:
-    """Tokens of images (images, tokens, channels), and their objects: image, kind and colour by number."""
+    """Tokens of images (images, tokens, channels), and their tinted things: image, name and color by number."""
 
     tokens: Tensor
     image: Tensor
-    kind: Tensor
+    name: Tensor
     color: Tensor
 
 
@@ -35,53 +36,54 @@ def extract(
         pixels_of: normalised pixels (n, 3, S, S) of a list of images, S the tower's image size.
     """
     parameter = next(tower.parameters())
-    tokens, objects = [], []
+    tokens, things = [], []
     with tqdm(total=count, desc=f"features of {split} images", unit="image", leave=False) as bar:
-        for start in range(0, count, _PICTURES_A_CALL):
-            scenes = [_scene(split, seed, config) for seed in range(start, min(start + _PICTURES_A_CALL, count))]
+        for start in range(0, count, _IMAGES_A_CALL):
+            scenes = [_scene(split, seed, config) for seed in range(start, min(start + _IMAGES_A_CALL, count))]
             pixels = pixels_of([scene.image for scene in scenes]).to(parameter)
             tokens.append(tower(pixels).last_hidden_state.half().cpu())
             for index, scene in enumerate(scenes, start):
-                objects += [(index, KINDS.index(o.kind), list(COLORS).index(o.color)) for o in scene.objects]
+                tinted = [(thing.name, thing.color) for thing in scene.alone() if thing.color]
+                things += [(index, TINTED.index(name), list(COLORS).index(color)) for name, color in tinted]
             bar.update(len(scenes))
-    image, kind, color = torch.tensor(objects).unbind(1)
-    return Features(torch.cat(tokens), image, kind, color)
+    image, name, color = torch.tensor(things).unbind(1)
+    return Features(torch.cat(tokens), image, name, color)
 
 
-@lru_cache(maxsize=2048)  # 0.34 MB each; every setting sees the same images
+@lru_cache(maxsize=2048)  # 0.6 MB each; every setting sees the same images
 def _scene(split: Split, seed: int, config: SceneConfig) -> Scene:
     return make_scene(split, seed, config)
 
 
 class AttentionProbe(nn.Module):
-    """Colour logits of the object of a kind: a query for each kind attends to the tokens."""
+    """Color logits of the thing of a name: a query for each name attends to the tokens."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(channels, affine=False)
         self.keys = nn.Linear(channels, _WIDTH)
         self.values = nn.Linear(channels, _WIDTH)
-        self.queries = nn.Embedding(len(KINDS), _WIDTH)
+        self.queries = nn.Embedding(len(TINTED), _WIDTH)
         self.out = nn.Linear(_WIDTH, len(COLORS))
 
-    def forward(self, tokens: Tensor, kind: Tensor) -> Tensor:
-        """Logits (n, colours) of tokens (n, tokens, channels) and kinds (n)."""
+    def forward(self, tokens: Tensor, name: Tensor) -> Tensor:
+        """Logits (n, colors) of tokens (n, tokens, channels) and names (n)."""
         tokens = self.norm(tokens.flatten(0, 1)).view(tokens.shape)
-        weights = torch.einsum("ntd,nd->nt", self.keys(tokens), self.queries(kind)) / _WIDTH**0.5
+        weights = torch.einsum("ntd,nd->nt", self.keys(tokens), self.queries(name)) / _WIDTH**0.5
         return self.out(torch.einsum("nt,ntd->nd", weights.softmax(1), self.values(tokens)).relu())
 
 
 def probe_score(train: Features, test: Features, seed: int = 0) -> tuple[int, int]:
-    """Trains a probe on one set of images; how many of the other's objects it gets right, and how many there are."""
+    """Trains a probe on one set of images; how many of the other's things it gets right, and how many there are."""
     torch.manual_seed(seed)
     probe = AttentionProbe(train.tokens.shape[2])
-    steps = _EPOCHS * -(-len(train.kind) // _BATCH)
+    steps = _EPOCHS * -(-len(train.name) // _BATCH)
     optimizer = torch.optim.AdamW(probe.parameters(), lr=2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)
     with tqdm(total=steps, desc="probe", unit="step", leave=False) as bar:
         for _ in range(_EPOCHS):
-            for batch in torch.randperm(len(train.kind)).split(_BATCH):
-                logits = probe(train.tokens[train.image[batch]].float(), train.kind[batch])
+            for batch in torch.randperm(len(train.name)).split(_BATCH):
+                logits = probe(train.tokens[train.image[batch]].float(), train.name[batch])
                 loss = F.cross_entropy(logits, train.color[batch])
                 optimizer.zero_grad()
                 loss.backward()
@@ -92,8 +94,8 @@ def probe_score(train: Features, test: Features, seed: int = 0) -> tuple[int, in
     with torch.inference_mode():
         guesses = torch.cat(
             [
-                probe(test.tokens[test.image[batch]].float(), test.kind[batch]).argmax(1)
-                for batch in torch.arange(len(test.kind)).split(256)
+                probe(test.tokens[test.image[batch]].float(), test.name[batch]).argmax(1)
+                for batch in torch.arange(len(test.name)).split(256)
             ]
         )
     return int((guesses == test.color).sum()), len(test.color)

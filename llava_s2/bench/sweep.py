@@ -10,7 +10,6 @@ from tqdm import tqdm
 from llava_s2.bench.colour_probe import extract, probe_score
 from llava_s2.bench.cost import cost
 from llava_s2.bench.results import Curve, Results, draw
-from llava_s2.data.scenes import SceneConfig
 from llava_s2.errors import InputError
 from llava_s2.eval.statistics import wilson_interval
 from llava_s2.model.assemble import load_image_processor
@@ -18,7 +17,11 @@ from llava_s2.model.embedded import resolve_vision_tower
 from llava_s2.s2 import S2VisionConfig, S2VisionModel
 from llava_s2.s2.backbones import default_feature_layer
 from llava_s2.s2.packed_linear import pack_frozen
+from llava_s2.synthetic.scenes import SceneConfig
 from llava_s2.towers.load_tower import load_vision_backbone, load_vision_config
+
+# As large as the embedded default's largest scale, and full of tinted things.
+_SCENES = SceneConfig(side=(448, 448), aspects=(1.0,), things=(8, 14))
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,7 @@ def _score(setting: Setting, images: int, tests: int, seed: int) -> dict[str, An
     def pixels_of(images: list[Any]) -> torch.Tensor:
         return process(images, return_tensors="pt")["pixel_values"]
 
-    scenes = SceneConfig()
-    train, test = (extract(tower, pixels_of, split, n, scenes) for split, n in (("train", images), ("test", tests)))  # type: ignore[arg-type]
+    train, test = (extract(tower, pixels_of, split, n, _SCENES) for split, n in (("train", images), ("test", tests)))  # type: ignore[arg-type]
     correct, count = probe_score(train, test, seed)
     return {
         "correct": correct,
@@ -120,7 +122,7 @@ def _table(settings: list[Setting], scored: list[dict[str, Any]]) -> str:
             f"{result['correct'] / result['count']:>6.1%}  {interval.low:.1%} to {interval.high:.1%}"
         )
     total = scored[0]["count"]
-    return "\n".join([*lines, f"colour of a named object, {total} held-out objects, one probe a setting; chance 12.5%"])
+    return "\n".join([*lines, f"color of a named thing, {total} held-out things, one probe a setting; chance 12.5%"])
 
 
 def _draw(path: Path, settings: list[Setting], scored: list[dict[str, Any]]) -> None:

@@ -19,21 +19,6 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     """Adds ``data`` to the command line."""
     parser = subparsers.add_parser("data", help="check a training file; make data sets")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    scenes = actions.add_parser("scenes", help="draw cluttered images with small objects, and questions about them")
-    scenes.add_argument("kind", choices=("captions", "instructions", "vstar"))
-    scenes.add_argument("folder", type=Path, help="new folder: LLaVA JSON and images, or a V* folder")
-    scenes.add_argument("--images", type=int, default=400, help="for vstar: of each kind (default: %(default)s)")
-    scenes.add_argument(  # its name in 0.1
-        "--pictures", dest="images", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS
-    )
-    scenes.add_argument("--side", type=int, default=336, help="of an image, in pixels (default: %(default)s)")
-    scenes.add_argument(
-        "--object-side", type=int, nargs=2, default=(12, 16), metavar=("MIN", "MAX"), help="in pixels (default: 12 16)"
-    )
-    scenes.add_argument("--objects", type=int, nargs=2, default=(4, 5), metavar=("MIN", "MAX"), help="default: 4 5")
-    scenes.add_argument("--first-seed", type=int, default=0, help="seed of the first image (default: %(default)s)")
-    scenes.set_defaults(run=_scenes)
-
     things = actions.add_parser("things", help="draw small named things on photographs, and questions about them")
     things.add_argument("kind", choices=("captions", "instructions", "vstar"))
     things.add_argument("folder", type=Path, help="new folder: LLaVA JSON and images, or a V* folder")
@@ -99,30 +84,12 @@ def _convert(args: argparse.Namespace) -> None:
     print(f"{args.target}: {convert_records(args.source, args.target, shape, args.images):,} records, {shape}")
 
 
-def _scenes(args: argparse.Namespace) -> None:
-    from llava_s2.data.scene_tasks import write_captions, write_instructions, write_vstar
-    from llava_s2.data.scenes import SceneConfig
-
-    if args.folder.exists():
-        raise InputError(f"{args.folder}: is there already; name a new folder")
-    if args.images < 1:
-        raise InputError(f"--images {args.images}: must be at least 1")
-    try:
-        config = SceneConfig(args.side, tuple(args.object_side), tuple(args.objects))
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    if args.kind == "vstar":
-        write_vstar(args.folder, args.images, args.images, config=config, first_seed=args.first_seed)
-    else:
-        write = write_captions if args.kind == "captions" else write_instructions
-        write(args.folder, args.images, config=config, first_seed=args.first_seed)
-    print(args.folder)
-
-
 def _things(args: argparse.Namespace) -> None:
     from llava_s2.synthetic.scene_files import write_captions, write_instructions, write_vstar
     from llava_s2.synthetic.scenes import SceneConfig
 
+    if args.first_seed < 0:
+        raise InputError(f"--first-seed {args.first_seed}: at least 0")
     try:
         config = SceneConfig(side=tuple(args.side), things=tuple(args.things))
     except ValueError as error:

@@ -134,18 +134,18 @@ def test_throughput_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def planted(seed: int, signal: float) -> Features:
-    """Pictures of 9 random tokens; the token of an object holds its kind, and its colour as strongly as told."""
+    """Images of 9 random tokens; the token of a thing holds its name, and its color as strongly as told."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randn(200, 9, 24, generator=generator)
-    objects = []
+    things = []
     for image in range(200):
-        for place, kind in enumerate(torch.randperm(12, generator=generator)[:3].tolist()):
+        for place, name in enumerate(torch.randperm(12, generator=generator)[:3].tolist()):
             color = int(torch.randint(8, (1,), generator=generator))
-            tokens[image, 3 * place, kind] += 6
+            tokens[image, 3 * place, name] += 6
             tokens[image, 3 * place, 12 + color] += 6 * signal
-            objects.append((image, kind, color))
-    image, kind, color = torch.tensor(objects).unbind(1)
-    return Features(tokens.half(), image, kind, color)
+            things.append((image, name, color))
+    image, name, color = torch.tensor(things).unbind(1)
+    return Features(tokens.half(), image, name, color)
 
 
 def test_the_probe_finds_what_is_there_and_nothing_else() -> None:

@@ -132,12 +132,31 @@ def test_what_is_there_is_asked_before_the_conversation_tells_it() -> None:
             said += f" {question.answer.lower().rstrip('.')}"
 
 
+def test_what_is_not_there_is_asked_about_in_the_words_of_what_is() -> None:
+    """Color, place and relation, whose answer depends on the image and not on how it is asked."""
+    there, lacking = Counter[str](), Counter[str]()
+    for seed in range(120):
+        scene = make_scene("train", seed, SMALL)
+        present = {thing.name for thing in scene.things}
+        for question in conversation(scene, np.random.default_rng(seed)):
+            for start in ("What is the color of the ", "Where is the ", "Is the "):
+                if question.text.startswith(start):
+                    name = question.text[len(start) :].split()[0].rstrip("?")
+                    assert (question.answer == f"There is no {name} in the image.") == (name not in present)
+                    (there if name in present else lacking)[start] += 1
+                    assert name in TINTED or start != "What is the color of the "
+    assert all(0.1 < lacking[start] / there[start] < 1 for start in there if start != "Is the ")
+    assert lacking["Is the "] > 0
+
+
 def test_a_photograph_without_things_is_answered_so() -> None:
     for seed in range(12):
         scene = make_scene("train", seed, SceneConfig(side=(160, 200), empty=1.0))
         assert scene.things == () and caption(scene) == NOTHING
         for question in conversation(scene, np.random.default_rng(seed)):
-            assert question.answer in (NOTHING, REFUSAL, "Zero.") or question.answer.startswith(("No, ", "There is no "))
+            assert question.answer in (NOTHING, REFUSAL, "Zero.") or question.answer.startswith(
+                ("No, ", "There is no ")
+            )
 
 
 def test_files_are_a_vstar_folder_and_llava_json(tmp_path: Path) -> None:
@@ -168,3 +187,5 @@ def test_the_command_writes_a_vstar_folder_and_names_bad_sizes(
     assert main(words) == 2 and "exists already" in capsys.readouterr().err
     assert main([*words[:3], str(tmp_path / "other"), "--side", "9", "8"]) == 2
     assert "9 to 8 px" in capsys.readouterr().err and not (tmp_path / "other").exists()
+    assert main([*words[:3], str(tmp_path / "other"), "--first-seed", "-1"]) == 2
+    assert "--first-seed -1" in capsys.readouterr().err and not (tmp_path / "other").exists()

@@ -14,12 +14,12 @@ from PIL import Image
 from transformers import AutoConfig, AutoModel
 
 from llava_s2.cli import main
-from llava_s2.data.scene_tasks import write_vstar
-from llava_s2.data.scenes import SceneConfig
 from llava_s2.errors import InputError
 from llava_s2.formats.load import load_pretrained
 from llava_s2.model.assemble import assemble, load_image_processor
 from llava_s2.s2 import S2VisionModel
+from llava_s2.synthetic.scene_files import write_vstar
+from llava_s2.synthetic.scenes import SceneConfig
 from llava_s2.towers.load_tower import load_image_statistics, load_vision_backbone, load_vision_config, tower_config
 from llava_s2.towers.named_tower import NamedTower, resolved
 from llava_s2.train.recipe import train
@@ -101,7 +101,7 @@ def fine_tuned(folder: Path, tower: str, scales: str, picture: Image.Image, *mor
 @pytest.fixture(scope="module")
 def vstar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "vstar"
-    write_vstar(folder, 1, 1, config=SceneConfig())
+    write_vstar(folder, 1, 1, config=SceneConfig(side=(200, 200)))
     return folder
 
 
