@@ -25,7 +25,7 @@ from llava_s2.data.validation_error import KINDS, ValidationError
 from llava_s2.errors import InputError
 from llava_s2.files import atomic_write
 from llava_s2.model.labels import IGNORE_INDEX
-from llava_s2.model.templates import find_template
+from llava_s2.model.templates import check_keeps_words, find_template
 
 _CHUNK = 16  # records that a worker validates in one go
 
@@ -155,6 +155,7 @@ def check_file(
     """
     reader = read_records(path, tolerant=True)
     chat_template = find_template(template, None if processor is None else processor.tokenizer.chat_template)
+    check_keeps_words(chat_template)
     chunks = _Chunks(reader, ImageFiles(images), processor, chat_template, max_length)
     # Chunks come in order, whichever process looked at them; None: they are no tensors to be stacked.
     loader = DataLoader(chunks, batch_size=None, num_workers=min(workers, len(chunks)), collate_fn=_same)

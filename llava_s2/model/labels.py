@@ -36,7 +36,8 @@ def encode_messages(
         elsewhere; an empty reply is left out of the loss, and so is the token that ends it.
 
     Raises:
-        InputError: the chat template refuses the messages, drops an image, or ends no reply with a token.
+        InputError: the chat template refuses the messages, drops an image or words of a question, or ends no reply with
+            a token.
     """
     tokenizer = processor.tokenizer
     text, replies = render_replies(messages, tokenizer, chat_template)
@@ -56,9 +57,18 @@ def encode_messages(
     input_ids: list[int] = [bos] if adds_bos else []
     labels: list[int] = [IGNORE_INDEX] if adds_bos else []
     ids = tokens["input_ids"]
-    images = sum(message["content"].count(IMAGE_TOKEN) for message in messages if isinstance(message["content"], str))
+    contents = [message["content"] for message in messages if isinstance(message["content"], str)]
+    images = sum(content.count(IMAGE_TOKEN) for content in contents)
     if (shown := ids.count(processor.image_token_id)) < images:
         raise InputError(f"the chat template shows {shown} of {images} images; name another one with --template")
+    for number, message in enumerate(messages):
+        # Of answers some templates drop what a model thought before them.
+        said = message["content"] if message["role"] != "assistant" and isinstance(message["content"], str) else ""
+        if lost := [piece.strip() for piece in said.split(IMAGE_TOKEN) if piece.strip() not in text]:
+            raise InputError(
+                f"the chat template drops or changes words of message {number} ({lost[0][:40]!r}); name another one "
+                "with --template"
+            )
     for token, count, (start, end) in zip(ids, image_repeats(ids, processor), tokens["offset_mapping"], strict=True):
         is_target = any(start < reply_end and end > reply_start for reply_start, reply_end in replies)
         input_ids += [token] * count

@@ -12,6 +12,7 @@ Any other chat template serves too: a language model's own, or a Jinja file (`fi
 
 import json
 import re
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -248,14 +249,53 @@ def marks_replies(chat_template: str) -> bool:
     return re.search(r"\{%-?\s*generation\s*-?%\}", chat_template) is not None
 
 
-@lru_cache
 def takes_system(chat_template: str) -> bool:
     """Whether a chat template has a place for a system message, rather than refusing or dropping it."""
-    messages = [{"role": "system", "content": _PROBE}, {"role": "user", "content": "a"}]
     try:
-        return _PROBE in render(chat_template, messages)
+        return "system messages" not in _lost(chat_template, ("system", "user"))
     except InputError:
         return False
+
+
+def check_keeps_words(chat_template: str) -> None:
+    """Looks whether a chat template writes what people and the model say, and marks replies and nothing else as such.
+
+    A system message need not have a place: records that have one are refused then. ``plain`` is meant to keep no words
+    of a question.
+
+    Raises:
+        InputError: something of a conversation is lost; or the template refuses a question with its answer.
+    """
+    if chat_template == TEMPLATES["plain"]:
+        return
+    lost = _lost(chat_template, ("user", "assistant"))
+    if not lost:
+        with suppress(InputError):  # it may be made for one round alone
+            lost = _lost(chat_template, ("user", "assistant") * 2)
+    if lost:
+        raise InputError(
+            f"the chat template drops, changes or marks wrongly {' and '.join(lost)}, so a model would not learn what "
+            "the records say; name another one with --template"
+        )
+
+
+@lru_cache
+def _lost(chat_template: str, roles: tuple[str, ...]) -> list[str]:
+    """What of a conversation between these roles a chat template does not write as it is said, or marks wrongly."""
+    said = [f"{_PROBE}{number}\ue001" for number in range(len(roles))]
+    messages = [{"role": role, "content": text} for role, text in zip(roles, said, strict=True)]
+    messages[roles.index("user")]["content"] = f"{IMAGE_TOKEN}\n{said[roles.index('user')]}"
+    text, replies = render_with_marks(chat_template, messages)
+    lost = [] if IMAGE_TOKEN in text else ["images"]
+    for number, (role, words) in enumerate(zip(roles, said, strict=True)):
+        place, is_last = text.find(words), role not in roles[number + 1 :]
+        is_marked = any(start <= place < end for start, end in replies)
+        # Earlier replies may be left out of what is learnt.
+        should_be_marked = marks_replies(chat_template) and role == "assistant" and (is_last or is_marked)
+        if place < 0 or is_marked != should_be_marked:
+            name = {"user": "questions", "assistant": "answers"}.get(role, "system messages")
+            lost.append(name if is_last else f"earlier {name}")
+    return lost
 
 
 @lru_cache

@@ -86,7 +86,9 @@ class RecipeArguments:
         "hidden state of the tower that is read (default: -2 of a plain ViT, else the last stage)"
     )
     mm_projector_type: str | None = _flag("of a new projector: mlp2x_gelu (default) or linear (mlp1x_gelu)")
-    s2_resize_output_to_idx: int = _flag("number of the scale whose feature grid the tokens have (-1: the largest)", 0)
+    s2_resize_output_to_idx: int | None = _flag(
+        "number of the scale whose feature grid the tokens have (default: 0; -1: the largest)"
+    )
     gguf_file: str | None = _flag("the language model's GGUF file in its folder")
     base: str | None = _flag("what lies under the adapter to go on from, if not what it names")
     pretrain_mm_mlp_adapter: str | None = _flag("projector to start with: pretrain's output, or LLaVA's .bin file")

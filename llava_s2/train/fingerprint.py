@@ -14,8 +14,10 @@ from transformers import TrainingArguments
 from llava_s2.data.record_shapes import images_of
 from llava_s2.data.training_records import TrainingRecords
 from llava_s2.data.validation_error import ValidationError
+from llava_s2.formats.configs import own_scales
 from llava_s2.formats.model_source import folder_checksum
 from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
+from llava_s2.s2 import S2VisionConfig
 from llava_s2.train.arguments import RecipeArguments
 from llava_s2.train.parts import TrainableModules
 
@@ -68,6 +70,7 @@ def fingerprint(
     template: str,
     checked: TrainingRecords,
     projector: dict[str, Tensor] | None,
+    vision_config: S2VisionConfig | None,
 ) -> dict[str, Any]:
     """All that decides a run's losses and weights, by name.
 
@@ -78,6 +81,7 @@ def fingerprint(
         template: the conversation template, or its name.
         checked: the records, of which a few images are looked at.
         projector: what training starts with, if it was given.
+        vision_config: of the tower, where training starts from a language model and a tower.
     """
     is_llm = recipe.vision_tower is not None
     resolve = resolve_language_model if is_llm else resolve_model
@@ -101,12 +105,40 @@ def fingerprint(
     if not components.lora:
         flags = {name: value for name, value in flags.items() if not name.startswith("lora_")}
     flags |= {name: getattr(training, name, None) for name in _TRAINING}
+    flags = {name: None if value in ("", [], {}) else value for name, value in flags.items()}
+    flags |= _as_meant(recipe, training, vision_config)
     if training.deepspeed:
         own = training.hf_deepspeed_config
         flags |= {f"deepspeed {part}": own.get_value(part) for part in ("optimizer", "scheduler")}
     if not _is_constant(training):  # the rate of every step depends on how many there will be
         flags |= run_length(training)
     return json.loads(json.dumps({**named, **flags}, default=str))
+
+
+def _as_meant(
+    recipe: RecipeArguments, training: TrainingArguments, vision_config: S2VisionConfig | None
+) -> dict[str, Any]:
+    """Flags that may be left out, as what they then stand for: a default that is written out makes no other run."""
+    if vision_config is None:  # a LLaVA brings its own, and others are refused
+        scales = own_scales(recipe.model_name_or_path, recipe.vision_tower) if not recipe.s2_scales else recipe.scales
+        names = ("mm_vision_select_layer", "s2_resize_output_to_idx", "image_aspect_ratio", "mm_projector_type")
+        tower: dict[str, Any] = dict.fromkeys(names)
+    else:
+        scales = vision_config.scales
+        tower = {
+            "mm_vision_select_layer": vision_config.feature_layer,
+            "s2_resize_output_to_idx": vision_config.resize_output_to_idx % len(scales),
+            "image_aspect_ratio": recipe.image_aspect_ratio or "pad",
+            "mm_projector_type": recipe.mm_projector_type or "mlp2x_gelu",
+        }
+    rate = training.learning_rate
+    return tower | {
+        "s2_scales": ",".join(map(str, scales)),
+        "data_seed": training.seed if training.data_seed is None else training.data_seed,
+        "data_weights": recipe.data_weights or [1.0] * len(recipe.data_path),
+        "mm_projector_lr": rate if recipe.mm_projector_lr is None else recipe.mm_projector_lr,
+        "mm_vision_tower_lr": rate if recipe.mm_vision_tower_lr is None else recipe.mm_vision_tower_lr,
+    }
 
 
 def run_length(training: TrainingArguments) -> dict[str, float]:

@@ -55,8 +55,8 @@ from llava_s2.train.parts import TrainableModules, choose_parts
 from llava_s2.train.speed import count_parameters
 from llava_s2.train.starting_model import (
     chat_template,
+    check_named_parts,
     check_parts,
-    check_vision_tower,
     is_language_model,
     load_starting_model,
     no_sharding_at_load,
@@ -150,7 +150,7 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
             reshard(start.checkpoint, training)
         set_seed(training.seed)
         bad_samples = _bad_samples(run, goes_on=start.checkpoint is not None)
-        dataset = _dataset_before_weights(run, bad_samples)
+        examples, held_out = _examples_before_weights(run, bad_samples)
         model, processor, base = load_starting_model(
             run.recipe,
             training,
@@ -159,7 +159,7 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
             from_parts=run.from_parts,
             goes_on=start.checkpoint is not None,
         )
-        examples, held_out = _examples(run, dataset, model, processor)
+        _prepare_examples(run, examples, held_out, model, processor)
         collate = _collator(run, model, processor)
         markers = processor.tokenizer.convert_tokens_to_ids(list(IMAGE_MARKERS)) if run.trains_markers else ()
         trainable = choose_parts(model, run.components, run.recipe, markers)
@@ -202,7 +202,7 @@ def _check_run(stage: str, flags: Sequence[str]) -> _Run:
         training.ddp_find_unused_parameters = components.tower
     _check_flags(recipe, training, components)
     from_parts = is_language_model(recipe)
-    check_vision_tower(recipe, from_parts)
+    check_named_parts(recipe, from_parts)
     template = chat_template(stage, recipe, from_parts)
     if recipe.template is not None and template != TEMPLATES["plain"]:
         recipe.template = template
@@ -253,7 +253,16 @@ def _fingerprint(run: _Run) -> dict[str, Any]:
     if run.training.process_index > 0:
         return {}
     template = template_name(run.template) or run.template
-    return fingerprint(run.stage, run.recipe, run.training, run.components, template, run.checked, run.projector)
+    return fingerprint(
+        run.stage,
+        run.recipe,
+        run.training,
+        run.components,
+        template,
+        run.checked,
+        run.projector,
+        run.vision_config,
+    )
 
 
 def _finished_already(run: _Run, steps: int) -> str:
@@ -282,8 +291,8 @@ def _bad_samples(run: _Run, goes_on: bool) -> BadSamples | None:
     return found
 
 
-def _dataset_before_weights(run: _Run, bad_samples: BadSamples | None) -> ConversationDataset:
-    """The data set, with a processor that knows lengths alone.
+def _examples_before_weights(run: _Run, bad_samples: BadSamples | None) -> tuple[Examples, Examples | None]:
+    """What is trained on and what is evaluated on, with a processor that knows lengths alone.
 
     Raises:
         InputError: a record has no target within ``--model_max_length``, or `_split` leaves too few.
@@ -301,8 +310,7 @@ def _dataset_before_weights(run: _Run, bad_samples: BadSamples | None) -> Conver
     if run.training.process_index == 0 and (too_long := dataset.too_long()):
         logger.warning(too_long)
     _check_positions(run, dataset)
-    _split(run, dataset)
-    return dataset
+    return _split(run, dataset)
 
 
 def _check_positions(run: _Run, dataset: ConversationDataset) -> None:
@@ -330,17 +338,23 @@ def _check_positions(run: _Run, dataset: ConversationDataset) -> None:
     run.say(f"warning: {told}, or expect it to be worse there")
 
 
-def _examples(
-    run: _Run, dataset: ConversationDataset, model: LlavaForConditionalGeneration, processor: LlavaProcessor
-) -> tuple[Examples, Examples | None]:
-    """What is trained on and what is evaluated on, as the loaded model takes it."""
+def _prepare_examples(
+    run: _Run,
+    examples: Examples,
+    held_out: Examples | None,
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+) -> None:
+    """Has the examples come as the loaded model takes them."""
     recipe, training = run.recipe, run.training
+    dataset = examples.dataset
     dataset.processor = processor
+    if held_out is not None:
+        held_out.dataset.processor = processor
     if recipe.cache_tower_features is not None:
         folder, limit = Path(recipe.cache_tower_features), recipe.cache_tower_features_gb * 1e9
         with no_sharding_at_load(training):
             dataset.features = store_features(model, dataset, folder, limit, training)
-    return _split(run, dataset)
 
 
 def _split(run: _Run, dataset: ConversationDataset) -> tuple[Examples, Examples | None]:

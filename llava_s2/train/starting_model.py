@@ -18,10 +18,18 @@ from llava_s2.model.assemble import assemble, split_gguf
 from llava_s2.model.embedded import resolve_language_model, resolve_vision_tower
 from llava_s2.model.processor import aspect_ratio, set_template
 from llava_s2.model.projector import HIDDEN_ACT, single_layer, with_identity
-from llava_s2.model.templates import IMAGE_START_TOKEN, OWN, TEMPLATES, find_template, with_image_start_end
+from llava_s2.model.templates import (
+    IMAGE_START_TOKEN,
+    OWN,
+    TEMPLATES,
+    check_keeps_words,
+    find_template,
+    with_image_start_end,
+)
 from llava_s2.model.tokenizer import load_tokenizer
 from llava_s2.model.widen import widen
 from llava_s2.s2 import S2VisionConfig
+from llava_s2.s2.backbones import geometry
 from llava_s2.towers.load_tower import load_vision_config, tower_config
 from llava_s2.train.arguments import RecipeArguments
 from llava_s2.train.base_model import prepare_base, saved_template_of, template_of_parts
@@ -43,13 +51,16 @@ def is_language_model(recipe: RecipeArguments) -> bool:
     return True
 
 
-def check_vision_tower(recipe: RecipeArguments, from_parts: bool) -> None:
-    """Raises InputError where a tower is named that would not be used."""
+def check_named_parts(recipe: RecipeArguments, from_parts: bool) -> None:
+    """Raises InputError where a tower, or a model under an adapter, is named that would not be used."""
     if recipe.replace_vision_tower and recipe.vision_tower is None:
         raise InputError("--replace_vision_tower: name the tower to use by --vision_tower")
+    kind = "llm" if from_parts else identify(recipe.model_name_or_path).kind
+    if recipe.base is not None and kind in ("llm", "hf", "llava_full"):
+        raise InputError(f"--base {recipe.base}: {recipe.model_name_or_path} is no adapter; leave the flag out")
     if from_parts or recipe.vision_tower is None or recipe.replace_vision_tower:
         return
-    if identify(recipe.model_name_or_path).kind == "hf":
+    if kind == "hf":
         raise InputError(
             f"--vision_tower {recipe.vision_tower}: {recipe.model_name_or_path} holds a vision tower, which is the one "
             "that is used; leave the flag out, or add --replace_vision_tower to train with the one named"
@@ -63,7 +74,7 @@ def chat_template(stage: str, recipe: RecipeArguments, from_parts: bool) -> str:
     over a language model; not in ``plain``, as in LLaVA.
 
     Raises:
-        InputError: there is no such template, it does not write the markers, or the LLaVA has none.
+        InputError: there is no such template, it drops what is said or the markers, or the LLaVA has none.
     """
     name = recipe.model_name_or_path
     is_marked = recipe.mm_use_im_start_end if from_parts else has_image_markers(identify(name), recipe.base)
@@ -73,6 +84,7 @@ def chat_template(stage: str, recipe: RecipeArguments, from_parts: bool) -> str:
             "a language model"
         )
     template = _named_template(stage, recipe, from_parts)
+    check_keeps_words(template)
     if not is_marked or template == TEMPLATES["plain"]:
         return template
     template = with_image_start_end(template)
@@ -108,7 +120,7 @@ def check_parts(recipe: RecipeArguments, projector: dict[str, Tensor] | None) ->
         recipe.scales,
         recipe.mm_vision_select_layer,
         recipe.image_aspect_ratio or "pad",
-        recipe.s2_resize_output_to_idx,
+        recipe.s2_resize_output_to_idx or 0,
     )
     llm, gguf_file = split_gguf(resolve_language_model(recipe.model_name_or_path), recipe.gguf_file)
     if projector is not None:
@@ -203,16 +215,35 @@ def _load(
             device_map={"": training.device} if recipe.bits != 16 else None,
             quantization=f"{recipe.bits}bit" if recipe.bits != 16 else None,
         )
-    vision_config: Any = model.config.vision_config
-    own_aspect_ratio = aspect_ratio(processor, vision_config)
-    if recipe.image_aspect_ratio not in (None, own_aspect_ratio):
-        name = recipe.model_name_or_path
-        raise InputError(
-            f"--image_aspect_ratio {recipe.image_aspect_ratio}: {name} was trained with {own_aspect_ratio}"
-        )
+    if not from_parts:
+        _check_own(recipe, model.config, processor)
     if template is not None:
         set_template(processor, template)
     return model, processor, base
+
+
+def _check_own(recipe: RecipeArguments, config: Any, processor: LlavaProcessor) -> None:
+    """Raises InputError where a flag asks for what the LLaVA to start from was not trained with."""
+    vision = config.vision_config
+    backbone, layer, scales, resized_to = vision, config.vision_feature_layer, 1, 0
+    if isinstance(vision, S2VisionConfig):
+        backbone, layer = vision.backbone_config, vision.feature_layer
+        scales, resized_to = len(vision.scales), vision.resize_output_to_idx
+    act = config.projector_hidden_act
+    # What it has, and of a number that may be counted from the end how many there are.
+    own: dict[str, tuple[Any, int | None]] = {
+        "image_aspect_ratio": (aspect_ratio(processor, vision), None),
+        "mm_projector_type": (next((kind for kind in HIDDEN_ACT if HIDDEN_ACT[kind] == act), act), None),
+        "mm_vision_select_layer": (layer, geometry(backbone).blocks + 1 if isinstance(layer, int) else None),
+        "s2_resize_output_to_idx": (resized_to, scales),
+    }
+    for name, (value, count) in own.items():
+        asked = getattr(recipe, name)
+        if asked not in (None, value) and (count is None or (asked - value) % count):
+            raise InputError(
+                f"--{name} {asked}: {recipe.model_name_or_path} was trained with {value}; leave the flag out, or give "
+                f"{value}"
+            )
 
 
 def _load_whole(
@@ -228,7 +259,7 @@ def _load_whole(
             feature_layer=recipe.mm_vision_select_layer,
             template=template_of_parts(recipe),
             image_aspect_ratio=recipe.image_aspect_ratio or "pad",
-            resize_output_to_idx=recipe.s2_resize_output_to_idx,
+            resize_output_to_idx=recipe.s2_resize_output_to_idx or 0,
             projector_type=recipe.mm_projector_type or "mlp2x_gelu",
             dtype=dtype,
             gguf_file=recipe.gguf_file,

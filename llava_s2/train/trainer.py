@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -32,6 +33,10 @@ from llava_s2.train.checkpoints import WRITING, publish
 from llava_s2.train.parts import PROJECTOR, TOWER
 from llava_s2.train.sampler import FILLER, EpochSampler, ModalitySampler
 from llava_s2.train.speed import memory_used, peak_flops, step_flops
+from llava_s2.weight_files import list_names
+
+# What PEFT puts around the name of a weight.
+_WRAPPERS = re.compile(r"^base_model\.model\.|\.base_layer|\.original_module|\.modules_to_save\.default")
 
 
 class LlavaTrainer(Trainer):
@@ -44,8 +49,9 @@ class LlavaTrainer(Trainer):
         lengths: of the examples, below zero for those without an image, to batch like with like; None for any order.
         kwargs: ``Trainer``'s.
 
-    A loss that is not a number stops the run with the records of the batch that gave it. Images come from the loader
-    as bytes and are normalised on the device. Logits are computed only where some example of the batch takes loss.
+    A loss that is not a number stops the run and names the weights that are none, or else the records of its batch.
+    Images come from the loader as bytes and are normalised on the device. Logits are computed only where some example
+    of the batch takes loss.
     """
 
     def __init__(
@@ -80,6 +86,7 @@ class LlavaTrainer(Trainer):
         self._tokens = self._places = self._images = 0  # of this process since the last log; places: padding too
         self._rates_used: dict[str, float] = {}
         self._logged_at = time.monotonic()
+        self._first_step: int | None = None  # of this start
 
     def get_train_dataloader(self) -> Any:
         sampler = self._get_train_sampler()
@@ -138,6 +145,7 @@ class LlavaTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         records = inputs.pop("records")
+        self._first_step = self.state.global_step if self._first_step is None else self._first_step
         self._images += len(inputs["pixel_values"]) if "pixel_values" in inputs else 0
         self._tokens += inputs.pop("real_tokens")
         self._places += inputs["input_ids"].numel()
@@ -145,12 +153,33 @@ class LlavaTrainer(Trainer):
         self._rates_used = {f"lr/{group['part']}": group["lr"] for group in groups}
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not math.isfinite(loss.item()):
-            names = "; ".join(self._where(index) for index in records if index != FILLER)
             raise InputError(
-                f"loss is {loss.item()} at step {self.state.global_step + 1}, on these records: {names}; look at them, "
-                "or lower --learning_rate"
+                f"loss is {loss.item()} at step {self.state.global_step + 1}: "
+                + (self._unusable_weights() or self._suspects(records))
             )
         return loss
+
+    def _suspects(self, records: Sequence[int]) -> str:
+        names = "; ".join(self._where(index) for index in records if index != FILLER)
+        return f"the weights are numbers, so look at these records: {names}; or lower --learning_rate"
+
+    def _unusable_weights(self) -> str | None:
+        """Which weights are no numbers, and whether they came so or became so; None where all are."""
+        learnt: set[str] = set()
+        given: set[str] = set()
+        for name, parameter in self.accelerator.unwrap_model(self.model).named_parameters():
+            weight: Any = getattr(parameter, "ds_tensor", parameter).detach()  # this process's shard under ZeRO-3
+            weight = weight.to_local() if hasattr(weight, "to_local") else weight  # and under FSDP
+            if weight.is_floating_point() and not weight.to_dense().isfinite().all():
+                (learnt if parameter.requires_grad else given).add(_WRAPPERS.sub("", name))
+        if given or (learnt and self.state.global_step == self._first_step):
+            return (
+                f"the model to start from holds NaN or infinity in {list_names(given or learnt)}, and no record is at "
+                "fault; fetch or convert it again"
+            )
+        if learnt:
+            return f"training made NaN or infinity of {list_names(learnt)}; lower --learning_rate"
+        return None
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

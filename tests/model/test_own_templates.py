@@ -209,6 +209,15 @@ def test_a_template_that_drops_an_image_is_refused(processor):
         encode_messages(MESSAGES, processor, drops)
 
 
+def test_a_template_that_drops_words_of_some_questions_is_refused(processor):
+    cuts = LLAMA_3.replace("m.content | trim", "(m.content[:22] | trim)")
+    short = [{"role": "user", "content": " <image>\nWhat? "}, {"role": "assistant", "content": "A cup."}]
+    assert encode_messages(short, processor, cuts)["input_ids"].count(processor.image_token_id) == 4
+    long = [*short, {"role": "user", "content": "Of which colour is it?!"}, {"role": "assistant", "content": "Red."}]
+    with pytest.raises(InputError, match="drops or changes words of message 2"):
+        encode_messages(long, processor, cuts)
+
+
 @pytest.mark.parametrize("kind", ["llama", "other"])
 def test_of_several_templates_the_default_is_taken(tmp_path, kind):
     load_tokenizer(VICUNA).save_pretrained(tmp_path)

@@ -2,12 +2,15 @@
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from llava_s2.cli import main
 from llava_s2.data import training_records
@@ -149,6 +152,28 @@ def test_a_template_whose_tokens_the_language_model_lacks(folder, capsys, monkey
     assert "ends a turn with <|im_end|>, which" in fails(capsys, "finetune", *START, *flags, "--template", "chatml")
 
 
+@pytest.mark.parametrize(
+    ("template", "lost"),
+    [
+        (
+            "{% for m in messages %}{% if m.role == 'user' %}<image>{% else %}{{ m.content + eos_token }}{% endif %}",
+            "que",
+        ),
+        ("{% for m in messages[-2:] %}{{ m.content + eos_token }}", "images and earlier questions and earlier answers"),
+        ("{% for m in messages %}{{ m.content | replace('<image>', '') + eos_token }}", "images"),
+        ("{% for m in messages %}{% generation %}{{ m.content + eos_token }}{% endgeneration %}", "questions"),
+        ("{% for m in messages %}{{ m.role ~ ': ' ~ m.content | list ~ eos_token }}", "images and questions"),
+    ],
+)
+def test_a_template_that_loses_what_is_said(folder, capsys, monkeypatch, template, lost):
+    (folder / "own.jinja").write_text(template + "{% endfor %}")
+    (folder / "data.json").write_text(json.dumps([GOOD]))
+    flags = ["--data_path", folder / "data.json", "--image_folder", folder, "--output_dir", folder / "out"]
+    flags += ["--s2_scales", "56,112", "--template", folder / "own.jinja"]
+    error = fails_early(capsys, monkeypatch, "finetune", *START, *flags)
+    assert f"the chat template drops, changes or marks wrongly {lost}" in error
+
+
 @pytest.mark.parametrize("flags", [["--deepspeed", "zero2.json"], ["--report_to", "tensorboard"]])
 def test_flags_that_need_a_package(folder, capsys, monkeypatch, flags):
     for package in ("deepspeed", "tensorboard", "tensorboardX"):
@@ -194,6 +219,35 @@ def test_a_tower_that_would_not_be_used(folder, capsys, monkeypatch, tmp_path):
     line = fails_early(capsys, monkeypatch, "finetune", *flags, "--vision_tower", tower)
     assert "holds a vision tower" in line and "--replace_vision_tower" in line
     assert "by --vision_tower" in fails(capsys, "finetune", *flags, "--replace_vision_tower", "True")
+    assert "is no adapter" in fails(capsys, "finetune", *flags, "--base", tmp_path / "llava")
+
+
+def test_flags_that_ask_for_another_tower_or_projector_than_the_llava_has(folder, capsys):
+    (folder / "data.json").write_text(json.dumps([GOOD]))
+    create_native(folder / "llava", GOLDEN / "vicuna-tiny", GOLDEN / "clip-tiny", [56, 112])
+    flags = ["--model_name_or_path", folder / "llava", "--data_path", folder / "data.json", "--image_folder", folder]
+    flags += ["--output_dir", folder / "out"]
+    others = {"mm_vision_select_layer": (-1, -2), "mm_projector_type": ("linear", "mlp2x_gelu")}
+    others |= {"s2_resize_output_to_idx": (1, 0), "image_aspect_ratio": ("square", "pad")}
+    for name, (asked, own) in others.items():
+        line = fails(capsys, "finetune", *flags, "--use_cpu", "True", f"--{name}={asked}", "--overwrite_output_dir")
+        assert f"--{name} {asked}: {folder / 'llava'} was trained with {own}; leave" in line
+
+
+@pytest.mark.parametrize("part", ["vicuna-tiny", "clip-tiny"])
+def test_weights_that_are_no_numbers_are_not_blamed_on_the_records(folder, capsys, part):
+    (folder / "data.json").write_text(json.dumps([GOOD]))
+    broken = shutil.copytree(GOLDEN / part, folder / part) / "model.safetensors"
+    weights = load_file(broken)
+    name = next(name for name in weights if name.endswith(("0.mlp.down_proj.weight", "0.mlp.fc1.weight")))
+    weights[name][0, 0] = torch.nan
+    save_file(weights, broken, {"format": "pt"})
+    start = [folder / part if word == GOLDEN / part else word for word in START]
+    flags = ["--data_path", folder / "data.json", "--image_folder", folder, "--output_dir", folder / "out"]
+    flags += ["--s2_scales", "56,112", "--use_cpu", "True", "--disable_tqdm", "True"]
+    error = fails(capsys, "finetune", *start, *flags)
+    assert "the model to start from holds NaN or infinity in model." in error and "layers.0.mlp." in error
+    assert "and no record is at fault" in error
 
 
 def test_a_projector_of_another_shape(folder, capsys, monkeypatch):

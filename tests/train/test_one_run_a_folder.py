@@ -57,6 +57,14 @@ def test_a_finished_run_says_so(again):
     assert status == 0 and "is finished" in printed
 
 
+def test_a_default_that_is_written_out_is_the_same_run(again):
+    flags = ["--data_seed", 42, "--data_weights", 1, "--image_aspect_ratio", "pad", "--mm_projector_type", "mlp2x_gelu"]
+    flags += ["--mm_vision_select_layer=-2", "--s2_resize_output_to_idx=-2"]
+    flags += ["--s2_scales", "56, 112", "--optim_args", "", "--lr_scheduler_kwargs", "{}", "--gguf_file", ""]
+    status, printed, error = again(*flags)
+    assert status == 0 and "is finished" in printed, error
+
+
 @pytest.mark.parametrize(
     ("stage", "flags", "told"),
     [
