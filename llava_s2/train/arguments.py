@@ -4,6 +4,7 @@ This module imports no transformers until it parses, so that ``--help`` answers 
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from importlib.util import find_spec
@@ -237,6 +238,8 @@ def parse_flags(stage: str, flags: Sequence[str]) -> "tuple[RecipeArguments, Tra
     for name, no in (("do_train", ("false", "0", "no")), ("do_predict", ("", "true", "1", "yes"))):
         if _values(flags).get(name, "-").lower() in no:
             problems.append(f"--{name}: this program trains (and evaluates on --eval_data_path); leave it out")
+    if "ddp_backend" in given and "WORLD_SIZE" not in os.environ:
+        problems.append("--ddp_backend: is for several processes; start them with torchrun, or leave it out")
     refuse(problems + _without_gpu(flags))
     if _is_on(flags, "dry_run") and not _sees_gpu():  # of a run elsewhere
         flags = [*_without(_without(flags, "tf32"), "use_cpu"), "--use_cpu", "True"]

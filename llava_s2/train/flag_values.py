@@ -52,6 +52,11 @@ def impossible_values(recipe: Any, training: "TrainingArguments") -> list[str]:
     accelerator: Any = training.accelerator_config
     if accelerator.dispatch_batches or accelerator.split_batches:
         problems.append("--accelerator_config: dispatch_batches and split_batches make other batches; leave them out")
+    if training.auto_find_batch_size:
+        problems.append(
+            "--auto_find_batch_size: would make the global batch smaller, and with it another run; lower "
+            "--per_device_train_batch_size and raise --gradient_accumulation_steps by the same factor"
+        )
     if training.push_to_hub:
         problems += _hub(training)
     return problems + _attention(recipe, training) + _optimization(training)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from peft import PeftModel
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, TrainingArguments, set_seed
@@ -65,6 +66,7 @@ from llava_s2.train.starting_model import (
 from llava_s2.train.stored_features import store_features
 from llava_s2.train.trainer import LlavaTrainer
 from llava_s2.train.universal import reshard
+from llava_s2.weight_files import first_line
 
 logger = logging.get_logger(__name__)
 
@@ -440,6 +442,14 @@ def _train(trainer: LlavaTrainer, start: Start) -> None:
         trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
     except InputError as error:  # from a DataLoader worker it comes with that worker's stack trace around it
         raise InputError(str(error).strip().splitlines()[-1].split("InputError: ")[-1]) from None
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        raise InputError(
+            f"out of memory at step {trainer.state.global_step + 1} ({first_line(error)}); lower "
+            "--per_device_train_batch_size and raise --gradient_accumulation_steps by the same factor, which changes "
+            "no step, or add --activation_checkpointing True"
+        ) from None
 
 
 def _save_result(run: _Run, trainer: LlavaTrainer) -> None:

@@ -17,6 +17,7 @@ from llava_s2.data import training_records
 from llava_s2.formats.create import create_native
 from llava_s2.model import assemble
 from llava_s2.train import starting_model
+from llava_s2.train.trainer import LlavaTrainer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llava_tiny"
 START = ["--model_name_or_path", GOLDEN / "vicuna-tiny", "--vision_tower", GOLDEN / "clip-tiny"]
@@ -129,6 +130,8 @@ def test_a_bad_data_file(folder, capsys, monkeypatch, content, message):
         (["--eval_split", "0.5"], "--eval_split 0.5: of 1 records that leaves none on one side"),
         (["--accelerator_config", '{"dispatch_batches": true}'], "dispatch_batches and split_batches make other"),
         (["--dataloader_drop_last", "True"], "--dataloader_drop_last: 1 records are less than a batch of 8"),
+        (["--auto_find_batch_size", "True"], "--auto_find_batch_size: would make the global batch smaller"),
+        (["--ddp_backend", "gloo"], "--ddp_backend: is for several processes"),
         (["--warmup_ratio", "1.5"], "--warmup_ratio 1.5: must be 0 or more, and less than 1"),
         (["--attn_implementation", "eagre"], "--attn_implementation eagre: Specified"),
         (["--attn_implementation", "flash_attention_9"], "--attn_implementation flash_attention_9: Specified"),
@@ -268,6 +271,18 @@ def test_an_image_found_bad_in_training(folder, capsys, monkeypatch, workers):
     flags += ["--use_cpu", "True", "--dataloader_num_workers", workers, "--disable_tqdm", "True"]
     error = fails(capsys, "finetune", *START, *flags)
     assert error.startswith(f"{data}: record 1 (line 1): {folder / 'cut.png'}: truncated or damaged")
+
+
+def test_a_machine_without_the_memory(folder, capsys, monkeypatch):
+    def allocate(*_):
+        torch.empty(1 << 60)
+
+    monkeypatch.setattr(LlavaTrainer, "training_step", allocate)
+    (folder / "data.json").write_text(json.dumps([GOOD]))
+    flags = ["--data_path", folder / "data.json", "--image_folder", folder, "--output_dir", folder / "out"]
+    flags += ["--s2_scales", "56,112", "--use_cpu", "True", "--disable_tqdm", "True"]
+    error = fails(capsys, "finetune", *START, *flags)
+    assert error.startswith("out of memory at step 1 (") and "raise --gradient_accumulation_steps" in error
 
 
 def test_yaml_that_is_none(folder, capsys):
