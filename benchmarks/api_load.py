@@ -3,7 +3,7 @@
     python benchmarks/api_load.py --clients 64 --seconds 120 [-- serve's flags]
 
 Starts the server itself, on a free port of the loopback, and stops it. Each client asks one question after another,
-half of them streamed, about pictures that repeat now and then. The last line of stdout is one JSON object.
+half of them streamed, about images that repeat now and then. The last line of stdout is one JSON object.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import httpx
 import psutil
 from PIL import Image, ImageDraw
 
-QUESTIONS = ["What is the color of the circle?", "What is the color of the square?", "Describe the picture.", "Hello!"]
+QUESTIONS = ["What is the color of the circle?", "What is the color of the square?", "Describe the image.", "Hello!"]
 
 
 def main() -> None:
@@ -62,22 +62,22 @@ def _wait(process: subprocess.Popen, log: Path) -> str:
     raise SystemExit(log.read_text())
 
 
-def _pictures() -> list[str]:
+def _images() -> list[str]:
     chance, urls = random.Random(0), []
     for _ in range(200):
-        picture = Image.new("RGB", (336, 336), "white")
-        draw = ImageDraw.Draw(picture)
+        image = Image.new("RGB", (336, 336), "white")
+        draw = ImageDraw.Draw(image)
         for shape in (draw.ellipse, draw.rectangle):
             x, y = chance.randrange(300), chance.randrange(300)
             shape((x, y, x + 30, y + 30), fill=chance.choice(["red", "green", "blue", "yellow", "black"]))
         file = io.BytesIO()
-        picture.save(file, "PNG")
+        image.save(file, "PNG")
         urls.append("data:image/png;base64," + base64.b64encode(file.getvalue()).decode())
     return urls
 
 
 async def _load(url: str, args: argparse.Namespace, process: psutil.Process) -> dict[str, Any]:
-    pictures, tally = _pictures(), {"answered": 0, "refused": 0, "lost": 0}
+    images, tally = _images(), {"answered": 0, "refused": 0, "lost": 0}
     seconds: list[float] = []
     memory: list[int] = []
     limits = httpx.Limits(max_connections=args.clients)
@@ -87,7 +87,7 @@ async def _load(url: str, args: argparse.Namespace, process: psutil.Process) -> 
 
         async def ask(chance: random.Random) -> None:
             parts: list[Any] = [{"type": "text", "text": chance.choice(QUESTIONS)}]
-            parts.append({"type": "image_url", "image_url": {"url": chance.choice(pictures)}})
+            parts.append({"type": "image_url", "image_url": {"url": chance.choice(images)}})
             body = {"model": model, "messages": [{"role": "user", "content": parts}], "max_tokens": args.new_tokens}
             start = time.monotonic()
             try:
@@ -131,8 +131,8 @@ async def _load(url: str, args: argparse.Namespace, process: psutil.Process) -> 
         "median_seconds": round(statistics.median(seconds), 2) if seconds else None,
         "slowest_seconds": round(max(seconds), 2) if seconds else None,
         "mean_batch": round(number["llava_s2_batch_size_sum"] / number["llava_s2_batch_size_count"], 1),
-        "tower_runs": int(number["llava_s2_picture_cache_misses_total"]),
-        "cache_hits": int(number["llava_s2_picture_cache_hits_total"]),
+        "tower_runs": int(number["llava_s2_image_cache_misses_total"]),
+        "cache_hits": int(number["llava_s2_image_cache_hits_total"]),
         "memory_mb": {
             "second_quarter_peak": max(memory[quarter : 2 * quarter]) >> 20,
             "last_quarter_peak": max(memory[-quarter:]) >> 20,

@@ -93,8 +93,8 @@ def _drive(page: Page, url: str, photos: list[bytes]) -> dict[str, Any]:
     start = time.perf_counter()
     page.locator("#images input[type=file]").set_input_files([first])  # type: ignore[list-item]
     expect(page.locator("#images .thumbnail-item img, #images .thumbnail-lg img")).to_have_count(1)
-    questions = [{"what": "a picture on the page", "until_on_the_page": time.perf_counter() - start, **_ask(page, 1)}]
-    questions.append({"what": "the same picture again", **_ask(page, 2)})
+    questions = [{"what": "an image on the page", "until_on_the_page": time.perf_counter() - start, **_ask(page, 1)}]
+    questions.append({"what": "the same image again", **_ask(page, 2)})
 
     page.locator("#clear").click()
     expect(page.locator("#conversation .user.message")).to_have_count(0)
@@ -102,12 +102,12 @@ def _drive(page: Page, url: str, photos: list[bytes]) -> dict[str, Any]:
     page.locator("#question input[type=file]").set_input_files([second])  # type: ignore[list-item]
     expect(page.locator("#question .thumbnail-item").first).to_be_visible()
     uploaded = time.perf_counter() - start
-    questions.append({"what": "a picture sent along with the question", "until_uploaded": uploaded, **_ask(page, 1)})
+    questions.append({"what": "an image sent along with the question", "until_uploaded": uploaded, **_ask(page, 1)})
     return {"page_after_model": ready, "questions": [_rounded(asked) for asked in questions]}
 
 
 def _ask(page: Page, number: int) -> dict[str, Any]:
-    page.locator("#question textarea").fill("What is in the picture?")
+    page.locator("#question textarea").fill("What is in the image?")
     start = time.perf_counter()
     page.locator("#question textarea").press("Enter")
     answer = page.locator("#conversation .bot.message").nth(number - 1)

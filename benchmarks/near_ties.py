@@ -2,8 +2,8 @@
 
     python benchmarks/near_ties.py --output benchmarks/results/near_ties.json
 
-The embedded default in bfloat16 answers questions about drawn pictures one at a time and eight at once, and in float32;
-and ranks four replies to each, one question and five questions (about one picture) at a time. Told are, of each pair of
+The embedded default in bfloat16 answers questions about drawn images one at a time and eight at once, and in float32;
+and ranks four replies to each, one question and five questions (about one image) at a time. Told are, of each pair of
 runs, the answers that differ, those of them that the first run does not count as near ties, and how many it counts.
 """
 
@@ -41,9 +41,9 @@ def main() -> None:
         write_vqa(Path(folder, "vqa"), args.questions)
         samples = VQAv2().load(Path(folder, "vqa"), "generate")
         paths = dict.fromkeys(image for sample in samples for image in sample.images)
-        pictures = {path: prepare_image(half[1], open_image(path)) for path in paths}
-    shown = [tuple(pictures[image] for image in sample.images) for sample in samples]
-    print("pictures drawn", flush=True)
+        images = {path: prepare_image(half[1], open_image(path)) for path in paths}
+    shown = [tuple(images[image] for image in sample.images) for sample in samples]
+    print("images drawn", flush=True)
     generated = {
         name: generate(loaded, samples, shown, size, args.new_tokens)
         for name, loaded, size in (("one at a time", half, 1), ("eight at once", half, 8), ("float32", full, 8))
@@ -80,8 +80,8 @@ def generate(loaded: Any, samples: Sequence[Sample], shown: Sequence[ImageTensor
 
 def rank(loaded: Any, samples: Sequence[Sample], shown: Sequence[ImageTensors], together: bool) -> Run:
     places: dict[int, list[int]] = {}
-    for number, pictures in enumerate(shown):
-        places.setdefault(id(pictures[0]) if together else number, []).append(number)
+    for number, images in enumerate(shown):
+        places.setdefault(id(images[0]) if together else number, []).append(number)
     found: dict[int, tuple[Any, bool]] = {}
     for numbers in places.values():
         questions = [(samples[number].prompt, REPLIES) for number in numbers]

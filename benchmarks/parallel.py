@@ -1,4 +1,4 @@
-"""One picture's tiles on one process and shared by two, each of one thread.
+"""One image's tiles on one process and shared by two, each of one thread.
 
     python benchmarks/parallel.py --output benchmarks/results/parallel.json
 

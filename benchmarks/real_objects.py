@@ -16,11 +16,11 @@ import numpy as np
 from PIL import Image
 
 from llava_s2.cli import main as llava_s2
-from llava_s2.synthetic.names import NAMES
 from llava_s2.synthetic.scene_files import save
 from llava_s2.synthetic.scene_questions import naming_questions
 from llava_s2.synthetic.scenes import Scene, SceneConfig, Thing, background, lay_out
 from llava_s2.synthetic.sprites import paste
+from llava_s2.synthetic.thing_names import NAMES
 
 CONFIG = SceneConfig(side=(1000, 1400))
 

@@ -33,7 +33,6 @@ from llava_s2.model.embedded import FEATURE_LAYER, NAME, SCALES, projector
 from llava_s2.model.inference import assistant_message, user_message
 from llava_s2.model.labels import IGNORE_INDEX, encode_messages
 from llava_s2.s2 import S2VisionModel
-from llava_s2.synthetic.names import COLORS, NAMES
 from llava_s2.synthetic.scene_questions import (
     Question,
     color_questions,
@@ -42,6 +41,7 @@ from llava_s2.synthetic.scene_questions import (
     naming_questions,
 )
 from llava_s2.synthetic.scenes import SceneConfig, make_scene
+from llava_s2.synthetic.thing_names import COLORS, NAMES
 from llava_s2.weight_files import read_tensors
 
 GRID, BASE, LARGE = 7, SCALES[0], SCALES[2] // SCALES[0]

@@ -26,8 +26,8 @@ from typing import Any
 _TOKENIZER = Path(__file__).parents[1] / "tests" / "golden" / "llava_tiny" / "vicuna-tiny"
 _SIDE, _PATCH = 96, 4  # 24 x 24 = 576 tokens
 _SCALES = [_SIDE, 2 * _SIDE, 3 * _SIDE]
-_PICTURES = 16
-# Part: thousand records, fewest and most turns, tokens of a question and its answer. ShareGPT has no pictures, and
+_IMAGES = 16
+# Part: thousand records, fewest and most turns, tokens of a question and its answer. ShareGPT has no images, and
 # conversations of which many are cut at 2,048 tokens.
 _MIX = {
     "LLaVA conversation": (58, 2, 5, 70),
@@ -80,7 +80,7 @@ def _apart(work: Callable[..., Any], *args: Any) -> Any:
 
 
 def _write(folder: Path, args: argparse.Namespace) -> None:
-    """Language model, tower, pictures and records."""
+    """Language model, tower, images and records."""
     import numpy as np
     import torch
     from PIL import Image
@@ -110,7 +110,7 @@ def _write(folder: Path, args: argparse.Namespace) -> None:
         json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "image_processor_type": "CLIPImageProcessor"})
     )
     draw = np.random.default_rng(0)
-    for number in range(_PICTURES):
+    for number in range(_IMAGES):
         Image.fromarray(draw.integers(0, 256, (480, 640, 3), np.uint8)).save(folder / f"{number}.jpg")
     names, parts = list(_MIX), np.array([part[0] for part in _MIX.values()], float)
     records = []
@@ -122,7 +122,7 @@ def _write(folder: Path, args: argparse.Namespace) -> None:
             turns += [{"from": "human", "value": "word " * question}, {"from": "gpt", "value": "word " * answer}]
         record: dict[str, Any] = {"conversations": turns}
         if names[part] != "ShareGPT":
-            record["image"] = f"{draw.integers(_PICTURES)}.jpg"
+            record["image"] = f"{draw.integers(_IMAGES)}.jpg"
             turns[0]["value"] = f"<image>\n{turns[0]['value']}"
         records.append(record)
     (folder / "data.json").write_text(json.dumps(records))

@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def _principal_colors(features: Tensor) -> Callable[[Tensor], np.ndarray]:
-    """A function that colours features (n, D) by the first three principal components of these, as a square picture."""
+    """A function that colours features (n, D) by the first three principal components of these, as a square image."""
     mean = features.mean(0)
     _, _, axes = torch.linalg.svd(F.normalize(features - mean, dim=-1), full_matrices=False)
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from llava_s2.s2 import S2VisionModel
-from llava_s2.synthetic.names import COLORS, TINTED
 from llava_s2.synthetic.scenes import Scene, SceneConfig, Split, make_scene
+from llava_s2.synthetic.thing_names import COLORS, TINTED
 
 _WIDTH, _EPOCHS, _BATCH, _IMAGES_A_CALL = 96, 40, 64, 8
 

@@ -14,7 +14,7 @@ from llava_s2.eval.report import notes as notes_of
 from llava_s2.files import atomic_write
 
 DOCUMENT = "report.md"
-PICTURE = "report.png"
+CHART = "report.png"
 _SETTINGS = {
     "model": "model",
     "base": "base",
@@ -72,9 +72,9 @@ def write_document(runs: Sequence[Path], output: Path) -> list[Path]:
         tasks.setdefault(heading, []).append((name, run, report))
     written = []
     if find_spec("matplotlib") is not None:
-        with atomic_write(output / PICTURE) as partial:
+        with atomic_write(output / CHART) as partial:
             _draw(tasks, partial)
-        written.append(output / PICTURE)
+        written.append(output / CHART)
     text = _document(tasks, plot=bool(written))
     with atomic_write(output / DOCUMENT) as partial:
         partial.write_text(text, encoding="utf-8")
@@ -84,7 +84,7 @@ def write_document(runs: Sequence[Path], output: Path) -> list[Path]:
 def _document(tasks: dict[str, list[tuple[str, Path, dict[str, Any]]]], plot: bool) -> str:
     blocks = ["# Evaluation", "Accuracy in percent with its 95 % interval."]
     if plot:
-        blocks.append(f"![accuracy of each run and category]({PICTURE})")
+        blocks.append(f"![accuracy of each run and category]({CHART})")
     for task, listed in tasks.items():
         blocks.append(f"## {task}")
         scored = [(name, run, report) for name, run, report in listed if report["results"]]

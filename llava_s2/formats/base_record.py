@@ -13,7 +13,7 @@ from llava_s2.errors import InputError
 from llava_s2.files import atomic_write
 from llava_s2.formats.identify import Checkpoint
 from llava_s2.formats.lazy_tensors import LazyTensor, lazy_tensors
-from llava_s2.formats.names import split
+from llava_s2.formats.tensor_names import split
 from llava_s2.model.embedded import NAME as EMBEDDED
 from llava_s2.model.embedded import resolve_language_model
 from llava_s2.weight_files import WEIGHT_FILES, find_file, read_json

@@ -9,7 +9,7 @@ from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaP
 
 from llava_s2.errors import InputError
 from llava_s2.formats.lazy_tensors import LazyTensor, lazily
-from llava_s2.formats.names import Components, split, tower_place
+from llava_s2.formats.tensor_names import Components, split, tower_place
 from llava_s2.model.language_model import embedding_name
 from llava_s2.model.processor import num_image_tokens
 from llava_s2.model.templates import end_of_turn

@@ -18,8 +18,8 @@ from llava_s2.formats.llava_source import SourceMetadata
 from llava_s2.formats.llava_writer import write_llava
 from llava_s2.formats.load import load_pretrained
 from llava_s2.formats.lora_alone import write_lora_alone
-from llava_s2.formats.names import full_name, tower_place
 from llava_s2.formats.native import read_native, with_tower, write_native
+from llava_s2.formats.tensor_names import full_name, tower_place
 from llava_s2.model.assemble import torch_dtype
 from llava_s2.model.embedded import resolve_vision_tower
 from llava_s2.model.processor import prefix_tokens

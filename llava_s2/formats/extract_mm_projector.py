@@ -12,7 +12,7 @@ from llava_s2.files import atomic_write
 from llava_s2.formats.adapters import ADAPTER_FILES
 from llava_s2.formats.identify import TRAINED_FILES, identify
 from llava_s2.formats.lazy_tensors import lazily, lazy_tensors
-from llava_s2.formats.names import Components, split
+from llava_s2.formats.tensor_names import Components, split
 from llava_s2.model.projector import single_layer
 from llava_s2.weight_files import find_file, read_tensors
 

@@ -8,7 +8,7 @@ from llava_s2.errors import InputError
 from llava_s2.formats.checkpoint_report import KINDS, Report
 from llava_s2.formats.identify import TRAINED_FILES, Checkpoint, identify
 from llava_s2.formats.llava_config import LlavaSettings, llava_template, projector_fault
-from llava_s2.formats.names import split
+from llava_s2.formats.tensor_names import split
 from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
 from llava_s2.model.templates import TEMPLATES, with_image_start_end
 from llava_s2.weight_files import TensorHeader, ask_hub, find_file, list_names, read_headers, read_json, weight_files

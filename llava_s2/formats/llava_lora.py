@@ -8,7 +8,7 @@ from transformers import LlavaForConditionalGeneration
 from llava_s2.errors import InputError
 from llava_s2.formats.adapters import adapter_tensors, check_scale
 from llava_s2.formats.identify import Checkpoint
-from llava_s2.formats.names import full_name, locate, tower_place
+from llava_s2.formats.tensor_names import full_name, locate, tower_place
 from llava_s2.s2 import S2VisionModel
 from llava_s2.weight_files import find_file, list_names, read_json
 

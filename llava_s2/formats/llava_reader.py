@@ -18,7 +18,7 @@ from llava_s2.formats.contents import LlavaContents
 from llava_s2.formats.identify import TRAINED_FILES, Checkpoint, identify
 from llava_s2.formats.lazy_tensors import LazyTensor, lazily, lazy_tensors
 from llava_s2.formats.llava_config import LlavaSettings, projector_fault, projector_layers
-from llava_s2.formats.names import Components, split
+from llava_s2.formats.tensor_names import Components, split
 from llava_s2.model.assemble import split_gguf, torch_dtype
 from llava_s2.model.language_model import load_language_model
 from llava_s2.model.projector import with_identity

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from llava_s2.formats.lazy_tensors import LazyTensor, write_tensors
-from llava_s2.formats.names import is_old_buffer, tower_place
+from llava_s2.formats.tensor_names import is_old_buffer, tower_place
 from llava_s2.weight_files import find_file, read_headers, read_json
 
 FOLDER = "llava"

@@ -16,7 +16,7 @@ from llava_s2.formats.contents import LlavaContents
 from llava_s2.formats.lazy_tensors import LazyTensor, weight_bytes, write_weights
 from llava_s2.formats.llava_config import DEFAULTS, LlavaSettings, llava_template, parse_scales
 from llava_s2.formats.llava_source import SourceMetadata, write_json
-from llava_s2.formats.names import Components, split, tower_place
+from llava_s2.formats.tensor_names import Components, split, tower_place
 from llava_s2.model.processor import aspect_ratio, prefix_tokens
 from llava_s2.model.projector import single_layer
 from llava_s2.model.templates import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN, template_name

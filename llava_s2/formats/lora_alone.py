@@ -12,7 +12,7 @@ from llava_s2.formats.adapters import adapter_tensors, check_scale
 from llava_s2.formats.base_record import BaseRecord, check_base, find_base
 from llava_s2.formats.identify import identify
 from llava_s2.formats.lazy_tensors import lazy_tensors
-from llava_s2.formats.names import locate, split
+from llava_s2.formats.tensor_names import locate, split
 from llava_s2.weight_files import find_file, list_names, read_json
 
 

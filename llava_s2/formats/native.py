@@ -22,7 +22,7 @@ from llava_s2.formats.configs import read_config, saved_processor
 from llava_s2.formats.contents import LlavaContents, generation_config
 from llava_s2.formats.lazy_tensors import lazily, lazy_tensors, weight_bytes, write_weights
 from llava_s2.formats.llava_source import SourceMetadata
-from llava_s2.formats.names import Format, split
+from llava_s2.formats.tensor_names import Format, split
 from llava_s2.model.assemble import torch_dtype
 from llava_s2.s2 import S2VisionConfig, S2VisionModel
 from llava_s2.towers.load_tower import load_vision_backbone, load_vision_config

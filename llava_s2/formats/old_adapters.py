@@ -20,8 +20,8 @@ from llava_s2.formats.identify import Checkpoint, identify
 from llava_s2.formats.lazy_tensors import lazily
 from llava_s2.formats.llava_config import projector_fault
 from llava_s2.formats.llava_reader import base_language_model, check_hidden_size
-from llava_s2.formats.names import split
 from llava_s2.formats.native import at_scales, tower_like
+from llava_s2.formats.tensor_names import split
 from llava_s2.model.assemble import torch_dtype
 from llava_s2.model.embedded import resolve_vision_tower
 from llava_s2.s2 import S2VisionModel

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llava_s2.synthetic.names import COLORS, with_article
 from llava_s2.synthetic.scenes import Scene, Thing
+from llava_s2.synthetic.thing_names import COLORS, with_article
 
 _OPTIONS = 4
 # Two things stand beside each other when they are apart by this share of the image's longer side.

@@ -15,8 +15,8 @@ from typing import Literal, TypeVar
 import numpy as np
 from PIL import Image
 
-from llava_s2.synthetic.names import COLORS, NAMES, TINTED, with_article
 from llava_s2.synthetic.sprites import names_of, paste, sprite
+from llava_s2.synthetic.thing_names import COLORS, NAMES, TINTED, with_article
 
 Split = Literal["train", "test"]
 _T = TypeVar("_T")

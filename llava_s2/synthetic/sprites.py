@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from llava_s2.synthetic.names import COLORS
+from llava_s2.synthetic.thing_names import COLORS
 
 _FOLDER = Path(__file__).parent / "sprites"
 _CELL = 72

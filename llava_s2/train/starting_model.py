@@ -13,7 +13,7 @@ from llava_s2.errors import InputError
 from llava_s2.formats.configs import has_image_markers, own_scales, saved_template
 from llava_s2.formats.identify import TRAINED_FILES, identify
 from llava_s2.formats.load import load_pretrained
-from llava_s2.formats.names import split
+from llava_s2.formats.tensor_names import split
 from llava_s2.model.assemble import assemble, split_gguf
 from llava_s2.model.embedded import resolve_language_model, resolve_vision_tower
 from llava_s2.model.processor import aspect_ratio, set_template

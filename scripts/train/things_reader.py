@@ -34,9 +34,9 @@ from llava_s2.model.assemble import assemble
 from llava_s2.model.embedded import FEATURE_LAYER, NAME, SCALES, gguf_file
 from llava_s2.model.inference import assistant_message, user_message
 from llava_s2.model.labels import IGNORE_INDEX, encode_messages
-from llava_s2.synthetic.names import NAMES
 from llava_s2.synthetic.scene_questions import Question, caption, conversation
 from llava_s2.synthetic.scenes import Scene, SceneConfig, lay_out
+from llava_s2.synthetic.thing_names import NAMES
 
 CONFIG, SIZES = SceneConfig(empty=0.05, repeated=0.15), ((448, 448), (448, 299), (448, 336), (336, 448))
 # Half the rank where the layers are three times as large.

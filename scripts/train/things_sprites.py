@@ -19,7 +19,7 @@ from pathlib import Path
 import resvg_py
 from PIL import Image
 
-from llava_s2.synthetic.names import NAMES
+from llava_s2.synthetic.thing_names import NAMES
 
 CELL = 72
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"

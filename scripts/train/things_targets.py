@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llava_s2.synthetic.names import COLORS, NAMES
 from llava_s2.synthetic.scenes import Scene
+from llava_s2.synthetic.thing_names import COLORS, NAMES
 
 GRID = 7
 

@@ -34,8 +34,8 @@ from transformers import CLIPImageProcessor, ConvNextConfig, ConvNextModel
 from transformers.models.convnext.modeling_convnext import ConvNextLayer
 
 from llava_s2.files import atomic_write
-from llava_s2.synthetic.names import COLORS, NAMES, TINTED
 from llava_s2.synthetic.sprites import STYLES, names_of, paste, sprite
+from llava_s2.synthetic.thing_names import COLORS, NAMES, TINTED
 
 SIDE, PATCH, WIDTH = 112, 16, 192
 GRID = SIDE // PATCH

@@ -22,7 +22,7 @@ from llava_s2.errors import InputError
 from llava_s2.model.inference import assistant_message, user_message
 from llava_s2.serve.chat import Chat, Sampling
 from llava_s2.serve.demo import guard
-from llava_s2.serve.demo.examples import examples
+from llava_s2.serve.demo.demo_examples import examples
 from llava_s2.serve.demo.likelihood import parse_options, weigh
 from llava_s2.serve.demo.page import build_page
 from llava_s2.serve.demo.page_images import MOST_IMAGES, add_image, read_address, sync

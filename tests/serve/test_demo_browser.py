@@ -10,7 +10,7 @@ from hostile import HOSTILE
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
-from llava_s2.serve.demo.examples import examples
+from llava_s2.serve.demo.demo_examples import examples
 
 CASE = json.loads((GOLDEN / "cases.json").read_text())["cases"][0]
 PICTURE = GOLDEN / CASE["image"]

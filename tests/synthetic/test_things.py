@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from llava_s2.cli import main
-from llava_s2.synthetic.names import COLORS, NAMES, TINTED
 from llava_s2.synthetic.scene_files import write_instructions, write_vstar
 from llava_s2.synthetic.scene_questions import (
     NOTHING,
@@ -24,6 +23,7 @@ from llava_s2.synthetic.scene_questions import (
 )
 from llava_s2.synthetic.scenes import SceneConfig, Split, make_scene, photographs
 from llava_s2.synthetic.sprites import HELD_OUT_STYLE, STYLES, names_of
+from llava_s2.synthetic.thing_names import COLORS, NAMES, TINTED
 
 SMALL = SceneConfig(side=(160, 200), thing_share=(0.06, 0.1))
 

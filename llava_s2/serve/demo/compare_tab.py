@@ -11,8 +11,8 @@ from PIL import Image
 from llava_s2.errors import InputError
 from llava_s2.serve.chat import Sampling
 from llava_s2.serve.demo import show
+from llava_s2.serve.demo.demo_examples import Example
 from llava_s2.serve.demo.events import MODEL, QUICK, bring_in, defers, html, tell_deferred, warn
-from llava_s2.serve.demo.examples import Example
 from llava_s2.serve.demo.pyramid import Sight
 from llava_s2.serve.demo.session import Model, Session, Turn, answer_turn
 

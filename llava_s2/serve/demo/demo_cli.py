@@ -78,7 +78,7 @@ def _serve(
     listener: socket.socket,
     folder: Path,
 ) -> None:
-    from llava_s2.serve.demo.examples import ABOUT, examples
+    from llava_s2.serve.demo.demo_examples import ABOUT, examples
     from llava_s2.serve.demo.page import build_page
     from llava_s2.serve.demo.server import build_app, serve
     from llava_s2.serve.demo.session import Model

@@ -10,8 +10,8 @@ import gradio as gr
 from llava_s2.serve.demo import show
 from llava_s2.serve.demo.chat_tab import build_chat
 from llava_s2.serve.demo.compare_tab import build_compare
+from llava_s2.serve.demo.demo_examples import Example
 from llava_s2.serve.demo.events import MODEL, QUICK, QUIET, bring_in, html, tells
-from llava_s2.serve.demo.examples import Example
 from llava_s2.serve.demo.likelihood_tab import build_likelihood
 from llava_s2.serve.demo.page_images import add_image, read_address
 from llava_s2.serve.demo.pyramid import Sight
