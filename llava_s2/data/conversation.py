@@ -68,7 +68,7 @@ def to_messages(turns: list[Turn], chat_template: str) -> list[dict[str, Any]]:
             has no place for a system message or a tool's turn.
     """
     messages: list[dict[str, str]] = []
-    spoken, dropped = 0, False  # questions and answers taken so far; whether an answer before them was left out
+    dropped = False  # whether an answer before the first question was left out
     for number, turn in enumerate(turns):
         text = turn.text
         try:
@@ -93,16 +93,16 @@ def to_messages(turns: list[Turn], chat_template: str) -> list[dict[str, Any]]:
             continue
         if turn.role == "tool" and chat_template in TEMPLATES.values():
             raise ValidationError("roles", f"turn {number}: a tool's turn, which this template has no words for")
-        if turn.role == "assistant" and not spoken and not dropped:
+        before = messages[-1]["role"] if messages else "system"
+        if turn.role == "assistant" and before == "system" and not dropped:
             dropped = True
             continue
-        if turn.role in ("user", "assistant") and turn.role != ("assistant" if spoken % 2 else "user"):
+        if (turn.role, before) in _TWICE:
             speaker = "human" if turn.role == "user" else "gpt"
             raise ValidationError("roles", f"turn {number}: human and gpt must take turns, here {speaker} speaks twice")
         text = text.replace(LITERAL_IMAGE, _ESCAPED_IMAGE)
         unlearnt: dict[str, Any] = {} if turn.learnt or turn.role != "assistant" else {"weight": 0}
         messages.append({"role": turn.role, "content": _place_image(text) if turn.role == "user" else text, **unlearnt})
-        spoken += turn.role != "tool"
     answers = [message["content"] for message in messages if message["role"] == "assistant"]
     if not answers:
         raise ValidationError(
@@ -124,6 +124,8 @@ def to_messages(turns: list[Turn], chat_template: str) -> list[dict[str, Any]]:
     return messages
 
 
+# Who speaks out of turn, and what was said before.
+_TWICE = {("user", "user"), ("assistant", "assistant"), ("assistant", "system")}
 _OWNER = {"system": "a system message", "tool": "a tool's turn"}
 
 

@@ -27,7 +27,7 @@ _ROLES = {
     **dict.fromkeys(("human", "user", "prompter", "question"), "user"),
     **dict.fromkeys(("gpt", "assistant", "model", "bot", "chatgpt", "answer", "response"), "assistant"),
     **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("tool", "observation", "function", "function_response", "function_call", "tool_call"), "tool"),
+    **dict.fromkeys(("tool", "observation", "function", "function_response"), "tool"),
 }
 _TURN_LISTS = ("conversations", "conversation", "messages")
 _PAIRS = (
@@ -217,6 +217,10 @@ def _turn(number: int, value: Any, has_image_parts: bool) -> Turn:
         raise ValidationError("roles", f'turn {number}: "from" and "role" say different things; keep one of them')
     role, name = next(iter(roles), None), next(iter(names), None)
     check_turn(number, unread(value, _TURN_READ))
+    if role is None and name in ("function_call", "tool_call"):
+        raise ValidationError(
+            "roles", f"turn {number}: a call of a tool; write it as the text of an answer, to be learnt"
+        )
     if role is None:
         what = repr(name) if names else f"(its keys are {', '.join(map(repr, value))})"
         raise ValidationError("roles", f'turn {number}: unknown role {what}, "from" must be "human" or "gpt"')

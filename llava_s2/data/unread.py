@@ -4,6 +4,7 @@ Training that leaves such a thing out in silence learns something else than its 
 a turn that was not to be learnt, a question without its choices.
 """
 
+import json
 import re
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -39,6 +40,7 @@ _IS_LEFT_OUT = re.compile(r"mask|masked|ignore")
 _MASK_OF_RECORD = re.compile(
     r"(?:loss|label|target|turn|train)_?(?:mask|weight|scale)s?|(?:sample_?)?weights?|loss|train(?:able|_on\w*|_turns)?"
 )
+_LIST_OF_NUMBERS = re.compile(r"\s*\[\s*(?:\d+(?:\.\d+)?\s*,\s*)*\d+(?:\.\d+)?\s*\]\s*")  # as a table's text holds one
 # Beside a question and its answer, and beside turns.
 _OTHER_QUESTION = ("context", "passage", "hint", "lecture", "choices", "options", "input")
 _TOOLS = ("tools", "functions")
@@ -127,7 +129,8 @@ def check_record(values: dict[str, Any], has_images: bool, shape: Sequence[str])
             raise ValidationError(
                 "malformed", f'"{key}" is not read, and looks like a system message; name it "system"'
             )
-        if _MASK_OF_RECORD.fullmatch(key) and isinstance(value, int | float | list) and not _all_ones(value):
+        numbers = json.loads(value) if isinstance(value, str) and _LIST_OF_NUMBERS.fullmatch(value) else value
+        if _MASK_OF_RECORD.fullmatch(key) and isinstance(numbers, int | float | list) and not _all_ones(numbers):
             raise ValidationError(
                 "malformed",
                 f'"{key}" of a record is not read; a turn that is not to be learnt has "weight": 0, and --data_weights '

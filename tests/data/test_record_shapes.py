@@ -158,6 +158,10 @@ def test_history_images_by_index_and_images_inside_a_record(folder):
         ({"text": "words alone"}, r"\"conversations\" must be a list.*keys: 'text'"),
         ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "</s>"}]}, "nothing to learn"),
         ({"conversations": [{"from": "human", "value": "q"}, {"from": "observation", "value": "1"}, ASK[1]]}, "tool"),
+        (
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "f"}, ASK[1]]},
+            "turn 1: a call of a tool",
+        ),
         ({"image": "https://x.org/a.png", "conversations": ASK}, "fetch it first"),
         ({"image": "data:image/png;base64,%%%", "conversations": ASK}, "base64 cannot be read"),
         ({"photo": "iVBORw0KGgo" * 30, "query": "What?", "response": "Red."}, '"photo": not read'),
@@ -196,6 +200,7 @@ def test_history_images_by_index_and_images_inside_a_record(folder):
         ({"image": "a.png", "conversations": [ASK[0], ASK[1] | {"weight": 0}]}, "all have weight 0"),
         ({"image": "a.png", "conversations": ASK, "weight": 0}, '"weight" of a record is not read'),
         ({"image": "a.png", "conversations": ASK, "loss_mask": [0, 1]}, '"loss_mask" of a record is not read'),
+        ({"image": "a.png", "conversations": ASK, "loss_mask": "[0, 1]"}, '"loss_mask" of a record is not read'),
         (
             {"conversations": ASK, "image": "a.png", "sys": "Be kind to all."},
             '"sys" is not read, and looks like a system',

@@ -8,6 +8,8 @@ from llava_reference import VICUNA
 from tokenizers import AddedToken
 from transformers import AutoProcessor
 
+from llava_s2.data.conversation import encode_record
+from llava_s2.data.validation_error import ValidationError
 from llava_s2.errors import InputError
 from llava_s2.model.labels import encode_messages
 from llava_s2.model.processor import build_processor
@@ -207,6 +209,17 @@ def test_a_template_that_drops_an_image_is_refused(processor):
     drops = LLAMA_3.replace("m.content | trim", "(m.content | replace('<image>', '') | trim)")
     with pytest.raises(InputError, match="shows 0 of 1 images"):
         encode_messages(MESSAGES, processor, drops)
+
+
+def test_an_answer_behind_a_tool_s_turn_is_learnt_and_a_template_that_drops_that_turn_is_refused(processor):
+    turns = [("human", "Sum?"), ("gpt", "add(2, 3)"), ("observation", "5"), ("gpt", "Five.")]
+    record = {"conversations": [{"from": who, "value": text} for who, text in turns]}
+    encoded = encode_record(record, processor, unmarked(LLAMA_3))
+    assert replies(encoded, processor.tokenizer) == ["add(2, 3)<|eot|>", "Five.<|eot|>"]
+    assert "5<|eot|>" in processor.tokenizer.decode(encoded["input_ids"])
+    drops = LLAMA_3.replace("{% else %}", "{% elif m.role == 'user' %}")
+    with pytest.raises(ValidationError, match="drops or changes words of message 2"):
+        encode_record(record, processor, drops)
 
 
 def test_a_template_that_drops_words_of_some_questions_is_refused(processor):
