@@ -1,19 +1,21 @@
 """Which option a model's words name: one rule for every task that has no rule of its own.
 
 In this order: the whole answer is one letter, however it is set off; the last statement that says which the answer is;
-a letter that begins the answer; a letter in brackets or after "option"; a capital that stands alone; else the only
-option whose words occur. What is denied ("not A", "B is wrong") does not count, nor does "A" as an article, and two
-letters of the same rank are no answer.
+a letter that begins the answer; a letter that ends it as a sentence of its own or after "so"; a letter in brackets or
+after "option"; a capital that stands alone; else the only option whose words occur. What is denied ("not A", "B is
+wrong") or asked ("is it A?") does not count, nor does "A" as an article, and two letters of the same rank are no
+answer.
 """
 
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from html import unescape
 
 from llava_s2.eval.openai_servers import without_reasoning
 from llava_s2.eval.schema import LETTERS
 
-RULE = "letters by llava-s2's rule 1 (eval/letters.py)"
+RULE = "letters by llava-s2's rule 2 (eval/letters.py)"
 
 _CONFLICT = "conflict"
 # After NFKC, which makes half-width ones of the full-width brackets and signs.
@@ -26,7 +28,7 @@ _ALONE = (
     r"(?<![A-Za-z0-9&])(?<![A-Za-z]')(?<![A-Za-z]\.)(?<![A-Za-z]-)([A-Za-z])"
     r"(?![A-Za-z0-9&]|'[A-Za-z]|\.[A-Za-z](?![a-z])|-[A-Za-z0-9])"
 )
-_OR = r"(?:,|/|&|\+|、|和|或|\bor\b|\band\b)"
+_OR = r"(?:,|/|&|\+|、|和|或|\bor\b|\band\b|\bvs\b\.?|\bversus\b|\bthrough\b)"
 _JOINED = re.compile(rf"{_ALONE}\)?\s*(?:{_OR}\s*)+(?i:(?:option|choice)\s+)?\(?{_ALONE}")
 
 _FILLER = (
@@ -41,12 +43,28 @@ _STATED = re.compile(
 )
 _IS_ANSWER = re.compile(
     rf"{_ALONE}\)?[\"']?\s*(?i:(?:is|would\s+be|should\s+be|must\s+be|seems|looks)\s+"
-    r"(?:\w+\s+){0,2}?(?:correct|right|best|true|answer)(?![a-z]))"
+    r"(?:\w+\s+){0,2}?(?:correct|right|best|better|true|answer)(?![a-z]))"
 )
 _LEADING = re.compile(rf"^[\W_]*{_ALONE}(?=\s*$|[^\S\n]*[^\s\w'\"(&]|[^\S\n]*\n|\)|[\"'])")
+_POSSIBLE = re.compile(rf"(?i:(?<![a-z])(?:could|might|may)\s+(?:\w+\s+)?be\s+(?:\w+\s+)?)\(?{_ALONE}")
+_ENDING = re.compile(
+    r"(?:(?<=[A-Za-z]{3})[.;!]\s+|(?i:(?<![a-z])(?:so|hence|thus|therefore|ergo|consequently|finally|actually|now)[,:]?)\s+"
+    rf"(?i:(?:option|choice)\s+)?)\(?{_ALONE}\)?[.!]?\s*$"
+)
 _BRACKETED = re.compile(rf"\({_ALONE}\)|(?i:(?:option|choice|letter)s?)[\s:]*[\"'(]?{_ALONE}")
 _CAPITAL = re.compile(_ALONE)
 
+_SAID = re.compile(r"(?i)^\W*(?:(?:the\s+)?(?:correct\s+|right\s+|final\s+)?answer(?:\s+is)?|it\s+is|it's)[\s:]+")
+# "Q: which? A: B", but not "Q: which? A: red B: blue"
+_QUESTION = re.compile(r"(?s)^Q[:.].*[?\n]\s*A[:.](?=\W*[A-Za-z](?![A-Za-z0-9'])|(?!.*(?<![A-Za-z])B[.:)]))")
+_ASKED = re.compile(
+    r"(?i)(?:(?<=[.!?\n])|^)\W{0,4}(?:is|are|was|were|could|can|would|should|might|may|does|do|did|which|what|why|how|where|who)\s[^.!?\n]*\?"
+)
+_LABELLED_A = re.compile(  # "A: unknown" is an answer without a letter
+    r"(?i)^\W*A[:.]\s*(?=(?:i\s+(?:don't|do\s+not|can't|can\s*not|am\s+not)|i'm\s+(?:not|sorry)|unknown|unclear|unsure|not\s|cannot|can't|none|"
+    r"impossible|insufficient|no\s+(?:idea|answer)|sorry)(?![a-z]))"
+)
+_LISTED = re.compile(r"(?s)(?:^|[(\s\"])A\"?[.):]\s*\S.*[(\s\"]B\"?[.):]\s*\S")
 _LETTER_LIST = r"\(?[A-Za-z]\)?(?:\s*(?:,|or|nor|and)\s*\(?[A-Z]\)?)*(?![A-Za-z'])"
 _WRONG = (
     r"(?:\s+(?:clearly|also|all|both|definitely))?"
@@ -56,18 +74,24 @@ _WRONG = (
 _NAMED = (
     "vitamins?|plan|grade|hepatitis|type|group|team|class|section|room|gate|level|terminal|platform|building|size|"
     "player|exit|row|column|channel|route|chapter|appendix|zone|area|mr|mrs|ms|dr|model|version|series|highway|avenue|"
-    "street|wing|tower|block|dock|pier|track|ward|hall|(?<!answer )(?<!option )(?:says|reads|spells):?"
+    "street|wing|tower|block|dock|pier|track|ward|hall|"
+    "(?<!answer )(?<!option )(?:says|reads|spells|(?:begins|starts|ends) with):?"
 )
 _DENIED = (
     re.compile(
-        r"(?i:\b(?:not|isn't|aren't|cannot|can't|never|neither|none\s+of|except|eliminat(?:e|es|ing)|exclud(?:e|es|ing)|dismiss(?:ing)?|discard(?:ing)?|rather\s+than|"
-        r"instead\s+of|unlike|over|than|rul(?:e|ed|ing)\s+out)\s+(?:be\s+)?(?:the\s+)?(?:(?:option|choice|answer|point)s?\s+)?)"
+        r"(?i:\b(?:I\s+(?:(?:can|would|could)\s+)?)?(?:not|isn't|aren't|cannot|can't|never|neither|none\s+of|except|eliminat(?:e|es|ing)|exclud(?:e|es|ing)|dismiss(?:ing)?|discard(?:ing)?|rather\s+than|"
+        r"instead\s+of|unlike|over|than|rul(?:e|ed|ing)\s+out)\s+(?:(?:actually|really|necessarily|likely|be)\s+)?(?:the\s+)?(?:(?:option|choice|answer|point)s?\s+)?)"
         r"\(?[A-Za-z]\)?(?:(?:\s*,\s*\(?[A-Z]\)?)*,?\s*(?:or|nor|and)\s*\(?[A-Z]\)?)*(?![A-Za-z'])"
+    ),
+    # "A is red, which is wrong"
+    re.compile(
+        r"(?<![A-Za-z0-9'])\(?[A-Z]\)?(?:\s+[a-z]+){1,4},?\s+(?:which|that)\s+(?:is|was)\s*"
+        r"(?:(?:n't|not)\s+(?:correct|right|true|what|the\s+case|seen|shown|visible|possible)|wrong|incorrect|false)(?![a-z])"
     ),
     # "B, C is wrong" denies C alone, "B, C are wrong" both.
     re.compile(
         r"(?i:(?:(?:option|choice)s?\s+)?)(?<![A-Za-z0-9'])(?:"
-        rf"\(?[A-Za-z][).]?(?:\s*\([^()]*\))?(?i:\s+(?:is|was|can|could){_WRONG})|{_LETTER_LIST}(?i:\s+(?:are|were|can|could){_WRONG}))\b"
+        rf"\(?[A-Za-z][).]?(?:\s*\([^()]*\))?(?i:\s+(?:is|was|can|could|would|must|seems|looks){_WRONG})|{_LETTER_LIST}(?i:\s+(?:are|were|can|could|would|must|seem|look){_WRONG}))\b"
     ),
     re.compile(r"(?<![A-Za-z0-9'])\(?[A-Za-z]\)?\s*(?:\?\s*(?i:no|nope|wrong)\b|[.:]?\s*[✗✘❌])"),
     re.compile(rf"(?:不是|不选|不選|并非|並非|排除)\s*{_LETTER_LIST}"),
@@ -75,10 +99,12 @@ _DENIED = (
     re.compile(r"(?<![A-Za-z0-9])[A-Za-z](?:\++|#)(?![\w+#])"),  # "A+", "C#"
     re.compile(r"(?i:(?<![a-z])n\s*/\s*a(?![a-z])|(?<![a-z])n\.\s?a\.?(?![a-z]))"),
 )
-_NAME = re.compile(rf"(?i:(?<![a-z])(?:{_NAMED})\.?\s+)[\"']?[A-Z](?![A-Za-z])")
+_NAME = re.compile(
+    rf"(?i:(?<![a-z])(?:{_NAMED})\.?\s+)[\"']?[A-Z](?![A-Za-z])(?:\s*(?:,|&|and|or)\s*[A-Z](?=\s*(?:$|[,.;&]|and|or)))*"
+)
 _RIGHT, _NOT_RIGHT = {"yes", "right", "correct", "true"}, {"no", "wrong", "incorrect", "false"}
 _VERDICT = re.compile(
-    rf"(?<![A-Za-z0-9'])\(?([A-Z])\)?\s*[.:-]?\s*\(?(?i:({'|'.join(_RIGHT | _NOT_RIGHT)}))(?![A-Za-z])"
+    rf"(?<![A-Za-z0-9'])\(?([A-Z])\)?\s*[.:→⇒=\u2013\u2014-]*\s*\(?(?i:({'|'.join(_RIGHT | _NOT_RIGHT)}))(?![A-Za-z])"
 )
 _IDEOGRAPHS = "぀-ヿ㐀-鿿가-힣"
 _WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W_{_IDEOGRAPHS}]+(?:[.'/:°%-]+[^\W_{_IDEOGRAPHS}]*)*|[^\s\w]")
@@ -86,6 +112,7 @@ _AFTER_NAME = ("and", "or", "nor", "is", "are", "was", "were", "than")
 _NEGATIONS = re.compile(
     r"\b(?:不|没|無|无|not|no|never|neither|nor|cannot|without|isn't|aren't|doesn't|don't|can't|wasn't)\b"
 )
+_BEFORE_WORD = re.compile(r"[^\S\n]+[A-Za-z0-9]")
 _AFTER_LETTER_A = re.compile(
     r"\s+(?i:is|was|because|since|as|due|seems|looks|would|should|must|for|but|or|and|than)\b|\s+[^\w\s]|[^\S\n]*\n"
 )
@@ -104,8 +131,10 @@ def read_option(text: str, options: Sequence[str], others: Iterable[str] = ()) -
     """
     text = without_reasoning(text)
     wordings = (*options, *others)
-    if len(text.strip()) > 1 and (exact := [option for option in wordings if option.strip() == text.strip()]):
-        return exact[0]
+    for said in (text.strip(), _SAID.sub("", text).strip()):
+        exact = [option for option in wordings if option.strip() in (said, said.removesuffix("."))]
+        if exact and said not in LETTERS[: len(options)]:
+            return exact[0]
     whole = re.fullmatch(r"(?s)\W*([A-Za-z])[.):]\s*(.+?)\.?", text.strip())
     if whole and whole[2] in (o.rstrip(".") for o, letter in zip(options, LETTERS, strict=False) if letter == whole[1]):
         return options[LETTERS.index(whole[1])]  # "C. A and B", where these are the third option's words
@@ -117,7 +146,10 @@ def read_option(text: str, options: Sequence[str], others: Iterable[str] = ()) -
 
 def read_letter(text: str, options: Sequence[str]) -> str | None:
     """The letter that an answer names; "conflict" if it names several, or one that no option has; None if none."""
-    text, count = _plain(text), len(options)
+    text, count = _ASKED.sub(" ", _plain(text)), len(options)
+    labelled = _LABELLED_A.match(text)
+    if labelled and not _words(text[labelled.end() :]).startswith(_words(options[0])):
+        text = text[labelled.end() :]
     text = _NAME.sub(" 0 ", text)  # a word, before which "a" is an article
     for denied in _DENIED:
         text = denied.sub(" ", text)
@@ -127,9 +159,12 @@ def read_letter(text: str, options: Sequence[str]) -> str | None:
         if len({letter.isupper() for letter in letters}) == 1:
             return _only(letters, count)
     stated = [match for pattern in (_STATED, _IS_ANSWER) for match in pattern.finditer(text) if _is_letter(match, text)]
+    joined = _joined(text, count)
     if stated:
         last = max(stated, key=lambda match: match.start(1))
-        return _CONFLICT if _is_joined(text, last.start(1), count) else _only([last[1]], count)
+        possible = {match.start(1): match[1].upper() for match in _POSSIBLE.finditer(text)}
+        undecided = last.start(1) in possible and len(set(possible.values())) > 1
+        return _CONFLICT if undecided or last.start(1) in joined else _only([last[1]], count)
     verdicts = {match[1]: match[2].lower() in _RIGHT for match in _VERDICT.finditer(text)}
     if len(verdicts) > 1 and not any(_words(o) in _RIGHT | _NOT_RIGHT for o in options):  # "A: wrong, B: right"
         return _only([letter for letter, right in verdicts.items() if right], count)
@@ -138,16 +173,21 @@ def read_letter(text: str, options: Sequence[str]) -> str | None:
         letter = leading[1].upper()
         follower = LETTERS[(LETTERS.index(letter) + 1) % 26]
         relisted = letter == "A" and re.search(rf"[(\s\"]{follower}\"?[.):]\s*\S", text[leading.end() :])
-        if relisted or _is_joined(text, leading.start(1), count):
+        if relisted or leading.start(1) in joined:
             return _CONFLICT
         return _only([letter], count)
+    ending = _ENDING.search(text)
+    if ending and _is_letter(ending, text) and not _LISTED.search(text):
+        return _only([ending[1]], count)
     for pattern in (_BRACKETED, _CAPITAL):
         found = [match for match in pattern.finditer(text) if _is_letter(match, text)]
         if pattern is _CAPITAL:
             found = [match for match in found if match[1].isupper() and match[1] in LETTERS[:count]]
         letters = [next(filter(None, match.groups())) for match in found]
         if letters:
-            joined = any(_is_joined(text, match.start(match.lastindex or 1), count) for match in found)
+            if set(letters) == {"A"} and _LISTED.search(text):  # "Options: A. red B. blue"
+                return _CONFLICT
+            joined = joined.intersection(match.start(match.lastindex or 1) for match in found)
             return _CONFLICT if joined else _only(letters, count)
     return None
 
@@ -160,35 +200,35 @@ def _only(letters: Sequence[str], count: int) -> str:
 def _is_letter(match: re.Match[str], text: str) -> bool:
     """Whether a lone letter is meant as one: "a", "A" and "I" before a word are an article and a pronoun."""
     place = match.lastindex or 1
-    letter, rest = match[place], text[match.end(place) :]
+    letter, end = match[place], match.end(place)
     if letter.isupper() and letter not in "AI":
         return True
-    return not re.match(r"[^\S\n]+[A-Za-z0-9]", rest) or (
-        letter not in "Ii" and _AFTER_LETTER_A.match(rest) is not None
-    )
+    return not _BEFORE_WORD.match(text, end) or (letter not in "Ii" and _AFTER_LETTER_A.match(text, end) is not None)
 
 
-def _is_joined(text: str, place: int, count: int) -> bool:
-    """Whether the letter at ``place`` and another one are named in one breath, as in "A or B"."""
-    return any(
-        match[2].upper() in LETTERS[:count] and match[2].upper() != match[1].upper() and _is_letter(match, text)
+def _joined(text: str, count: int) -> set[int]:
+    """Where letters stand that are named in one breath with another one, as in "A or B"."""
+    return {
+        match.start(place)
         for match in _JOINED.finditer(text)
-        if place in (match.start(1), match.start(2))
-    )
+        if match[2].upper() in LETTERS[:count] and match[2].upper() != match[1].upper() and _is_letter(match, text)
+        for place in (1, 2)
+    }
 
 
 def _plain(text: str) -> str:
     """Without markup: full-width signs, LaTeX, HTML and Markdown; every kind of bracket becomes a round one."""
     text = unicodedata.normalize("NFKC", text).translate(_QUOTES | _ENCLOSED)
-    text = re.sub(r"(?s)^Q:.*\nA:|^A:(?=\s*\(?[A-Za-z]\)?\.?\s*$)", " ", text)  # question and answer
-    text = re.sub(r"(?:\[ ?\]|[☐⬜])[^\n\[☐⬜☑✅]*|\[[xX]\]", " ", text)  # boxes that are not ticked
+    text = unescape(re.sub(r"(?s)^\s*<s>(.*)</s>\s*$", r"\1", text))
+    text = re.sub(r"^A:(?=\s*\(?[A-Za-z]\)?\.?\s*$)", " ", _QUESTION.sub(" ", text))
+    text = re.sub(r"(?:\[ ?\]|[☐⬜○◯])[^\n\[☐⬜☑✅○◯●◉]*|\[[xX]\]", " ", text)  # boxes that are not ticked
     text = re.sub(r"(?s)~~.*?~~|<(del|s|strike)>.*?</\1>", " ", text)
     text = re.sub(r"(?i)\b(option|choice|answer|letter)-(?=[a-z]\b)", r"\1 ", text)
     text = re.sub(r"(?s)<(\w+)(?:\s[^<>]*)?>(.*?)</\1>", r" \2 ", text)
     text = re.sub(r"<s>|</\w+>|<\|\w+\|>", " ", text)
     text = re.sub(r"\\(?:boxed|fbox)\s*\{", " answer: {", text)
     text = re.sub(r"\\[a-zA-Z]+\s*(?=\{)|\\[,;!() ]|\\[a-zA-Z]+", " ", text)
-    text = re.sub(r"[*_`$~\\|]+|(?<![A-Za-z])#+|^\s*>", " ", text)
+    text = re.sub(r"[*_`$~\\|]+|(?<![A-Za-z])#|#{2,}|^\s*>", " ", text)
     text = text.translate(_BRACKETS)
     text = re.sub(r"\(\s+", "(", re.sub(r"\s+\)", ")", text))
     while (bare := re.sub(r"\(\(([A-Za-z])\)\)", r"(\1)", text)) != text:
