@@ -21,7 +21,7 @@ DEFAULTS: dict[str, Any] = {
 }
 # What of a flat config.json only VILA writes.
 _VILA = ("vision_resolution", "interpolate_mode", "num_video_frames", "drop_path_rate", "llm_cfg", "vision_tower_cfg")
-_S2_SCALES = "336,672,1008"
+S2_SCALES = "336,672,1008"
 _LLAMA_VOCABULARY = range(32000, 32064)  # of Llama 1 and 2, and with LLaVA's own tokens and padding
 _KNOWN_NAMES = {"vicuna": "vicuna_v1", "llava-v1.5": "vicuna_v1", "llama-2": "llama_2", "llama2": "llama_2"}
 
@@ -57,7 +57,7 @@ class LlavaSettings:
             InputError: a value that the original, or a stock LLaVA, cannot have; it names ``source``.
         """
         said = {key: config.get(key, value) for key, value in DEFAULTS.items()}
-        sides = parse_scales(config.get("s2_scales", _S2_SCALES), f"{source}: s2_scales") if said["s2"] else None
+        sides = parse_scales(config.get("s2_scales", S2_SCALES), f"{source}: s2_scales") if said["s2"] else None
         scales = None if sides is None else sorted(sides)
         feature = said["mm_vision_select_feature"]
         if feature not in ("patch", "cls_patch"):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from llava_s2.errors import InputError
-from llava_s2.formats.llava_config import parse_scales
+from llava_s2.formats.llava_config import S2_SCALES, parse_scales
 from llava_s2.model.templates import LLAVA_NAMES, TEMPLATE_HELP
 from llava_s2.train.flag_values import impossible_values
 from llava_s2.train.llava_flags import (
@@ -222,7 +222,7 @@ def parse_flags(stage: str, flags: Sequence[str]) -> "tuple[RecipeArguments, Tra
         def error(self, message: str) -> Any:
             raise InputError(f"{message}; see llava-s2 train {stage} --help")
 
-    flags = _bare_fsdp(_group_by_length(_one_warmup(expand_yaml(flags))))
+    flags = _bare_fsdp(_group_by_length(_one_warmup(_s2(expand_yaml(flags)))))
     given = flag_names(flags)
     problems = []
     if "output_dir" not in given:
@@ -363,6 +363,21 @@ def _one_warmup(flags: Sequence[str]) -> list[str]:
     return _without(flags, "warmup_steps" if steps.rstrip("0.") == "" else "warmup_ratio")
 
 
+def _s2(flags: Sequence[str]) -> list[str]:
+    """LLaVA's ``--s2 True``, whose scales are three where they are left out, as ``--s2_scales``.
+
+    Raises:
+        InputError: scales are named beside ``--s2 False``.
+    """
+    values = _values(flags)
+    if "s2" not in values:
+        return list(flags)
+    kept = _without(flags, "s2")
+    if not _is_on(flags, "s2") and "s2_scales" in values:
+        raise InputError("--s2 False has a tower see its own scale alone; leave it or --s2_scales out")
+    return [*kept, *(["--s2_scales", S2_SCALES] if _is_on(flags, "s2") and "s2_scales" not in values else [])]
+
+
 def _group_by_length(flags: Sequence[str]) -> list[str]:
     """LLaVA's ``--group_by_length True`` under the name that transformers 5 has for it."""
     if "group_by_length" not in _values(flags):
@@ -416,7 +431,7 @@ def _yaml_flags(path: Path) -> list[str]:
         raise InputError(f"{path}: must hold one NAME: VALUE a line")
     flags = []
     for name, value in content.items():
-        if value is None:
+        if value is None or (value is False and name in ("fsdp", "deepspeed")):
             continue
         if isinstance(value, list) and name in _SEVERAL:
             flags += [f"--{name}", *map(str, value)]

@@ -28,7 +28,6 @@ ACCEPTED: dict[str, tuple[str, ...] | None] = {
     "cache_dir": ("none", ""),
     "lazy_preprocess": None,
     "is_multimodal": None,
-    "s2": ("true",),
     "double_quant": ("true",),
     "quant_type": ("nf4",),
     "save_safetensors": ("true",),

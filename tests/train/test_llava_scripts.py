@@ -184,6 +184,18 @@ def test_flags_at_their_default_are_accepted():
     assert training.train_sampling_strategy == "group_by_length"
 
 
+def test_the_scales_of_s2_are_three_where_a_script_leaves_them_out():
+    start = shlex.split(VICUNA + COMMON + FINETUNE) + ["--output_dir", "x"]
+    for flags, scales in (
+        (["--s2", "True"], "336,672,1008"),
+        (["--s2", "True", "--s2_scales", "336,672"], "336,672"),
+        (["--s2=False"], None),
+    ):
+        assert parse_flags("finetune", start + flags)[0].s2_scales == scales
+    with pytest.raises(InputError, match="--s2 False has a tower see its own scale alone"):
+        parse_flags("finetune", [*start, "--s2", "False", "--s2_scales", "336,672"])
+
+
 def test_all_problems_are_told_at_once():
     with pytest.raises(InputError) as told:
         parse_flags("finetune", shlex.split(NEEDED + "--bf16 True --tf32 True --fp16 False --report_to none_such"))
