@@ -185,7 +185,7 @@ def test_flags_at_their_default_are_accepted():
 
 
 def test_the_scales_of_s2_are_three_where_a_script_leaves_them_out():
-    start = shlex.split(VICUNA + COMMON + FINETUNE) + ["--output_dir", "x"]
+    start = [*shlex.split(VICUNA + COMMON + FINETUNE), "--output_dir", "x"]
     for flags, scales in (
         (["--s2", "True"], "336,672,1008"),
         (["--s2", "True", "--s2_scales", "336,672"], "336,672"),
