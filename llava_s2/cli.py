@@ -5,6 +5,7 @@ the functions that run, so that ``--help`` answers at once.
 """
 
 import argparse
+import errno
 import os
 import sys
 import warnings
@@ -14,6 +15,9 @@ from llava_s2 import __version__
 from llava_s2.errors import InputError
 from llava_s2.threads import choose_threads
 from llava_s2.train.llava_flags import with_stage
+
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
+"""Errors of writing, in which the system names no file."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -62,6 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return args.run(args) or 0
     except InputError as error:
         print(f"llava-s2: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # of a file that cannot be read or written; any other is a fault of this program
+        if error.filename is None and error.errno not in _OF_DISKS:
+            raise
+        name = error.filename2 or error.filename or "writing"  # the second is what a file should have been renamed to
+        print(f"llava-s2: error: {name}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("llava-s2: stopped", file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
 from llava_s2.eval.llava_prompts import lettered
 from llava_s2.eval.schema import LETTERS, Record, refuse_missing, unique
-from llava_s2.eval.tables import find_file, read_records
+from llava_s2.eval.tables import find_file, matches, read_records
 from llava_s2.eval.vlmevalkit import RULES, read_by_rule
 
 
@@ -41,12 +41,7 @@ class TableBenchmark(Benchmark):
         if not self.variants:
             return find_file(data, self.files[""])
         if self.variant is None and data.is_dir():
-            present = (
-                v
-                for v in self.variants
-                if any(f.glob(n) for n in self.files[v] for f in (data, data / "data") if any(f.glob(n)))
-            )
-            self.variant = next(present, None)
+            self.variant = next((v for v in self.variants if any(matches(data, n) for n in self.files[v])), None)
         wanted = self.variant or next(iter(self.variants))
         return find_file(data, self.files[wanted], f" of variant {wanted}")
 

@@ -61,8 +61,9 @@ def load_ahead(
         InputError: an image that cannot be read, when its batch's turn comes.
     """
 
-    def prepared(image: Path | Embedded) -> Prepared:
+    def prepared(shown: Path | Embedded) -> Prepared:
         try:
+            image = _read_once(shown)
             marked = mark(image)
             decoded = read_image(image, turn=turn)
         except InputError as error:
@@ -70,8 +71,8 @@ def load_ahead(
                 return Prepared((), fault=str(error))
             raise
         as_it_is = turn and not decoded.conversions
-        shown = prepare(decoded.image, image if as_it_is else None)
-        return Prepared((shown,), decoded.conversions, marks=(marked,))
+        taken = prepare(decoded.image, image if as_it_is else None)
+        return Prepared((taken,), decoded.conversions, marks=(marked,))
 
     waiting: deque[tuple[Sequence[Sample], dict[Path | Embedded, Future[Prepared]]]] = deque()
     threads = ThreadPoolExecutor(_threads())
@@ -142,6 +143,14 @@ def read_image(image: Path | Embedded, *, turn: bool = True) -> DecodedImage:
     if isinstance(image, Embedded):
         return image.decode(apply_orientation=turn)
     return decode_image(image, apply_orientation=turn)
+
+
+def _read_once(image: Path | Embedded) -> Path | Embedded:
+    """The same image; one inside a data file with its bytes at hand. Raises InputError if they cannot be read."""
+    if isinstance(image, Path):
+        return image
+    data = image.read()
+    return Embedded(image.name, lambda: data)
 
 
 def mark(image: Path | Embedded) -> Mark:

@@ -144,7 +144,7 @@ def evaluate(
         folder = RunFolder(output, run)
         done = folder.resume()
         folder.forget(done, _stale(samples, done))
-    except InputError:
+    except (InputError, OSError):
         processes.share("start", lambda: {"failed": True})
         raise
     processes.share("start", lambda: {"run": _digest(run), "done": list(done)})

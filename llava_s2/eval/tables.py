@@ -1,11 +1,20 @@
-"""Records of JSON, Parquet, TSV and Excel files; images inside them are left there until they are needed."""
+"""Records of JSON, Parquet, TSV and Excel files; images inside them are left there until they are needed.
 
+Text files may be compressed (``.gz``), and in UTF-16 or with a byte order mark, as Excel and PowerShell write them.
+"""
+
+import atexit
 import base64
 import binascii
+import codecs
 import csv
+import gzip
 import json
 import re
+import shutil
 import sys
+import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,6 +27,9 @@ from llava_s2.eval.schema import Record
 
 _SHORTEST_IMAGE = 64  # characters; a shorter cell names a file, or the row that has the image
 _DELIMITERS = {".tsv": "\t", ".csv": ","}
+_GZIP = b"\x1f\x8b"
+_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+"""How a text file begins that says which encoding it has -> the encoding."""
 
 
 def find_file(data: Path, names: Sequence[str], what: str = "") -> list[Path]:
@@ -34,15 +46,20 @@ def find_file(data: Path, names: Sequence[str], what: str = "") -> list[Path]:
     if not data.is_dir():
         raise InputError(f"{data}: no such folder; --data names the folder that holds {' or '.join(names)}")
     for name in names:
-        for folder in (data, data / "data"):
-            if paths := sorted(folder.glob(name)):
-                return _whole_split(paths) if paths[0].suffix == ".parquet" else paths[:1]
+        if paths := matches(data, name):
+            return _whole_split(paths) if paths[0].suffix == ".parquet" else paths[:1]
     raise InputError(f"{data}: holds none of {', '.join(names)}{what}; docs/data.md says where it comes from")
 
 
+def matches(data: Path, name: str) -> list[Path]:
+    """The files of a pattern in a folder or its ``data/``, sorted; compressed ones if there are no others."""
+    kinds = (name, f"{name}.gz")
+    return next((found for kind in kinds for f in (data, data / "data") if (found := sorted(f.glob(kind)))), [])
+
+
 def read_records(path: Path, field: str | None = None, images: Sequence[str] = ()) -> list[Record]:
-    """The records of a file, by its suffix ``.json``, ``.parquet``, ``.tsv``, ``.csv`` or ``.xlsx``; any other is JSON
-    lines.
+    """The records of a file, by its suffix ``.json``, ``.parquet``, ``.tsv``, ``.csv`` or ``.xlsx``, perhaps before a
+    ``.gz``; any other is JSON lines.
 
     Args:
         path: the file.
@@ -53,13 +70,14 @@ def read_records(path: Path, field: str | None = None, images: Sequence[str] = (
     Raises:
         InputError: the file cannot be read, is something else, or holds no record.
     """
-    if path.suffix == ".parquet":
+    suffix = _suffix(path)
+    if suffix == ".parquet":
         records = _parquet(path, images)
-    elif path.suffix in (".tsv", ".csv"):
+    elif suffix in _DELIMITERS:
         records = _tsv(path, images)
-    elif path.suffix == ".xlsx":
+    elif suffix == ".xlsx":
         records = _workbook(path)
-    elif path.suffix != ".json" or (field is None and _is_json_lines(path)):
+    elif suffix != ".json" or (field is None and _is_json_lines(path)):
         records = _json_lines(path)
     else:
         value = read_value(path)
@@ -80,29 +98,82 @@ def read_value(path: Path) -> Any:
         InputError: no such file, or it is not JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(_in_utf8(path).read_bytes())
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     except ValueError as error:  # also a text that is not UTF-8
         raise InputError(f"{path}: not valid JSON ({error})") from None
+
+
+def _suffix(path: Path) -> str:
+    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix
+
+
+def _in_utf8(path: Path) -> Path:
+    """The file itself, if it is plain UTF-8 without a mark; else a copy of it that is, removed when the program ends.
+
+    Raises:
+        OSError: it cannot be read, or is compressed and damaged.
+        UnicodeDecodeError: it begins as UTF-16 and is not.
+    """
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start[:2] != _GZIP and not start.startswith(tuple(_MARKS)):
+        return path
+    return _copy(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _copy(path: Path, written: int) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="llava-s2-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    name = path
+    for step in (_unzip, _recode):
+        made = folder / step.__name__
+        name = made if step(name, made) else name
+    return name
+
+
+def _unzip(path: Path, target: Path) -> bool:
+    with path.open("rb") as file:
+        if file.read(2) != _GZIP:
+            return False
+    try:
+        with gzip.open(path) as packed, target.open("wb") as out:
+            shutil.copyfileobj(packed, out)
+    except (EOFError, zlib.error) as error:
+        raise OSError(f"a damaged gzip file: {error}") from None
+    return True
+
+
+def _recode(path: Path, target: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(4)
+    encoding = next((name for mark, name in _MARKS.items() if start.startswith(mark)), None)
+    if encoding is not None:
+        with path.open(encoding=encoding, newline="") as text, target.open("w", encoding="utf-8", newline="") as out:
+            shutil.copyfileobj(text, out)
+    return encoding is not None
 
 
 def _is_json_lines(path: Path) -> bool:
     """Whether a ``.json`` file has an object a line, as POPE's label files do."""
     try:
-        with path.open("rb") as file:
+        with _in_utf8(path).open("rb") as file:
             first = file.readline().strip()
             second = file.readline().strip()
             return first.startswith(b"{") and first.endswith(b"}") and (not second or second.startswith(b"{"))
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return False
 
 
 def _json_lines(path: Path) -> list[Record]:
     try:
-        raw = path.read_bytes()
+        raw = _in_utf8(path).read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not valid UTF-16 ({error})") from None
     records = []
     for number, line in enumerate(raw.splitlines(), start=1):
         where = f"{path}, line {number}"
@@ -201,11 +272,10 @@ def _tsv(path: Path, images: Sequence[str]) -> list[Record]:
     places: dict[str, tuple[int, int, int]] = {}  # index -> where its row stands, and how many images it has
     limit = csv.field_size_limit(sys.maxsize)
     try:
-        with path.open("rb") as file:
-            rows = _located_rows(file, path.suffix)
+        plain, delimiter = _in_utf8(path), _DELIMITERS[_suffix(path)]
+        with plain.open("rb") as file:
+            rows = _located_rows(file, delimiter)
             _, _, columns = next(rows, (0, 0, []))
-            if columns:
-                columns[0] = columns[0].removeprefix("\ufeff")
             shown = [name for name in images if name in columns]
             for number, (start, end, cells) in enumerate(rows, start=1):
                 if len(cells) > len(columns):
@@ -229,7 +299,7 @@ def _tsv(path: Path, images: Sequence[str]) -> list[Record]:
                 record[name] = record[name] if Path(record[name]).suffix else None
                 continue
             start, end, count = place
-            read = partial(_tsv_cell, path, start, end, columns.index(name))
+            read = partial(_tsv_cell, plain, delimiter, start, end, columns.index(name))
             record[name] = _embedded(f"{record.where}, {name}", count, read)
     return records
 
@@ -250,7 +320,7 @@ def _workbook(path: Path) -> list[Record]:
     return [Record(fields, f"{path}, row {number}") for number, fields in enumerate(records, start=2)]
 
 
-def _located_rows(file: Any, suffix: str) -> Iterator[tuple[int, int, list[str]]]:
+def _located_rows(file: Any, delimiter: str) -> Iterator[tuple[int, int, list[str]]]:
     """The rows of a TSV file, with the bytes that each begins and ends at."""
     position = 0
 
@@ -261,22 +331,23 @@ def _located_rows(file: Any, suffix: str) -> Iterator[tuple[int, int, list[str]]
             yield line.decode()
 
     start = 0
-    for row in csv.reader(lines(), delimiter=_DELIMITERS[suffix]):
+    for row in csv.reader(lines(), delimiter=delimiter):
         if row:
             yield start, position, row
         start = position
 
 
-def _tsv_cell(path: Path, start: int, end: int, column: int) -> Any:
+def _tsv_cell(path: Path, delimiter: str, start: int, end: int, column: int) -> Any:
     with path.open("rb") as file:
         file.seek(start)
         text = file.read(end - start).decode()
     limit = csv.field_size_limit(sys.maxsize)
     try:
-        cell = next(csv.reader(text.splitlines(keepends=True), delimiter=_DELIMITERS[path.suffix]))[column]
+        lines = (f"{line}\n" for line in text.split("\n"))  # as above; str.splitlines ends them elsewhere, too
+        cell = next(csv.reader(lines, delimiter=delimiter))[column]
     finally:
         csv.field_size_limit(limit)
-    return re.findall(r"[A-Za-z0-9+/=]+", cell) if cell.startswith("[") else cell
+    return re.sub(r"\\[nrt]|[\s'\"\[\]]", "", cell).split(",") if cell.startswith("[") else cell
 
 
 def _embedded(name: str, count: int | None, read: Callable[[], Any]) -> Embedded | tuple[Embedded, ...] | None:
@@ -296,7 +367,7 @@ def _image_bytes(value: Any, name: str) -> bytes:
         value = value.get("bytes")
     if isinstance(value, str):
         try:
-            value = base64.b64decode(value, validate=True)
+            value = base64.b64decode("".join(value.split()), validate=True)  # some files wrap it over lines
         except binascii.Error as error:
             raise InputError(f"{name}: not base64 ({error})") from None
     if not value:
