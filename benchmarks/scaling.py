@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py --output benchmarks/results/scaling.json
 
-Measured: LoRA on a random Llama of 16 million parameters, one thread a process, gloo. Each run has a network of its own
+Measured: LoRA on a random Llama of 20 million parameters, one thread a process, gloo. Each run has a network of its own
 (``unshare --net``, which needs root), so the bytes of its loopback device are the run's. On paper: LLaVA-S2-7B from the
 same formulas, which the measured bytes must bear out, and a network of 50 GB/s a GPU (400 Gbit/s).
 """
@@ -35,16 +35,23 @@ NETWORK = 50e9  # bytes a second and GPU
 RATE = 400e12  # FLOP a second and GPU: 40 % of an H100's peak in 16 bits
 
 
-def bytes_per_process(backend: str, processes: int, trained: float, frozen: float) -> float:
-    """Bytes that a process sends in a step, by rings; ``trained`` and ``frozen`` in bytes.
+def bytes_per_process(backend: str, processes: int, trained: float, frozen: float, kept: float, gloo: bool) -> float:
+    """Bytes that a process sends in a step, by rings.
 
-    DDP and ZeRO-2 reduce the gradients and spread what comes out (gradients or weights); ZeRO-3 and FSDP gather all
-    weights for the forward and again for the backward pass, and reduce the gradients.
+    DDP reduces the gradients and spreads the sums; DeepSpeed's ZeRO-2 does the same (its buckets are all-reduced) and
+    spreads the new weights after that. ZeRO-3 and FSDP2 gather the weights for the forward and again for the backward
+    pass and scatter the sums of the gradients.
+
+    Args:
+        trained, frozen: bytes of weights.
+        kept: of them, bytes that stay gathered between the two passes: with FSDP2 those of no layer, with ZeRO-3 all of
+            a model of up to ``stage3_max_live_parameters``, 1e9.
+        gloo: whether gradients are scattered by an all-reduce, as gloo does, which sends them twice.
     """
     share = (processes - 1) / processes
     if backend in ("ddp", "zero2"):
-        return share * 2 * trained
-    return share * (2 * (frozen + trained) + trained)
+        return share * (3 if backend == "zero2" else 2) * trained
+    return share * (2 * (frozen + trained) - kept + (2 if gloo else 1) * trained)
 
 
 def measure(folder: Path, model: Path, backend: str, processes: int) -> dict[str, float]:
@@ -91,12 +98,15 @@ def worker(flags: list[str]) -> int:
 def on_paper() -> list[dict[str, float | str]]:
     """Efficiency of LLaVA-S2-7B, 16 examples of 1,024 tokens a GPU: without any overlap, and with all there can be."""
     llm, projector, lora, tower = 6.7e9, 29e6, 320e6, 0.3e9
+    kept = {"ddp": 0, "zero2": 0, "zero3": 0, "fsdp2": 2 * 2 * 32_000 * 4096}
     rows: list[dict[str, float | str]] = []
     for name, trained, frozen in (("lora", lora + projector, llm + tower), ("full", llm + projector, tower)):
         flops = 16 * 1024 * (4 * llm + 2 * trained) + 16 * 14 * 577 * 2 * tower
-        for backend in ("zero2", "zero3"):
+        for backend in ("ddp", "zero2", "zero3", "fsdp2"):
+            if backend == "ddp" and name == "full":  # does not fit
+                continue
             for gpus in (8, 64, 512):
-                moved = bytes_per_process(backend, gpus, 2 * trained, 2 * frozen)
+                moved = bytes_per_process(backend, gpus, 2 * trained, 2 * frozen, kept[backend], gloo=False)
                 compute, network = flops / RATE, moved / NETWORK
                 rows.append(
                     {
@@ -113,8 +123,8 @@ def on_paper() -> list[dict[str, float | str]]:
     return rows
 
 
-def make_inputs(folder: Path) -> tuple[Path, int, int]:
-    """A random language model and forty records. Returns its folder, and parameters trained and frozen."""
+def make_inputs(folder: Path) -> tuple[Path, int, int, int]:
+    """A random language model and 80 records. Returns its folder, and parameters trained, frozen, and in no layer."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig.from_pretrained(GOLDEN / "vicuna-tiny")
@@ -127,8 +137,13 @@ def make_inputs(folder: Path) -> tuple[Path, int, int]:
     (folder / "data.json").write_text(json.dumps([{"image": "red.png", "conversations": turns}] * 80))
     lora = 4 * 64 * (4 * (256 + 256) + 3 * (256 + 768))
     projector = 64 * 256 + 256 + 256 * 256 + 256
-    layers = 4 * (4 * 256**2 + 3 * 256 * 768 + 2 * 256) + 256 + 2 * config.vocab_size * 256
-    return model, lora + projector, layers + 45_088
+    layers, root = 4 * (4 * 256**2 + 3 * 256 * 768 + 2 * 256), 2 * config.vocab_size * 256
+    return model, lora + projector, layers + 256 + root + 45_088, root
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
 
 
 def main() -> None:
@@ -136,18 +151,20 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--paper", action="store_true", help="nothing is measured")
     args = parser.parse_args()
-    result: dict[str, Any] = {"on_paper": on_paper()}
+    result: dict[str, Any] = {"command": " ".join(sys.argv), "cpu": _processor(), "on_paper": on_paper()}
     if not args.paper:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            model, trained, frozen = make_inputs(folder)
-            result["parameters"] = {"trained": trained, "frozen": frozen}
+            model, trained, frozen, root = make_inputs(folder)
+            result["parameters"] = {"trained": trained, "frozen": frozen, "in no layer": root}
             result["one_process"] = measure(folder, model, "ddp", 1)
-            result["two_processes"] = {
-                backend: measure(folder, model, backend, 2)
-                | {"bytes_by_the_formula": 2 * bytes_per_process(backend, 2, 4 * trained, 4 * frozen)}
-                for backend in BACKENDS
-            }
+            result["two_processes"] = {}
+            for backend in BACKENDS:
+                kept = {"zero3": trained + frozen, "fsdp2": root}.get(backend, 0)
+                by_formula = 2 * bytes_per_process(backend, 2, 4 * trained, 4 * frozen, 4 * kept, gloo=True)
+                result["two_processes"][backend] = measure(folder, model, backend, 2) | {
+                    "bytes_by_the_formula": by_formula
+                }
     text = json.dumps(result, indent=1)
     print(text)
     if args.output:

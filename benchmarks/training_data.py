@@ -1,16 +1,20 @@
 """Start-up time and a DataLoader worker's memory on a generated set the size of LLaVA's 665k mix.
 
-    python benchmarks/training_data.py FOLDER [--records 665298] [--kind json|parquet]
+    python benchmarks/training_data.py FOLDER [--records 665298] [--kind json|parquet|tar]
 
-Writes the set to FOLDER once (0.8 GB), then reads it as training does. The last line printed is JSON: seconds until the
+Writes the set to FOLDER once (0.8 GB), then reads it as training does; what the check finds is kept in FOLDER too, so a
+second run is a later start. The last line printed is JSON: whether the records were checked, seconds until the
 data set is ready, and the memory of ``import torch`` alone, of the main process, and of each of four DataLoader workers
 while they read 4,000 random records.
 """
 
 import argparse
+import io
 import json
 import multiprocessing
+import os
 import random
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ from PIL import Image
 WORDS = """the a picture shows red cup on table with man and dog near window what is in this image answer
 single""".split()  # noqa: SIM905
 IMAGES = 1000
+SHARD = 10_000  # records
 READ = 1000  # by each worker
 WORKERS = 4
 
@@ -67,6 +72,26 @@ def as_parquet(path: Path) -> Path:
     return out
 
 
+def as_shards(path: Path) -> Path:
+    """The same records as webdataset shards of 10,000, each with its image in it."""
+    folder = path.with_suffix("")
+    if not folder.exists():
+        aside = folder.with_suffix(".part")
+        aside.mkdir(exist_ok=True)
+        records = json.loads(path.read_text())
+        for start in range(0, len(records), SHARD):
+            with tarfile.open(aside / f"{start // SHARD:05}.tar", "w") as archive:
+                for record in records[start : start + SHARD]:
+                    if name := record.pop("image", None):
+                        archive.add(path.parent / "images" / name, f"{record['id']}.jpg")
+                    text = json.dumps(record).encode()
+                    member = tarfile.TarInfo(f"{record['id']}.json")
+                    member.size = len(text)
+                    archive.addfile(member, io.BytesIO(text))
+        aside.replace(folder)
+    return folder
+
+
 def memory(process: int | str = "self") -> dict[str, int]:
     """MB of a process: resident; its share where pages shared by n processes count 1/n; and what it alone holds."""
     rows = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]
@@ -79,24 +104,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--records", type=int, default=665298)
-    parser.add_argument("--kind", choices=("json", "parquet"), default="json")
+    parser.add_argument("--kind", choices=("json", "parquet", "tar"), default="json")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     path = write_set(args.folder, args.records)
-    path = as_parquet(path) if args.kind == "parquet" else path
+    path = {"parquet": as_parquet, "tar": as_shards}.get(args.kind, Path)(path)
+    os.environ["XDG_CACHE_HOME"] = str(args.folder / "cache")
 
     import torch
     from torch.utils.data import DataLoader
 
     libraries = memory()
     from llava_s2.data.dataset import ConversationDataset
+    from llava_s2.data.image_files import ImageFiles
     from llava_s2.data.training_records import check_records
+    from llava_s2.data.verdict import VerdictFile
     from llava_s2.formats.configs import processor_for_lengths
     from llava_s2.model.embedded import NAME
+    from llava_s2.model.templates import find_template
 
-    start, cpu = time.monotonic(), time.process_time()
+    images = None if args.kind == "tar" else args.folder / "images"
     processor = processor_for_lengths(NAME)
-    dataset = ConversationDataset(check_records(path, args.folder / "images", "chatml"), processor, "chatml", 2048)
+    was_checked = VerdictFile(path, ImageFiles(images), find_template("chatml")).read() is not None
+    start, cpu = time.monotonic(), time.process_time()
+    dataset = ConversationDataset(check_records(path, images, "chatml"), processor, "chatml", 2048)
     ready, cpu = time.monotonic() - start, time.process_time() - cpu  # the second without what others run
     main_process = memory()
     order = torch.randint(len(dataset), (READ * WORKERS,)).tolist()
@@ -106,7 +137,7 @@ def main() -> None:
     workers = [memory(worker.pid or "self") for worker in multiprocessing.active_children()]
     times = {"ready_s": round(ready, 1), "ready_cpu_s": round(cpu, 1)}
     sizes = {"import torch": libraries, "main": main_process, "workers": workers}
-    print(json.dumps({"records": len(dataset), **times, "read": taken, **sizes}))
+    print(json.dumps({"records": len(dataset), "checked_before": was_checked, **times, "read": taken, **sizes}))
 
 
 if __name__ == "__main__":

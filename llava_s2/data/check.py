@@ -18,7 +18,7 @@ from llava_s2.data.image_files import ImageFiles
 from llava_s2.data.json_records import Records
 from llava_s2.data.record_shapes import unread_of
 from llava_s2.data.sources import Reader, read_records
-from llava_s2.data.training_records import describe_unread, repeated
+from llava_s2.data.training_records import check_source, describe_unread, repeated
 from llava_s2.data.unread import unread_links
 from llava_s2.data.validate_record import validate_record
 from llava_s2.data.validation_error import KINDS, ValidationError
@@ -142,6 +142,8 @@ def check_file(
 ) -> Check:
     """Looks at every record of a file and every image that it names; it does not stop at a fault.
 
+    What training would look for is kept, so that a run on the same file need not: see `llava_s2.data.verdict`.
+
     Args:
         path: of any kind that `read_records` knows.
         images: where the images are, see `ImageFiles`.
@@ -188,6 +190,8 @@ def check_file(
         for fault in chain.from_iterable(faults.values()):
             fault.line = None if fault.index is None else line_of[fault.index]
         faults["malformed"] += [FaultyRecord(None, None, line, text) for line, text in reader.misplaced_lines()]
+    all_opened = not faults["missing_image"] and not faults["corrupt_image"]
+    check_source(path, images, chat_template, tolerant=True, images_opened=all_opened)
     return Check(len(reader), faults, lengths, ignored, with_images, unread, reader)
 
 

@@ -9,6 +9,7 @@ from tqdm import tqdm
 from transformers import LlavaProcessor
 
 from llava_s2.data.bad_samples import BadSamples, stand_ins
+from llava_s2.data.cache import place_of, remember
 from llava_s2.data.conversation import encode_record
 from llava_s2.data.pixels import image_bytes
 from llava_s2.data.training_records import BadRecord, TrainingRecords
@@ -17,6 +18,8 @@ from llava_s2.errors import InputError
 from llava_s2.model.labels import IGNORE_INDEX
 from llava_s2.model.processor import num_image_tokens
 from llava_s2.model.templates import IMAGE_TOKEN, find_template
+
+_FEWEST = 1000  # records looked at, for which it is noted that all is well
 
 
 class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
@@ -59,11 +62,22 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         self._checked, self._frame = checked, frame
         bound = frame + checked.bytes_before_answer + checked.images_before_answer * num_image_tokens(processor)
         doubtful = np.flatnonzero(bound > max_length).tolist() if bad_samples is None else []
+        have_targets = place_of("targets", [*checked.known_by, *self._rendering(), max_length])
+        if not doubtful or have_targets.exists():
+            return
         for index in tqdm(doubtful, desc="checking long records", delay=2):
             try:
                 self._encode(self.records[index])
             except ValidationError as fault:
                 raise InputError(f"{self.records.where(index)}: {fault}") from None
+        if len(doubtful) >= _FEWEST:
+            remember(have_targets, lambda out: out.touch())
+
+    def _rendering(self) -> tuple[object, ...]:
+        """What decides the tokens of a record."""
+        rules = getattr(self.processor.tokenizer, "backend_tokenizer", None)
+        tokenizer = rules.to_str() if rules is not None else id(self)  # of this process alone
+        return self.chat_template, num_image_tokens(self.processor), tokenizer
 
     def too_long(self, limit: int | None = None, name: str = "--model_max_length") -> str | None:
         """Says how many records are longer than a limit, or None. Of more than 1,000 that may be, 1,000 are tokenized.

@@ -28,18 +28,22 @@ class ImageFiles:
 
     def __init__(self, source: str | Path | None) -> None:
         self.folder: Path | None = None
-        tars: list[Path] = []
+        self.tars: list[Path] = []
         if source is not None:
             path = Path(source)
             if path.is_dir():
                 self.folder = path
-                tars = sorted(path.glob("*.tar"))
+                self.tars = sorted(path.glob("*.tar"))
             else:
-                tars = [path] if path.is_file() else sorted(map(Path, glob(str(source))))  # noqa: PTH207
-                if not tars:
+                self.tars = [path] if path.is_file() else sorted(map(Path, glob(str(source))))  # noqa: PTH207
+                if not self.tars:
                     raise InputError(f"{source}: no such image folder or tar file")
-        self._tars = TarMembers(tars) if tars else None
+        self._tars = TarMembers(self.tars) if self.tars else None
         self._in_files = source is None or self.folder is not None
+
+    def folder_path(self) -> Path:
+        """Where names begin that are no tar file's."""
+        return Path(self.folder or "").resolve()
 
     def find(self, name: str) -> str | Embedded:
         """What an image's name stands for: a path, or a tar file's bytes.

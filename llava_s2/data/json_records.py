@@ -2,8 +2,8 @@
 
 A file is one JSON array of records, an object that holds such an array (``{"data": [...]}``) or the records by their
 ids, or JSON lines; which one is seen from how it begins, not from its name. One compressed with gzip, bzip2 or xz is
-unpacked to the cache folder first. One pass finds where each record starts and ends; after that a record costs one
-seek, and all that a DataLoader worker carries is two integers a record.
+unpacked to the cache folder first. One pass finds where each record starts and ends; that is kept in the cache folder,
+and a record costs one seek.
 """
 
 import bz2
@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from llava_s2.data.cache import cached
+from llava_s2.data.cache import cached, place_of, remember_array, state
 from llava_s2.data.record_shapes import is_record
 from llava_s2.data.validation_error import ValidationError
 from llava_s2.errors import InputError
 
 _WINDOW = 1 << 22  # characters decoded ahead
 _LONGEST = 1 << 26  # characters of a record, so that one bracket left open does not take in the rest of the file
+_FEWEST = 1000  # records, for which an index is kept
 _BLANK = " \t\r\n"
 _OBJECT = re.compile(r'\{\s*"')
 _OTHER_BYTES = re.compile("[\udc80-\udcff]")
@@ -40,7 +41,7 @@ class Records(Sequence[dict[str, Any]]):
 
     Args:
         path: the file.
-        visit: called with the index and the value of every record, in order, during the one pass over the file.
+        visit: called with the index and the value of every record, in order, during a pass over the file.
         tolerant: to go on behind what is no record, which then is a number of ``broken`` and raises where it is read.
 
     Attributes:
@@ -58,6 +59,7 @@ class Records(Sequence[dict[str, Any]]):
         self._file = self.path
         self.broken: dict[int, str] = {}
         self.misplaced: list[tuple[int, str]] = []
+        self._passed = (0, 1)  # a byte and its line, from which later ones are counted
         starts, ends = array("q"), array("q")
         if not self.path.is_file():
             raise InputError(f"{self.path}: no such data file")
@@ -65,6 +67,10 @@ class Records(Sequence[dict[str, Any]]):
             opener = next((each for magic, each in _PACKED.items() if file.peek(8).startswith(magic)), None)
         if opener is not None:
             self._file = cached("unpacked", [self.path], partial(_unpack, self.path, opener))
+        index_file = place_of("json-records", state(self._file))
+        if visit is None and index_file.exists():
+            self._starts, self._ends = np.load(index_file, mmap_mode="r")
+            return
         for start, end, record in _scan(self.path, self._file, self.misplaced.append if tolerant else None):
             index = len(starts)
             starts.append(start)
@@ -81,6 +87,8 @@ class Records(Sequence[dict[str, Any]]):
         if not starts:
             raise InputError(f"{self.path}: holds no records")
         self._starts, self._ends = np.frombuffer(starts, np.int64), np.frombuffer(ends, np.int64)
+        if len(self) >= _FEWEST and not self.broken and not self.misplaced:
+            remember_array(index_file, np.stack([self._starts, self._ends]))
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -117,18 +125,19 @@ class Records(Sequence[dict[str, Any]]):
         """Names a record for a message: file, index from 0, id where it has one, and line from 1."""
         record = {} if index in self.broken else self[index]
         identity = f"id {record['id']!r}, " if "id" in record else ""
-        return f"{self.path}: record {index} ({identity}line {_line(self._file, int(self._starts[index]))})"
+        byte = int(self._starts[index])
+        if byte < self._passed[0]:
+            self._passed = (0, 1)
+        self._passed = (byte, _line(self._file, byte, *self._passed))
+        return f"{self.path}: record {index} ({identity}line {self._passed[1]})"
 
     def lines(self, indices: Sequence[int]) -> list[int]:
         """The lines that records begin in, given in ascending order; one pass over the file for all of them."""
-        lines, line, byte = [], 1, 0
-        with self._file.open("rb") as file:
-            for index in indices:
-                start = int(self._starts[index])
-                while byte < start:
-                    data = file.read(min(start - byte, _WINDOW))
-                    line, byte = line + data.count(b"\n"), byte + len(data)
-                lines.append(line)
+        lines, byte, line = [], 0, 1
+        for index in indices:
+            start = int(self._starts[index])
+            byte, line = start, _line(self._file, start, byte, line)
+            lines.append(line)
         return lines
 
 
@@ -411,11 +420,10 @@ def _hint(error: json.JSONDecodeError) -> str:
     return ""
 
 
-def _line(path: Path, byte: int) -> int:
-    """Returns the number, from 1, of the line that holds a byte."""
-    line = 1
+def _line(path: Path, byte: int, before: int = 0, line: int = 1) -> int:
+    """Returns the number of the line that holds a byte, given that of one before it."""
     with path.open("rb") as file:
-        while byte > 0 and (data := file.read(min(byte, _WINDOW))):
-            line += data.count(b"\n")
-            byte -= len(data)
+        file.seek(before)
+        while byte > before and (data := file.read(min(byte - before, _WINDOW))):
+            line, before = line + data.count(b"\n"), before + len(data)
     return line

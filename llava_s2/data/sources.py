@@ -165,6 +165,10 @@ class Mix(Sequence[dict[str, Any]]):
         index = range(len(self))[index]
         return index if self._chosen is None else int(self._chosen[index])
 
+    def positions(self) -> np.ndarray:
+        """`position` of every index, int64 (N,)."""
+        return np.arange(len(self)) if self._chosen is None else self._chosen
+
     def choose(self, positions: np.ndarray) -> None:
         """Puts other records in their place: ``positions`` as `position` gives them, for every index."""
         self._chosen = positions

@@ -1,5 +1,6 @@
 """What a training run reads before any weight: all its records, checked, and what batching needs to know of them."""
 
+import os
 import re
 from array import array
 from collections import Counter
@@ -17,6 +18,7 @@ from llava_s2.data.sources import Mix, Reader, Source, read_records
 from llava_s2.data.unread import media_keys, unread_links
 from llava_s2.data.validate_record import validate_record
 from llava_s2.data.validation_error import ValidationError
+from llava_s2.data.verdict import Verdict, VerdictFile
 from llava_s2.errors import InputError
 from llava_s2.model.templates import IMAGE_TOKEN, find_template
 
@@ -51,6 +53,7 @@ class TrainingRecords:
     bytes_before_answer: np.ndarray  # int64 (N,): bytes of the first question; huge where its answer may teach nothing
     images: np.ndarray  # int64 (N,)
     bytes: np.ndarray  # int64 (N,): UTF-8 bytes of all turns
+    known_by: Sequence[object]  # what all this depends on
     notices: list[str] = field(default_factory=list)  # what does not stop a run, for people to know
     bad: list[BadRecord] = field(default_factory=list)
 
@@ -61,47 +64,47 @@ class TrainingRecords:
         return f"{with_images:,} records with images, {len(self.images) - with_images:,} text alone"
 
 
-class _Checked:
-    """The columns of one source while it is read."""
+class _Columns:
+    """What is noted of one source's records while they are read."""
 
-    def __init__(self, path: str | Path, image_folder: str | Path | None, chat_template: str, tolerant: bool) -> None:
-        self.path, self.image_folder, self.chat_template = path, image_folder, chat_template
-        self.files = ImageFiles(image_folder)
-        self.columns = [array("q") for _ in range(5)]
-        self.faults: dict[int, ValidationError] = {}
-        self.empty_turns: list[int] = []
-        self.media_keys: dict[str, list[int]] = {}  # key -> first record with it, and how many
-        self.unread_keys: Counter[str] = Counter()
+    def __init__(self, path: str | Path, files: ImageFiles, chat_template: str) -> None:
+        self.path, self.files, self.chat_template = path, files, chat_template
+        self.image_folders: set[str] = set()
+        self._columns = [array("q") for _ in range(5)]
+        self._faults: dict[int, ValidationError] = {}
+        self._empty_turns: list[int] = []
+        self._media_keys: dict[str, list[int]] = {}  # key -> first record with it, and how many
+        self._unread_keys: Counter[str] = Counter()
         self._ids = array("q")
         self._has_id = bytearray()
-        self.records: Reader = read_records(path, self._visit, tolerant)
-        self.faults |= {index: ValidationError("malformed", text) for index, text in self.records.broken.items()}
-        self._fill(len(self.records))
 
     def _fill(self, count: int) -> None:
-        for column in (*self.columns, self._ids):
+        for column in (*self._columns, self._ids):
             column.extend([0] * (count - len(column)))
         self._has_id.extend(bytes(count - len(self._has_id)))
 
-    def _visit(self, index: int, record: dict[str, Any]) -> None:
+    def visit(self, index: int, record: dict[str, Any]) -> None:
         if len(self._ids) < index:  # behind what was no record
             self._fill(index)
         found = validate_record(record, self.chat_template, self.files)
         identity = record.get("id")
         self._ids.append(hash(identity if isinstance(identity, str | int) else str(identity)))
         self._has_id.append(identity is not None)
+        # os.path in a third of pathlib's time
+        names = (image for image in found.images if isinstance(image, str))
+        self.image_folders.update(os.path.dirname(name) for name in names)  # noqa: PTH120
         if any(fault.kind == "empty_turn" for fault in found.faults):
-            self.empty_turns.append(index)
+            self._empty_turns.append(index)
         if found.error is not None or found.messages is None:
-            self.faults[index] = found.error or ValidationError("malformed", "cannot be read")
+            self._faults[index] = found.error or ValidationError("malformed", "cannot be read")
             self._fill(index + 1)
             return
         unread, in_turns = unread_of(record)
         media = media_keys(unread, bool(found.images))
         for key in media:
-            self.media_keys.setdefault(key, [index, 0])[1] += 1
-        self.unread_keys.update(key for key in [*unread, *in_turns] if key not in media)
-        self.unread_keys.update(unread_links(found.messages))
+            self._media_keys.setdefault(key, [index, 0])[1] += 1
+        self._unread_keys.update(key for key in [*unread, *in_turns] if key not in media)
+        self._unread_keys.update(unread_links(found.messages))
         said = [message for message in found.messages if message["role"] != "system"]
         system = sum(len(message["content"].encode()) for message in found.messages if message["role"] == "system")
         contents = [message["content"] for message in said]
@@ -115,30 +118,85 @@ class _Checked:
             len(found.images),
             system + sum(len(text.encode()) for text in contents),
         )
-        for column, value in zip(self.columns, values, strict=True):
+        for column, value in zip(self._columns, values, strict=True):
             column.append(value)
 
-    def notices(self) -> list[str]:
+    def verdict(self, records: Reader) -> Verdict:
+        """What was found, once all the records have been visited."""
+        self._fill(len(records))
+        faults = self._faults | {index: ValidationError("malformed", text) for index, text in records.broken.items()}
+        columns = np.stack([np.frombuffer(column, np.int64) for column in self._columns])
+        return Verdict(columns, faults, self._notices(records))
+
+    def _notices(self, records: Reader) -> list[str]:
         notes = []
-        if self.empty_turns:
-            first = self.records.where(self.empty_turns[0])
-            notes.append(f"{first}: has an empty turn; so have {len(self.empty_turns)} of {len(self.records)}")
-        for key, (index, count) in self.media_keys.items():
+        if self._empty_turns:
+            first = records.where(self._empty_turns[0])
+            notes.append(f"{first}: has an empty turn; so have {len(self._empty_turns)} of {len(records)}")
+        for key, (index, count) in self._media_keys.items():
             notes.append(
-                f'{self.records.where(index)}: "{key}" looks like media and is not read; so in {count} of '
-                f"{len(self.records)}"
+                f'{records.where(index)}: "{key}" looks like media and is not read; so in {count} of {len(records)}'
             )
-        if self.unread_keys:
-            notes.append(f"{self.path}: keys that are not read: {describe_unread(self.unread_keys)}")
+        if self._unread_keys:
+            notes.append(f"{self.path}: keys that are not read: {describe_unread(self._unread_keys)}")
         indices = np.flatnonzero(np.frombuffer(self._has_id, np.uint8))
         repeats = repeated(np.frombuffer(self._ids, np.int64)[indices])
         if repeats:
             later, earlier = (int(indices[each]) for each in repeats[0])
             notes.append(
-                f"{self.records.where(later)}: has the id of record {earlier}; {len(repeats)} ids come again, and all "
+                f"{records.where(later)}: has the id of record {earlier}; {len(repeats)} ids come again, and all "
                 "those records are trained on"
             )
         return notes
+
+
+@dataclass
+class _Part:
+    """One source and what is known of it."""
+
+    path: str | Path
+    image_folder: str | Path | None
+    files: ImageFiles
+    records: Reader
+    verdict: Verdict
+    known_by: Sequence[object]
+
+
+def check_source(
+    path: str | Path,
+    image_folder: str | Path | None,
+    chat_template: str,
+    *,
+    tolerant: bool = False,
+    images_opened: bool = False,
+) -> _Part:
+    """Opens one source and checks its records, unless they were checked before and have not changed.
+
+    Faults that stop a run are looked for again, so that whoever mended one is not told of it.
+
+    Args:
+        path, image_folder: see `check_records`.
+        chat_template: Jinja text.
+        tolerant: to go on behind what is no record.
+        images_opened: whether the caller has opened every image, so that no other start need try some.
+
+    Raises:
+        InputError: the file cannot be read, or one of its records cannot, without ``tolerant``.
+    """
+    files = ImageFiles(image_folder)
+    place = VerdictFile(path, files, chat_template)
+    verdict = place.read()
+    if verdict is not None and (tolerant or not verdict.faults) and (verdict.images_opened or not images_opened):
+        records = read_records(path, tolerant=tolerant)
+        if len(records) == verdict.columns.shape[1]:
+            return _Part(path, image_folder, files, records, verdict, place.known_by)
+    columns = _Columns(path, files, chat_template)
+    records = read_records(path, columns.visit, tolerant)
+    verdict = columns.verdict(records)
+    verdict.images_opened = images_opened
+    if VerdictFile(path, files, chat_template).known_by == place.known_by:  # it did not change meanwhile
+        place.write(verdict, columns.image_folders)
+    return _Part(path, image_folder, files, records, verdict, place.known_by)
 
 
 def describe_unread(keys: Mapping[str, int], shown: int = 12) -> str:
@@ -164,10 +222,10 @@ def check_records(
     seed: int = 0,
     skip_bad: bool = False,
 ) -> TrainingRecords:
-    """Reads training data once and checks every record, without a model: about 20 s for 665k records.
+    """Opens training data and checks every record, without a model, unless that was done before: 20 s for 665k records.
 
     Checked are the turns, that each ``<image>`` has its image and the file is there, and, for up to 1,000 records
-    spread over the data, that the images decode.
+    spread over the data, that the images decode. What was found is kept; see `llava_s2.data.verdict`.
 
     Args:
         data_path: one or several, each of a kind that `read_records` knows.
@@ -189,15 +247,30 @@ def check_records(
     chat_template = find_template(template)
     parts = []
     for path, folder in zip(paths, folders, strict=True):
-        parts.append(_Checked(path, folder, chat_template, skip_bad))
-        if parts[-1].faults and not skip_bad:
+        parts.append(check_source(path, folder, chat_template, tolerant=skip_bad))
+        if parts[-1].verdict.faults and not skip_bad:
             raise InputError(_first_fault(parts[-1]))
     records = Mix([Source(part.records, part.files) for part in parts], weights, seed)
-    columns = [np.concatenate([np.frombuffer(part.columns[i], np.int64) for part in parts]) for i in range(5)]
+    verdicts = [part.verdict for part in parts]
+    # Of one source they stay where they are, mapped into memory.
+    columns = verdicts[0].columns if len(parts) == 1 else np.concatenate([each.columns for each in verdicts], axis=1)
     starts = np.cumsum([0, *(len(part.records) for part in parts)]).tolist()
     faults: dict[int, ValidationError] = {}
-    for start, part in zip(starts, parts, strict=False):
-        faults |= {start + index: fault for index, fault in part.faults.items()}
+    for start, verdict in zip(starts, verdicts, strict=False):
+        faults |= {start + index: fault for index, fault in verdict.faults.items()}
+    if not all(verdict.images_opened for verdict in verdicts):
+        _open_some(records, faults, skip_bad)
+    positions, bad = _replace(records, faults)
+    notices = [notice for verdict in verdicts for notice in verdict.notices]
+    if weights is not None or bad:
+        columns = columns[:, positions]
+    lengths, before, bytes_before, images, size = columns
+    known_by = [*(part.known_by for part in parts), weights, seed]
+    return TrainingRecords(records, lengths, before, bytes_before, images, size, known_by, notices, bad)
+
+
+def _open_some(records: Mix, faults: dict[int, ValidationError], skip_bad: bool) -> None:
+    """Opens the images of up to 1,000 records spread over the data; adds what is wrong to ``faults``, or raises it."""
     sample = np.linspace(0, len(records) - 1, min(len(records), _IMAGES_DECODED_AHEAD)).astype(int)
     for index in tqdm(sample.tolist(), desc="checking images", delay=2):
         if records.position(index) in faults:
@@ -208,21 +281,19 @@ def check_records(
             if not skip_bad:
                 raise InputError(f"{records.where(index)}: {fault}") from None
             faults[records.position(index)] = fault
-    positions, bad = _replace(records, faults)
-    notices = [notice for part in parts for notice in part.notices()]
-    lengths, before, bytes_before, images, size = (column[positions] for column in columns)
-    return TrainingRecords(records, lengths, before, bytes_before, images, size, notices, bad)
 
 
 def _replace(records: Mix, faults: dict[int, ValidationError]) -> tuple[np.ndarray, list[BadRecord]]:
     """Puts a good record in the place of each bad one, the same in every run. Returns where all records stand then."""
-    positions = np.fromiter(map(records.position, range(len(records))), np.int64, len(records))
+    positions = records.positions()
+    if not faults:
+        return positions, []
     at_fault = np.isin(positions, np.fromiter(faults, np.int64, len(faults)))
     good = np.unique(positions[~at_fault])
     if not len(good):
         first = int(positions[0])
         raise InputError(f"{records.where(0)}: {faults[first]} (and no other record is any better)")
-    bad = []
+    bad, positions = [], positions.copy()
     for index in np.flatnonzero(at_fault).tolist():
         position = int(positions[index])
         where = records.where(index)
@@ -236,15 +307,16 @@ def _replace(records: Mix, faults: dict[int, ValidationError]) -> tuple[np.ndarr
     ]
 
 
-def _first_fault(part: _Checked) -> str:
-    index = min(part.faults)
-    message = f"{part.records.where(index)}: {part.faults[index]}"
-    if len(part.faults) == 1:
+def _first_fault(part: _Part) -> str:
+    faults = part.verdict.faults
+    index = min(faults)
+    message = f"{part.records.where(index)}: {faults[index]}"
+    if len(faults) == 1:
         return message
-    kinds = Counter(fault.kind for fault in part.faults.values())
+    kinds = Counter(fault.kind for fault in faults.values())
     told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     images = "" if part.image_folder is None else f" --images {part.image_folder}"
     return (
-        f"{message} ({len(part.faults)} records of {len(part.records)} are at fault: {told}; "
+        f"{message} ({len(faults)} records of {len(part.records)} are at fault: {told}; "
         f"llava-s2 data check {part.path}{images} lists them all, with --fix FILE it writes the others)"
     )

@@ -40,7 +40,7 @@ def hold_out(dataset: ConversationDataset, share: float, seed: int) -> tuple[Exa
     Raises:
         InputError: nothing would be left on one side.
     """
-    positions = np.fromiter(map(dataset.records.position, range(len(dataset))), np.int64, len(dataset))
+    positions = dataset.records.positions()
     records = np.unique(positions)
     drawn = np.random.default_rng(seed).permutation(records)[: round(share * len(records))]
     is_held_out = np.isin(positions, drawn)

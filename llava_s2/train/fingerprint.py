@@ -11,9 +11,11 @@ import numpy as np
 from torch import Tensor
 from transformers import TrainingArguments
 
+from llava_s2.data.cache import checksum
 from llava_s2.data.record_shapes import images_of
 from llava_s2.data.training_records import TrainingRecords
 from llava_s2.data.validation_error import ValidationError
+from llava_s2.data.verdict import data_files
 from llava_s2.formats.configs import own_scales
 from llava_s2.formats.model_source import folder_checksum
 from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
@@ -56,9 +58,6 @@ _TRAINING = (
     ),
     *("average_tokens_across_devices", "ignore_data_skip", "load_best_model_at_end"),
 )
-_WHOLE_BYTES = 256 << 20  # of a binary file; a larger one is sampled, JSON is always read whole
-_BLOCK = 1 << 20
-_BLOCKS = 16
 _IMAGES = 1000  # records, spread over the data, whose images are compared
 
 
@@ -193,7 +192,7 @@ def _model(name: str | None) -> str | None:
     if path.is_dir():
         return f"{path.name} {folder_checksum(path)}"
     if path.is_file():
-        return f"{path.name} {_file(path)}"
+        return f"{path.name} {checksum(path)}"
     from huggingface_hub import try_to_load_from_cache
 
     if name.count("/") == 1 and ":" not in name:
@@ -212,28 +211,7 @@ def _tensors(tensors: dict[str, Tensor]) -> str:
 
 def _data_files(path: str) -> list[list[Any]]:
     """Name, size and checksum of every file that a ``--data_path`` leads to."""
-    place = Path(path)
-    if place.is_file():
-        files = [place]
-    elif place.is_dir():
-        files = sorted(file for file in place.rglob("*") if file.is_file())
-    else:
-        files = sorted(place.parent.glob(place.name))
-    return [[file.name, file.stat().st_size, _file(file)] for file in files]
-
-
-def _file(path: Path) -> str:
-    """A checksum of a file: all of JSON and of what is not large, else of blocks spread over it."""
-    size = path.stat().st_size
-    starts: Sequence[int] = range(0, size, _BLOCK)
-    if size > _WHOLE_BYTES and ".json" not in "".join(path.suffixes):
-        starts = np.linspace(0, size - _BLOCK, _BLOCKS).astype(int).tolist()
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for start in starts:
-            file.seek(start)
-            digest.update(file.read(_BLOCK))
-    return digest.hexdigest()[:16]
+    return [[file.name, file.stat().st_size, checksum(file)] for file in data_files(path)]
 
 
 def _images(checked: TrainingRecords) -> str:

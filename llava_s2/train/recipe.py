@@ -216,12 +216,13 @@ def _check_run(stage: str, flags: Sequence[str]) -> _Run:
     )
     seed = training.seed if training.data_seed is None else training.data_seed
     skips = recipe.on_bad_sample == "skip"
-    checked = check_records(
-        recipe.data_path, recipe.image_folder, template, weights=recipe.data_weights, seed=seed, skip_bad=skips
-    )
     held_out = None
-    if recipe.eval_data_path is not None:
-        held_out = check_records(recipe.eval_data_path, recipe.eval_image_folder or recipe.image_folder, template)
+    with training.main_process_first(desc="checking records"):  # the others find what it found in the cache folder
+        checked = check_records(
+            recipe.data_path, recipe.image_folder, template, weights=recipe.data_weights, seed=seed, skip_bad=skips
+        )
+        if recipe.eval_data_path is not None:
+            held_out = check_records(recipe.eval_data_path, recipe.eval_image_folder or recipe.image_folder, template)
     if training.process_index == 0:
         print(checked.describe, flush=True)
         for notice in checked.notices:
