@@ -1,6 +1,7 @@
 """Questions about scenes, with their answers: V*'s two kinds (attributes and relative positions) and what else a
 conversation about an image asks."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -167,9 +168,9 @@ def neighbour_questions(scene: Scene, rng: np.random.Generator) -> list[Question
 def conversation(scene: Scene, rng: np.random.Generator) -> list[Question]:
     """Up to seven questions of all kinds; to a third, what is asked for is not in the image.
 
-    What is there is asked first, each time about another thing, because later questions name what is in the image: a
-    model would learn to answer from the text. For the same reason a description, which ends a conversation, is one of
-    its own now and then: a model would learn that what is described at once is empty.
+    What is there is asked before anything tells it, because later questions name what is in the image: a model would
+    learn to answer from the text. For the same reason a description, which ends a conversation, is one of its own now
+    and then: a model would learn that what is described at once is empty.
     """
     if rng.random() < 0.15:
         return [_describe(scene, rng)]
@@ -191,9 +192,16 @@ def conversation(scene: Scene, rng: np.random.Generator) -> list[Question]:
     rest = [question for question in colored_thing_questions(scene, rng) if not told & set(question.targets)]
     rest = colors + _some(rest, 1, rng) + _some(relation_questions(scene, rng), 2, rng)
     if rng.random() < 0.6:
-        rest += _some(place_questions(scene) if rng.random() < 0.7 else lacking[1:], 1, rng)
+        rest += _some(place_questions(scene) if rng.random() < 0.6 else lacking[1:], 1, rng)
     last = _describe(scene, rng) if rng.random() < 0.3 else _rare_question(scene, absent[1:], rng)
-    return [*_some(first, len(first), rng), *_some(rest, len(rest), rng), last]
+    asked = [*_some(first, len(first), rng), *_some(rest, len(rest), rng), last]
+    if rng.random() < 0.5:
+        return asked
+    # Every kind is also asked first, and in short: what a model only ever answered later it does not answer alone.
+    opening = asked.pop(int(rng.integers(len(first), len(asked))))
+    told = set(re.findall(r"[a-z]+", f"{opening.text} {opening.answer}".lower()))
+    later = [question for question in asked if not told & {thing.name for thing in question.targets}]
+    return [opening, *later[: int(rng.integers(4))]]
 
 
 def _some(questions: list[Question], count: int, rng: np.random.Generator) -> list[Question]:

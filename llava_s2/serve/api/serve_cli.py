@@ -1,6 +1,7 @@
 """``llava-s2 serve``."""
 
 import argparse
+import gc
 import os
 from dataclasses import replace
 from typing import Any
@@ -128,6 +129,8 @@ def _serve(args: argparse.Namespace) -> None:
         drain_seconds=args.drain_timeout,
     )
     service.engine.start()
+    # What is loaded stays. The collector would look through it for half a second now and then, and for two at the exit.
+    gc.freeze()
     server.run()
     service.close()
 
