@@ -36,8 +36,10 @@ def impossible_values(recipe: Any, training: "TrainingArguments") -> list[str]:
                 problems.append(f"--{name} {value}: must be {words}")
     if recipe.image_aspect_ratio not in (None, *ASPECT_RATIOS):
         problems.append(f"--image_aspect_ratio {recipe.image_aspect_ratio}: must be one of {', '.join(ASPECT_RATIOS)}")
-    if training.max_steps <= 0 and not training.num_train_epochs > 0:
+    if training.max_steps < 0 and not training.num_train_epochs > 0:
         problems.append(f"--num_train_epochs {training.num_train_epochs}: leaves nothing to do")
+    if training.max_steps == 0:  # Trainer would make one step
+        problems.append("--max_steps 0: leaves nothing to do")
     if training.dataloader_persistent_workers and not training.dataloader_num_workers:
         problems.append("--dataloader_persistent_workers: needs --dataloader_num_workers")
     if training.metric_for_best_model not in (None, "loss", "eval_loss"):

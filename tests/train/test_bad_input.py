@@ -117,6 +117,7 @@ def test_a_bad_data_file(folder, capsys, monkeypatch, content, message):
         (["--lora_r", "0", "--learning_rate", "nan"], "--lora_r 0: must be 1 or more; --learning_rate nan: must be 0"),
         (["--gradient_accumulation_steps", "0"], "--gradient_accumulation_steps 0: must be 1 or more"),
         (["--num_train_epochs", "0"], "leaves nothing to do"),
+        (["--max_steps", "0"], "leaves nothing to do"),
         (["--lora_dropout", "1"], "--lora_dropout 1.0: must be 0 or more, and less than 1"),
         (["--image_aspect_ratio", "anyres"], "--image_aspect_ratio anyres: must be one of pad"),
         (["--lr_scheduler_type", "cosine_with_min_lr"], "--lr_scheduler_type cosine_with_min_lr: One of min_lr"),
