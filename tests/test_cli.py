@@ -30,7 +30,7 @@ print(json.dumps(heavy))
 
 
 @pytest.mark.parametrize(
-    "words", [[], *([name] for name in COMMANDS), ["train", "finetune"], ["data", "scenes"], ["bench", "sweep"]]
+    "words", [[], *([name] for name in COMMANDS), ["train", "finetune"], ["data", "things"], ["bench", "sweep"]]
 )
 def test_help_answers_without_loading_torch(words: list[str]) -> None:
     result = run_python(HELP, *words, "--help")
@@ -82,5 +82,4 @@ def test_renamed_flags_are_taken_by_their_old_names_too() -> None:
     assert (serve.max_images, serve.image_cache_mb) == (3, 5)
     assert build_parser().parse_args(["bench", "sweep", "x", "--output", "y", "--pictures", "7"]).images == 7
     assert build_parser().parse_args(["quickstart", "--pictures", "7"]).images == 7
-    assert build_parser().parse_args(["data", "scenes", "vstar", "x", "--pictures", "7"]).images == 7
     assert "--max-pictures" not in run_python(HELP, "serve", "--help").stdout

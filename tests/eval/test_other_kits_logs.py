@@ -180,4 +180,4 @@ def test_another_rule_grades_a_finished_run_anew(tmp_path, loads):
     starts = len(loads)
     evaluate("mmbench", data, tmp_path / "run", "--rule", "llava-s2")
     report = json.loads((tmp_path / "run/report.json").read_text())
-    assert len(loads) == starts and report["rule"] == "llava-s2" and "rule 1" in report["protocol"]
+    assert len(loads) == starts and report["rule"] == "llava-s2" and "llava-s2's rule" in report["protocol"]

@@ -82,7 +82,7 @@ def test_nothing_but_bad_records_ends_it_at_once(folder, capsys):
 def test_a_loss_that_is_no_number_names_the_record_that_was_read(folder, capsys):
     records = json.loads((folder / "data.json").read_text())
     (folder / "data.json").write_text(json.dumps(records[36:44]))  # of which the fifth is damaged
-    more = ["--learning_rate", "1e38", "--max_grad_norm", 0, "--warmup_steps", 0]
+    more = ["--learning_rate", "1e30", "--max_grad_norm", 0, "--warmup_steps", 0]
     assert main(["train", "finetune", *map(str, [*TINY, *flags(folder, "out", *more)])]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     bad = log(folder, "out")[0]
