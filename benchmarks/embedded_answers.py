@@ -22,16 +22,18 @@ from llava_s2.formats.model_source import ModelSource
 from llava_s2.model.inference import prepare_image
 from llava_s2.synthetic.scene_questions import (
     REFUSAL,
+    absent_color_question,
     caption,
     color_questions,
     colored_thing_questions,
     naming_questions,
     neighbour_questions,
     place_questions,
+    presence_question,
     relation_questions,
 )
 from llava_s2.synthetic.scenes import Scene, SceneConfig, make_scene
-from llava_s2.synthetic.thing_names import NAMES, with_article
+from llava_s2.synthetic.thing_names import NAMES
 
 DESCRIPTION = "What small things are in the image?"
 
@@ -51,16 +53,18 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, st
         if listed:
             question = listed[int(rng.integers(len(listed)))]
             found.append((kind, question.text, question.answer))
-    there, (no, neither) = scene.alone()[0].name, scene.absent(True, rng)[:2]
-    is_there = "Is there {} in the image?"
-    found += [
-        ("is it there: yes", is_there.format(with_article(there)), f"Yes, there is {with_article(there)}."),
-        ("is it there: no", is_there.format(with_article(no)), f"No, there is no {no}."),
-        ("color of what is not there", f"What is the color of the {neither}?", f"There is no {neither} in the image."),
+    there, (no, neither) = scene.alone()[0], scene.absent(True, rng)[:2]
+    alone = {
+        "is it there: yes": presence_question(there.name, there),
+        "is it there: no": presence_question(no, None),
+        "color of what is not there": absent_color_question(neither),
+    }
+    found += [(kind, question.text, question.answer) for kind, question in alone.items()]
+    return [
+        *found,
         ("what it does not know", "What is written on the wall?", REFUSAL),
         ("description", DESCRIPTION, caption(scene)),
     ]
-    return found
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from llava_s2.files import atomic_write
 
+WORTH_KEEPING = 1000  # records; what is to be known of fewer is found in no time
 _WHOLE_BYTES = 256 << 20  # of a binary file; a larger one is sampled, JSON is always read whole
 _BLOCK = 1 << 20
 _BLOCKS = 16

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from transformers import LlavaProcessor
 
 from llava_s2.data.bad_samples import BadSamples, stand_ins
-from llava_s2.data.cache import place_of, remember
+from llava_s2.data.cache import WORTH_KEEPING, place_of, remember
 from llava_s2.data.conversation import encode_record
 from llava_s2.data.pixels import image_bytes
 from llava_s2.data.training_records import BadRecord, TrainingRecords
@@ -18,8 +18,6 @@ from llava_s2.errors import InputError
 from llava_s2.model.labels import IGNORE_INDEX
 from llava_s2.model.processor import num_image_tokens
 from llava_s2.model.templates import IMAGE_TOKEN, find_template
-
-_FEWEST = 1000  # records looked at, for which it is noted that all is well
 
 
 class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
@@ -62,15 +60,17 @@ class ConversationDataset(Dataset[dict[str, torch.Tensor]]):
         self._checked, self._frame = checked, frame
         bound = frame + checked.bytes_before_answer + checked.images_before_answer * num_image_tokens(processor)
         doubtful = np.flatnonzero(bound > max_length).tolist() if bad_samples is None else []
+        if not doubtful:
+            return
         have_targets = place_of("targets", [*checked.known_by, *self._rendering(), max_length])
-        if not doubtful or have_targets.exists():
+        if have_targets.exists():
             return
         for index in tqdm(doubtful, desc="checking long records", delay=2):
             try:
                 self._encode(self.records[index])
             except ValidationError as fault:
                 raise InputError(f"{self.records.where(index)}: {fault}") from None
-        if len(doubtful) >= _FEWEST:
+        if len(doubtful) >= WORTH_KEEPING:
             remember(have_targets, lambda out: out.touch())
 
     def _rendering(self) -> tuple[object, ...]:

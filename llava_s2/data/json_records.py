@@ -22,14 +22,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from llava_s2.data.cache import cached, place_of, remember_array, state
+from llava_s2.data.cache import WORTH_KEEPING, cached, place_of, remember_array, state
 from llava_s2.data.record_shapes import is_record
 from llava_s2.data.validation_error import ValidationError
 from llava_s2.errors import InputError
 
 _WINDOW = 1 << 22  # characters decoded ahead
 _LONGEST = 1 << 26  # characters of a record, so that one bracket left open does not take in the rest of the file
-_FEWEST = 1000  # records, for which an index is kept
 _BLANK = " \t\r\n"
 _OBJECT = re.compile(r'\{\s*"')
 _OTHER_BYTES = re.compile("[\udc80-\udcff]")
@@ -87,7 +86,7 @@ class Records(Sequence[dict[str, Any]]):
         if not starts:
             raise InputError(f"{self.path}: holds no records")
         self._starts, self._ends = np.frombuffer(starts, np.int64), np.frombuffer(ends, np.int64)
-        if len(self) >= _FEWEST and not self.broken and not self.misplaced:
+        if len(self) >= WORTH_KEEPING and not self.broken and not self.misplaced:
             remember_array(index_file, np.stack([self._starts, self._ends]))
 
     def __len__(self) -> int:

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from glob import glob
 from hashlib import sha256
 from pathlib import Path
@@ -11,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from llava_s2.data.cache import checksum, place_of, remember, remember_array, state
+from llava_s2.data.cache import WORTH_KEEPING, checksum, place_of, remember, remember_array, state
 from llava_s2.data.image_files import ImageFiles
 from llava_s2.data.validation_error import ValidationError
 from llava_s2.model.templates import TEMPLATES, takes_system
 
-_FEWEST = 1000  # records; fewer are checked in no time
 _MOST_FOLDERS = 10_000  # of images, whose times are compared
 
 
@@ -50,14 +50,13 @@ class VerdictFile:
 
     def __init__(self, path: str | Path, files: ImageFiles, chat_template: str) -> None:
         self._files = files
-        program = sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))))
         template = (
             chat_template == TEMPLATES["plain"],
             chat_template in TEMPLATES.values(),
             takes_system(chat_template),
         )
         data = [(file.resolve(), checksum(file)) for file in data_files(path)]
-        self.known_by = (program.hexdigest(), template, data, files.folder_path(), *map(state, files.tars))
+        self.known_by = (_program(), template, data, files.folder_path(), *map(state, files.tars))
 
     def read(self) -> Verdict | None:
         """The verdict, or None where there is none, or where images came or went since."""
@@ -77,7 +76,7 @@ class VerdictFile:
         Args:
             image_folders: those that images are in, as the records' names have them.
         """
-        if verdict.columns.shape[1] < _FEWEST:
+        if verdict.columns.shape[1] < WORTH_KEEPING:
             return
         told: dict[str, Any] = {
             "faults": [(index, fault.kind, str(fault)) for index, fault in verdict.faults.items()],
@@ -99,6 +98,12 @@ class VerdictFile:
             except OSError:
                 times[folder] = None
         return times
+
+
+@lru_cache
+def _program() -> str:
+    """A checksum of what checks records: this folder's files."""
+    return sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
 
 
 def data_files(path: str | Path) -> list[Path]:

@@ -142,6 +142,12 @@ def place(scene: Scene, thing: Thing) -> str:
     return f"in the {row} {column}"
 
 
+def presence_question(name: str, thing: Thing | None) -> Question:
+    """Whether there is a thing of this name; ``thing`` is the one that there is, if any."""
+    verdict = f"Yes, there is {with_article(name)}." if thing else f"No, there is no {name}."
+    return Question(f"Is there {with_article(name)} in the image?", (verdict,), (thing,) if thing else ())
+
+
 def place_questions(scene: Scene) -> list[Question]:
     """Where each thing is."""
     return [
@@ -166,7 +172,7 @@ def neighbour_questions(scene: Scene, rng: np.random.Generator) -> list[Question
 
 
 def conversation(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """Up to seven questions of all kinds; to a third, what is asked for is not in the image.
+    """Up to nine questions of all kinds; some ask for what is not in the image.
 
     What is there is asked before anything tells it, because later questions name what is in the image: a model would
     learn to answer from the text. For the same reason a description, which ends a conversation, is one of its own now
@@ -182,9 +188,7 @@ def conversation(scene: Scene, rng: np.random.Generator) -> list[Question]:
     # Yes as often as no, but where nothing is left to ask for.
     present = unnamed[int(rng.integers(len(unnamed)))] if unnamed and rng.random() < 0.5 else None
     name = present.name if present else absent[0]
-    text = f"Is there {with_article(name)} in the image?"
-    verdict = f"Yes, there is {with_article(name)}." if present else f"No, there is no {name}."
-    first = [*namings, Question(text, (verdict,), (present,) if present else ())]
+    first = [*namings, presence_question(name, present)]
     # What is not there is asked about in the words of what is, or a model answers every question as if it were.
     lacking = _absent_questions(scene, rng)
     colors = _some(color_questions(scene, rng) if rng.random() < 0.7 else lacking[:1], 1, rng)
@@ -215,17 +219,18 @@ def _describe(scene: Scene, rng: np.random.Generator) -> Question:
 def _absent_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
     """The color of one thing that is not in the image; then of another its place, also beside something that is."""
     colored, name = scene.absent(True, rng)[0], scene.absent(bool(rng.random() < 0.5), rng)[-1]
-    texts = [f"What is the color of the {colored}?", f"Where is the {name}?"]
+    texts = [f"Where is the {name}?"]
     if there := scene.alone():
         other = there[int(rng.integers(len(there)))].name
-        texts += [
-            f"Is the {name} on the left or right side of the {other}?",
-            f"Is the {name} above or below the {other}?",
-        ]
-    return [
-        Question(text, (f"There is no {colored if i == 0 else name} in the image.",), ())
-        for i, text in enumerate(texts)
-    ]
+        texts.append(f"Is the {name} on the left or right side of the {other}?")
+        texts.append(f"Is the {name} above or below the {other}?")
+    answer = (f"There is no {name} in the image.",)
+    return [absent_color_question(colored), *(Question(text, answer, ()) for text in texts)]
+
+
+def absent_color_question(name: str) -> Question:
+    """The color of something that is not in the image."""
+    return Question(f"What is the color of the {name}?", (f"There is no {name} in the image.",), ())
 
 
 def _rare_question(scene: Scene, absent: list[str], rng: np.random.Generator) -> Question:

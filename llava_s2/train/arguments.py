@@ -185,6 +185,11 @@ class RecipeArguments:
         """``s2_scales`` as numbers. Raises InputError where they are none."""
         return parse_scales(self.s2_scales or "", "--s2_scales")
 
+    @property
+    def output_scale(self) -> int:
+        """``s2_resize_output_to_idx`` of a new tower."""
+        return self.s2_resize_output_to_idx or 0
+
 
 def describe_flags(stage: str) -> str:
     """The text that ``--help`` shows of the flags."""

@@ -61,7 +61,7 @@ def prepare_base(
                 feature_layer=recipe.mm_vision_select_layer,
                 template=template_of_parts(recipe),
                 image_aspect_ratio=recipe.image_aspect_ratio or "pad",
-                resize_output_to_idx=recipe.s2_resize_output_to_idx or 0,
+                resize_output_to_idx=recipe.output_scale,
                 projector_type=recipe.mm_projector_type or "mlp2x_gelu",
                 gguf_file=recipe.gguf_file,
             )

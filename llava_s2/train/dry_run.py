@@ -150,7 +150,7 @@ def _config(recipe: RecipeArguments, is_llm: bool) -> Any:
             recipe.scales,
             recipe.mm_vision_select_layer,
             recipe.image_aspect_ratio or "pad",
-            recipe.s2_resize_output_to_idx or 0,
+            recipe.output_scale,
         )
         return LlavaConfig(
             vision_config=vision_config,

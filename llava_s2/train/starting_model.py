@@ -120,7 +120,7 @@ def check_parts(recipe: RecipeArguments, projector: dict[str, Tensor] | None) ->
         recipe.scales,
         recipe.mm_vision_select_layer,
         recipe.image_aspect_ratio or "pad",
-        recipe.s2_resize_output_to_idx or 0,
+        recipe.output_scale,
     )
     llm, gguf_file = split_gguf(resolve_language_model(recipe.model_name_or_path), recipe.gguf_file)
     if projector is not None:
@@ -259,7 +259,7 @@ def _load_whole(
             feature_layer=recipe.mm_vision_select_layer,
             template=template_of_parts(recipe),
             image_aspect_ratio=recipe.image_aspect_ratio or "pad",
-            resize_output_to_idx=recipe.s2_resize_output_to_idx or 0,
+            resize_output_to_idx=recipe.output_scale,
             projector_type=recipe.mm_projector_type or "mlp2x_gelu",
             dtype=dtype,
             gguf_file=recipe.gguf_file,
