@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from llava_s2.eval.benchmark import Sample, Scoring
+from llava_s2.eval.benchmark import HubFiles, Sample, Scoring
 from llava_s2.eval.choice import ChoiceBenchmark
 from llava_s2.eval.schema import LETTERS, Record, unique
 from llava_s2.eval.tables import find_file, read_value
@@ -25,14 +25,17 @@ class AI2D(ChoiceBenchmark):
 
     name: ClassVar[str] = "ai2d"
     title: ClassVar[str] = "AI2D"
-    hub: ClassVar[tuple[str, ...]] = ("lmms-lab/ai2d", "data/*")
+    hub: ClassVar[Mapping[str, HubFiles]] = {
+        "mask": HubFiles("lmms-lab/ai2d", ("data/test-*",)),
+        "no-mask": HubFiles("lmms-lab/ai2d-no-mask", ("data/test-*",), folder="no_mask"),
+    }
     variants: ClassVar[Mapping[str, str]] = {
         "mask": "labels in the diagram replaced by letters, as usual",
         "no-mask": "labels in the diagram left as they are",
     }
     files: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "mask": ("AI2D_TEST.tsv", "test-*.parquet"),
-        "no-mask": ("AI2D_TEST_NO_MASK.tsv", "no_mask/test-*.parquet"),
+        "no-mask": ("AI2D_TEST_NO_MASK.tsv", "no_mask/test-*.parquet", "no_mask/data/test-*.parquet"),
     }
     identities: ClassVar[tuple[str, ...]] = ()
 

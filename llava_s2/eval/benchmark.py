@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from llava_s2.data.image_decoding import Embedded
 from llava_s2.errors import InputError
@@ -56,6 +56,20 @@ class Grade:
     parseable: bool = True
 
 
+class HubFiles(NamedTuple):
+    """Files on the hub.
+
+    Attributes:
+        name: the data set's id.
+        patterns: of the files; where one has alternatives with ``|`` between, the first that the data set has.
+        folder: below the data folder, where another variant's files have the same names.
+    """
+
+    name: str
+    patterns: tuple[str, ...]
+    folder: str = ""
+
+
 class Benchmark(ABC):
     """A benchmark is data and a metric; loading models, batching, resuming and reporting are the runner's.
 
@@ -82,8 +96,8 @@ class Benchmark(ABC):
     """Ways to read the option that an answer names -> what they are, the default first, if there are several."""
     folders: ClassVar[tuple[str, ...]] = ()
     """What its data folder is called in LLaVA's evaluation folder, beside ``name``."""
-    hub: ClassVar[tuple[str, ...]] = ()
-    """Its data set's id on the hub, and the patterns of the files to download."""
+    hub: ClassVar[Mapping[str, HubFiles]] = {}
+    """Variant -> its files on the hub, the default first; ``""`` stands for every variant."""
 
     requires: ClassVar[tuple[str, ...]] = ()
     """Packages that it needs beside the runner's, by the names that Python imports."""

@@ -6,6 +6,7 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
+from llava_s2.eval.benchmark import HubFiles
 from llava_s2.eval.choice import ChoiceBenchmark
 from llava_s2.eval.schema import Record
 
@@ -15,7 +16,7 @@ class BLINK(ChoiceBenchmark):
 
     name: ClassVar[str] = "blink"
     title: ClassVar[str] = "BLINK"
-    hub: ClassVar[tuple[str, ...]] = ("BLINK-Benchmark/BLINK", "*/val-*")
+    hub: ClassVar[Mapping[str, HubFiles]] = {"": HubFiles("BLINK-Benchmark/BLINK", ("*/val-*",))}
     files: ClassVar[Mapping[str, tuple[str, ...]]] = {"": ("BLINK.tsv", "*/val-*.parquet", "val-*.parquet")}
     images: ClassVar[tuple[str, ...]] = ("image", "image_1", "image_2", "image_3", "image_4")
     identities: ClassVar[tuple[str, ...]] = ("index", "idx")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from llava_s2.eval.benchmark import Grade, Sample, Scoring
+from llava_s2.eval.benchmark import Grade, HubFiles, Sample, Scoring
 from llava_s2.eval.choice import TableBenchmark
 from llava_s2.eval.llava_prompts import NEW_TOKENS, SHORT_ANSWER
 from llava_s2.eval.schema import Record, as_list
@@ -20,7 +20,7 @@ class ChartQA(TableBenchmark):
     """ChartQA with LLaVA-1.5's prompt."""
 
     name: ClassVar[str] = "chartqa"
-    hub: ClassVar[tuple[str, ...]] = ("lmms-lab/ChartQA", "data/*")
+    hub: ClassVar[Mapping[str, HubFiles]] = {"": HubFiles("lmms-lab/ChartQA", ("data/*",))}
     protocols: ClassVar[Mapping[Scoring, str]] = {
         "generate": "ChartQA: greedy decoding of LLaVA-1.5's short-answer prompt, relaxed accuracy (numbers within 5 %)"
     }

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from llava_s2.eval.benchmark import Grade, Sample, Scoring
+from llava_s2.eval.benchmark import Grade, HubFiles, Sample, Scoring
 from llava_s2.eval.choice import TableBenchmark
 from llava_s2.eval.llava_prompts import NEW_TOKENS, SHORT_ANSWER
 from llava_s2.eval.mathvista import edit_distance
@@ -27,7 +27,10 @@ class DocVQA(TableBenchmark):
     """DocVQA with LLaVA-1.5's prompt."""
 
     name: ClassVar[str] = "docvqa"
-    hub: ClassVar[tuple[str, ...]] = ("lmms-lab/DocVQA", "DocVQA/validation*")
+    hub: ClassVar[Mapping[str, HubFiles]] = {
+        "val": HubFiles("lmms-lab/DocVQA", ("DocVQA/validation-*",)),
+        "test": HubFiles("lmms-lab/DocVQA", ("DocVQA/test-*",)),
+    }
     protocols: ClassVar[Mapping[Scoring, str]] = {
         "generate": "DocVQA: greedy decoding of LLaVA-1.5's short-answer prompt, ANLS (threshold 0.5)"
     }
@@ -81,7 +84,10 @@ class InfoVQA(DocVQA):
     """InfographicVQA, likewise."""
 
     name: ClassVar[str] = "infovqa"
-    hub: ClassVar[tuple[str, ...]] = ("lmms-lab/DocVQA", "InfographicVQA/validation*")
+    hub: ClassVar[Mapping[str, HubFiles]] = {
+        "val": HubFiles("lmms-lab/DocVQA", ("InfographicVQA/validation-*",)),
+        "test": HubFiles("lmms-lab/DocVQA", ("InfographicVQA/test-*",)),
+    }
     protocols: ClassVar[Mapping[Scoring, str]] = {
         "generate": "InfographicVQA: greedy decoding of LLaVA-1.5's short-answer prompt, ANLS (threshold 0.5)"
     }

@@ -327,7 +327,7 @@ def _eval_one(args: argparse.Namespace, model: "Model") -> "Mapping[str, Any] | 
         return None
     if benchmark.judge_runs:
         report = finish_run(benchmark, judge, args.data, args.output)
-    if revision := revision_of(args.data):
+    if revision := revision_of(benchmark, args.data):
         report["data_revision"] = revision
         write_json(args.output / REPORT, report)
     print(format_report(benchmark, report))

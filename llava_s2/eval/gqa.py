@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from llava_s2.errors import InputError
-from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
+from llava_s2.eval.benchmark import Benchmark, Grade, HubFiles, Sample, Scoring
 from llava_s2.eval.llava_prompts import NEW_TOKENS, SHORT_ANSWER
 from llava_s2.eval.schema import Record, unique
 from llava_s2.eval.tables import find_file, read_records, read_value
@@ -27,7 +27,7 @@ class GQA(Benchmark):
     """GQA with LLaVA-1.5's prompt and its way from a model's words to a submitted answer."""
 
     name: ClassVar[str] = "gqa"
-    hub: ClassVar[tuple[str, ...]] = ("lmms-lab/GQA", "testdev_balanced_*/*")
+    hub: ClassVar[Mapping[str, HubFiles]] = {"": HubFiles("lmms-lab/GQA", ("testdev_balanced_*/*",))}
     protocols: ClassVar[Mapping[Scoring, str]] = {
         "generate": "GQA: greedy decoding of LLaVA-1.5's short-answer prompt, exact match but for case and full stop"
     }

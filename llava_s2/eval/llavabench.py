@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from llava_s2.errors import InputError
-from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
+from llava_s2.eval.benchmark import Benchmark, Grade, HubFiles, Sample, Scoring
 from llava_s2.eval.llava_prompts import MANY_NEW_TOKENS
 from llava_s2.eval.schema import unique
 from llava_s2.eval.tables import find_file, read_records
@@ -31,7 +31,7 @@ class LLaVABench(Benchmark):
 
     name: ClassVar[str] = "llavabench"
     folders: ClassVar[tuple[str, ...]] = ("llava-bench-in-the-wild",)
-    hub: ClassVar[tuple[str, ...]] = ("liuhaotian/llava-bench-in-the-wild", "*")
+    hub: ClassVar[Mapping[str, HubFiles]] = {"": HubFiles("liuhaotian/llava-bench-in-the-wild", ("*",))}
     protocols: ClassVar[Mapping[Scoring, str]] = {
         "generate": "LLaVA-Bench in the wild: greedy decoding of the bare question, judged beside GPT-4's answers"
     }

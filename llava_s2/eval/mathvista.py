@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
+from llava_s2.eval.benchmark import Benchmark, Grade, HubFiles, Sample, Scoring
 from llava_s2.eval.run_folder import write_json
 from llava_s2.eval.schema import LETTERS, Record, refuse_missing, unique
 from llava_s2.eval.tables import find_file, read_records
@@ -30,7 +30,7 @@ class MathVista(Benchmark):
     """MathVista's testmini, by the official prompt and rules."""
 
     name: ClassVar[str] = "mathvista"
-    hub: ClassVar[tuple[str, ...]] = ("AI4Math/MathVista", "data/testmini*")
+    hub: ClassVar[Mapping[str, HubFiles]] = {"": HubFiles("AI4Math/MathVista", ("data/testmini*",))}
     protocols: ClassVar[Mapping[Scoring, str]] = {
         "generate": "MathVista: greedy decoding of the official query, answers extracted by the official rules"
     }

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from llava_s2.errors import InputError
-from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
+from llava_s2.eval.benchmark import Benchmark, Grade, HubFiles, Sample, Scoring
 from llava_s2.eval.llava_prompts import CHINESE_LETTER_SENTENCE, LETTER_SENTENCE, MANY_NEW_TOKENS, lettered
 from llava_s2.eval.schema import Record, refuse_missing, unique
 from llava_s2.eval.tables import find_file, read_records
@@ -36,7 +36,11 @@ class MMBench(Benchmark):
     """MMBench with LLaVA-1.5's prompt, CircularEval, and the letters of VLMEvalKit's exact matching."""
 
     name: ClassVar[str] = "mmbench"
-    hub: ClassVar[tuple[str, ...]] = ("lmms-lab/MMBench", "en/*", "cn/*")
+    hub: ClassVar[Mapping[str, HubFiles]] = {
+        f"{split}-{language}": HubFiles("lmms-lab/MMBench", (f"{language}/{split}-*",))
+        for split in ("dev", "test")
+        for language in ("en", "cn")
+    }
     protocols: ClassVar[Mapping[Scoring, str]] = {
         "generate": "MMBench: greedy decoding of LLaVA-1.5's letter prompt, CircularEval"
     }

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
+from llava_s2.eval.benchmark import Benchmark, Grade, HubFiles, Sample, Scoring
 from llava_s2.eval.llava_prompts import NEW_TOKENS, SHORT_ANSWER
 from llava_s2.eval.schema import Record, unique
 from llava_s2.eval.tables import find_file, read_records
@@ -32,7 +32,7 @@ class MME(Benchmark):
 
     name: ClassVar[str] = "mme"
     folders: ClassVar[tuple[str, ...]] = ("MME",)
-    hub: ClassVar[tuple[str, ...]] = ("lmms-lab/MME", "data/*")
+    hub: ClassVar[Mapping[str, HubFiles]] = {"": HubFiles("lmms-lab/MME", ("data/*",))}
     protocols: ClassVar[Mapping[Scoring, str]] = {
         "generate": "MME: greedy decoding of LLaVA-1.5's short-answer prompt, the official reading of yes and no"
     }

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from llava_s2.errors import InputError
-from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
+from llava_s2.eval.benchmark import Benchmark, Grade, HubFiles, Sample, Scoring
 from llava_s2.eval.llava_prompts import LETTER_SENTENCE, NEW_TOKENS, SHORT_ANSWER, lettered
 from llava_s2.eval.run_folder import write_json
 from llava_s2.eval.schema import LETTERS, Record, as_list, refuse_missing, unique
@@ -63,7 +63,10 @@ class MMMU(Benchmark):
     """MMMU with its own prompts for LLaVA-1.5, showing every image of a question; or as VLMEvalKit asks it."""
 
     name: ClassVar[str] = "mmmu"
-    hub: ClassVar[tuple[str, ...]] = ("MMMU/MMMU", "*/validation-*")
+    hub: ClassVar[Mapping[str, HubFiles]] = {
+        variant: HubFiles("MMMU/MMMU", (f"*/{'validation' if variant == 'vlmevalkit' else variant}-*",))
+        for variant in ("validation", "dev", "test", "vlmevalkit")
+    }
     protocols: ClassVar[Mapping[Scoring, str]] = {
         "generate": "MMMU: greedy decoding of MMMU's own prompts for LLaVA-1.5, all images first, MMMU's own parsing"
     }

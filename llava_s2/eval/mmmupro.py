@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from llava_s2.eval.benchmark import Grade, Sample, Scoring
+from llava_s2.eval.benchmark import Grade, HubFiles, Sample, Scoring
 from llava_s2.eval.choice import TableBenchmark
 from llava_s2.eval.llava_prompts import NEW_TOKENS
 from llava_s2.eval.mmmu import parse_letter
@@ -22,7 +22,11 @@ class MMMUPro(TableBenchmark):
     """MMMU-Pro by its direct prompt; images stand where the question names them."""
 
     name: ClassVar[str] = "mmmupro"
-    hub: ClassVar[tuple[str, ...]] = ("MMMU/MMMU_Pro", "standard (10 options)/*")
+    hub: ClassVar[Mapping[str, HubFiles]] = {
+        "standard-10": HubFiles("MMMU/MMMU_Pro", ("standard (10 options)/test-*",)),
+        "standard-4": HubFiles("MMMU/MMMU_Pro", ("standard (4 options)/test-*",)),
+        "vision": HubFiles("MMMU/MMMU_Pro", ("vision/test-*",)),
+    }
     protocols: ClassVar[Mapping[Scoring, str]] = {
         "generate": "MMMU-Pro: greedy decoding of its direct prompt, images where the question has them, MMMU's parsing"
     }

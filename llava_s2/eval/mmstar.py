@@ -7,6 +7,7 @@ text.
 from collections.abc import Mapping
 from typing import ClassVar
 
+from llava_s2.eval.benchmark import HubFiles
 from llava_s2.eval.choice import ChoiceBenchmark
 from llava_s2.eval.schema import Record
 
@@ -16,7 +17,7 @@ class MMStar(ChoiceBenchmark):
 
     name: ClassVar[str] = "mmstar"
     title: ClassVar[str] = "MMStar"
-    hub: ClassVar[tuple[str, ...]] = ("Lin-Chen/MMStar", "*.parquet")
+    hub: ClassVar[Mapping[str, HubFiles]] = {"": HubFiles("Lin-Chen/MMStar", ("*.parquet",))}
     files: ClassVar[Mapping[str, tuple[str, ...]]] = {"": ("MMStar.tsv", "val-*.parquet", "mmstar.parquet")}
 
     def category(self, record: Record) -> tuple[str, tuple[str, ...]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from llava_s2.errors import InputError
-from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
+from llava_s2.eval.benchmark import Benchmark, Grade, HubFiles, Sample, Scoring
 from llava_s2.eval.llava_prompts import MANY_NEW_TOKENS
 from llava_s2.eval.report import unseen
 from llava_s2.eval.run_folder import write_json
@@ -45,7 +45,7 @@ class MMVet(Benchmark):
     """MM-Vet by a judge."""
 
     name: ClassVar[str] = "mmvet"
-    hub: ClassVar[tuple[str, ...]] = ("lmms-lab/MMVet", "data/*")
+    hub: ClassVar[Mapping[str, HubFiles]] = {"": HubFiles("lmms-lab/MMVet", ("data/*",))}
     folders: ClassVar[tuple[str, ...]] = ("mm-vet",)
     protocols: ClassVar[Mapping[Scoring, str]] = {
         "generate": "MM-Vet: greedy decoding of the bare question, graded by a judge with the official prompt"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from llava_s2.eval.benchmark import Grade, Sample
+from llava_s2.eval.benchmark import Grade, HubFiles, Sample
 from llava_s2.eval.choice import ChoiceBenchmark, split_options
 from llava_s2.eval.schema import Record
 
@@ -17,7 +17,7 @@ class MMVP(ChoiceBenchmark):
 
     name: ClassVar[str] = "mmvp"
     title: ClassVar[str] = "MMVP"
-    hub: ClassVar[tuple[str, ...]] = ("MMVP/MMVP", "*")
+    hub: ClassVar[Mapping[str, HubFiles]] = {"": HubFiles("MMVP/MMVP", ("*",))}
     files: ClassVar[Mapping[str, tuple[str, ...]]] = {"": ("MMVP.tsv", "Questions.csv", "train-*.parquet")}
     identities: ClassVar[tuple[str, ...]] = ("index", "Index", "lndex")  # the last a slip of the release's CSV
 

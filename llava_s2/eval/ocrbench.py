@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from llava_s2.eval.benchmark import Grade, Sample, Scoring
+from llava_s2.eval.benchmark import Grade, HubFiles, Sample, Scoring
 from llava_s2.eval.choice import TableBenchmark
 from llava_s2.eval.llava_prompts import NEW_TOKENS
 from llava_s2.eval.schema import Record, as_list
@@ -19,7 +19,7 @@ class OCRBench(TableBenchmark):
     """OCRBench by its own questions."""
 
     name: ClassVar[str] = "ocrbench"
-    hub: ClassVar[tuple[str, ...]] = ("echo840/OCRBench", "data/*")
+    hub: ClassVar[Mapping[str, HubFiles]] = {"": HubFiles("echo840/OCRBench", ("data/*",))}
     protocols: ClassVar[Mapping[Scoring, str]] = {
         "generate": "OCRBench: greedy decoding of the bare question, right if the answer holds a reference"
     }

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from llava_s2.errors import InputError
-from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
+from llava_s2.eval.benchmark import Benchmark, Grade, HubFiles, Sample, Scoring
 from llava_s2.eval.llava_prompts import NEW_TOKENS, SHORT_ANSWER
 from llava_s2.eval.schema import Record, unique
 from llava_s2.eval.tables import find_file, read_records
@@ -30,7 +30,7 @@ class POPE(Benchmark):
     """POPE by LLaVA-1.5's prompt and rule: no, if "no" or "not" is a word of the first sentence; else yes."""
 
     name: ClassVar[str] = "pope"
-    hub: ClassVar[tuple[str, ...]] = ("lmms-lab/POPE", "data/*")
+    hub: ClassVar[Mapping[str, HubFiles]] = {"": HubFiles("lmms-lab/POPE", ("data/*",))}
     protocols: ClassVar[Mapping[Scoring, str]] = {
         "generate": "POPE: greedy decoding of LLaVA-1.5's short-answer prompt, LLaVA's reading of yes and no"
     }

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from llava_s2.eval.benchmark import Grade, Sample
+from llava_s2.eval.benchmark import Grade, HubFiles, Sample
 from llava_s2.eval.choice import ChoiceBenchmark, split_options
 from llava_s2.eval.llava_prompts import SHORT_ANSWER
 from llava_s2.eval.schema import Record
@@ -18,7 +18,7 @@ class RealWorldQA(ChoiceBenchmark):
 
     name: ClassVar[str] = "realworldqa"
     title: ClassVar[str] = "RealWorldQA"
-    hub: ClassVar[tuple[str, ...]] = ("xai-org/RealworldQA", "data/*")
+    hub: ClassVar[Mapping[str, HubFiles]] = {"": HubFiles("xai-org/RealworldQA", ("data/*",))}
     files: ClassVar[Mapping[str, tuple[str, ...]]] = {"": ("RealWorldQA.tsv", "test-*.parquet")}
 
     def sample(self, record: Record, data: Path, number: int) -> Sample:

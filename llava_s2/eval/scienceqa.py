@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
+from llava_s2.eval.benchmark import Benchmark, Grade, HubFiles, Sample, Scoring
 from llava_s2.eval.choice import split_options
 from llava_s2.eval.llava_prompts import LETTER_SENTENCE, MANY_NEW_TOKENS, lettered
 from llava_s2.eval.schema import LETTERS, Record, unique
@@ -27,7 +27,7 @@ class ScienceQA(Benchmark):
     """ScienceQA with LLaVA-1.5's prompt and the letters of its ``eval_science_qa.py``."""
 
     name: ClassVar[str] = "scienceqa"
-    hub: ClassVar[tuple[str, ...]] = ("lmms-lab/ScienceQA", "ScienceQA-FULL/test*")
+    hub: ClassVar[Mapping[str, HubFiles]] = {"": HubFiles("lmms-lab/ScienceQA", ("ScienceQA-FULL/test*",))}
     protocols: ClassVar[Mapping[Scoring, str]] = {
         "generate": "ScienceQA: greedy decoding of LLaVA-1.5's letter prompt, letters as LLaVA reads them",
         "likelihood": "ScienceQA likelihood: the option with the smallest mean cross-entropy",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from llava_s2.errors import InputError
-from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
+from llava_s2.eval.benchmark import Benchmark, Grade, HubFiles, Sample, Scoring
 from llava_s2.eval.llava_prompts import NEW_TOKENS, lettered
 from llava_s2.eval.schema import Record, unique
 from llava_s2.eval.tables import find_file, read_records, read_value
@@ -30,7 +30,10 @@ class SEEDBench(Benchmark):
 
     name: ClassVar[str] = "seedbench"
     folders: ClassVar[tuple[str, ...]] = ("seed_bench",)
-    hub: ClassVar[tuple[str, ...]] = ("AILab-CVC/SEED-Bench", "SEED-Bench.json", "SEED-Bench-image*")
+    hub: ClassVar[Mapping[str, HubFiles]] = {
+        "image": HubFiles("AILab-CVC/SEED-Bench", ("SEED-Bench.json", "SEED-Bench-image.zip|SEED-Bench-image/*")),
+        "all": HubFiles("lmms-lab/SEED-Bench", ("data/test-*",)),  # the release has videos, and not of all tasks
+    }
     protocols: ClassVar[Mapping[Scoring, str]] = {
         "generate": "SEED-Bench letter: greedy decoding of LLaVA-1.5's letter prompt, right if it is the letter alone",
         "likelihood": "SEED-Bench likelihood: the choice with the smallest mean cross-entropy as the reply",
@@ -44,7 +47,11 @@ class SEEDBench(Benchmark):
 
         Without a variant named, a folder that has no frames of videos is asked about its images alone.
         """
-        path, *others = find_file(data, ("SEED-Bench.json", "SEEDBench_IMG.tsv", "test-*.parquet"))
+        frames = (data / _FOLDERS["video"]).is_dir()
+        files = ["SEED-Bench.json", "SEEDBench_IMG.tsv", "test-*.parquet"]
+        if self.variant == "all":  # Parquet has the videos' frames inside, and goes before a release without them
+            files = files[::2] if frames else files[::-2]
+        path, *others = find_file(data, files)
         if path.suffix == ".parquet":
             records = [record for part in (path, *others) for record in read_records(part, images=("image",))]
             numbers = {r.get("question_type_id"): f"dimension {r.get('question_type_id')}" for r in records}
@@ -56,8 +63,8 @@ class SEEDBench(Benchmark):
             samples = [self._of_table(record, scoring) for record in read_records(path, images=("image",))]
         else:
             if self.variant is None:
-                frames = scoring is None or (data / _FOLDERS["video"]).is_dir()
-                self.variant = "all" if frames or not (data / _FOLDERS["image"]).is_dir() else "image"
+                images_alone = scoring is not None and not frames and (data / _FOLDERS["image"]).is_dir()
+                self.variant = "image" if images_alone else "all"
             records = read_records(path, "questions")
             names = read_value(path).get("question_type")
             if not isinstance(names, dict):

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
+from llava_s2.eval.benchmark import Benchmark, Grade, HubFiles, Sample, Scoring
 from llava_s2.eval.llava_prompts import NEW_TOKENS, SHORT_ANSWER
 from llava_s2.eval.schema import Record, unique
 from llava_s2.eval.tables import find_file, read_records
@@ -30,7 +30,7 @@ class TextVQA(Benchmark):
     """TextVQA's validation questions, with LLaVA-1.5's prompt: the question alone, or with the OCR tokens."""
 
     name: ClassVar[str] = "textvqa"
-    hub: ClassVar[tuple[str, ...]] = ("lmms-lab/textvqa", "data/validation*")
+    hub: ClassVar[Mapping[str, HubFiles]] = {"": HubFiles("lmms-lab/textvqa", ("data/validation*",))}
     protocols: ClassVar[Mapping[Scoring, str]] = {
         "generate": "TextVQA: greedy decoding of LLaVA-1.5's short-answer prompt, M4C accuracy"
     }

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
+from llava_s2.eval.benchmark import Benchmark, Grade, HubFiles, Sample, Scoring
 from llava_s2.eval.llava_prompts import NEW_TOKENS, SHORT_ANSWER, UNANSWERABLE
 from llava_s2.eval.run_folder import write_json
 from llava_s2.eval.schema import unique
@@ -27,7 +27,9 @@ class VizWiz(Benchmark):
     """VizWiz, with LLaVA-1.5's prompt and its way from a model's words to a submitted answer."""
 
     name: ClassVar[str] = "vizwiz"
-    hub: ClassVar[tuple[str, ...]] = ("lmms-lab/VizWiz-VQA", "data/*")
+    hub: ClassVar[Mapping[str, HubFiles]] = {
+        split: HubFiles("lmms-lab/VizWiz-VQA", (f"data/{split}-*",)) for split in ("val", "test")
+    }
     protocols: ClassVar[Mapping[Scoring, str]] = {
         "generate": "VizWiz: greedy decoding of LLaVA-1.5's prompt with 'Unanswerable', M4C's answer processor, "
         "VizWiz accuracy"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from llava_s2.errors import InputError
-from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
+from llava_s2.eval.benchmark import Benchmark, Grade, HubFiles, Sample, Scoring
 from llava_s2.eval.llava_prompts import NEW_TOKENS, SHORT_ANSWER
 from llava_s2.eval.run_folder import write_json
 from llava_s2.eval.schema import Record, unique
@@ -36,7 +36,9 @@ class VQAv2(Benchmark):
     """VQAv2, with LLaVA-1.5's prompt and its way from a model's words to a submitted answer."""
 
     name: ClassVar[str] = "vqav2"
-    hub: ClassVar[tuple[str, ...]] = ("lmms-lab/VQAv2", "data/validation*")
+    hub: ClassVar[Mapping[str, HubFiles]] = {
+        split: HubFiles("lmms-lab/VQAv2", (f"data/{name}",)) for split, name in _TABLES.items()
+    }
     protocols: ClassVar[Mapping[Scoring, str]] = {
         "generate": "VQAv2: greedy decoding of LLaVA-1.5's short-answer prompt, M4C's answer processor, VQA accuracy"
     }

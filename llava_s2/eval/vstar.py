@@ -22,7 +22,7 @@ from PIL import Image
 
 from llava_s2.data.image_decoding import Embedded
 from llava_s2.errors import InputError
-from llava_s2.eval.benchmark import Benchmark, Grade, Sample, Scoring
+from llava_s2.eval.benchmark import Benchmark, Grade, HubFiles, Sample, Scoring
 from llava_s2.eval.choice import split_options
 from llava_s2.eval.letters import RULE, read_option
 from llava_s2.eval.llava_prompts import LETTER_SENTENCE, NEW_TOKENS
@@ -74,7 +74,7 @@ class VStar(Benchmark):
 
     name: ClassVar[str] = "vstar"
     folders: ClassVar[tuple[str, ...]] = ("vstar_bench",)
-    hub: ClassVar[tuple[str, ...]] = ("craigwu/vstar_bench", "*")
+    hub: ClassVar[Mapping[str, HubFiles]] = {"": HubFiles("craigwu/vstar_bench", ("*",))}
     protocols: ClassVar[Mapping[Scoring, str]] = {
         "likelihood": "V* likelihood: the option with the smallest mean cross-entropy as the reply",
         "generate": f"V* letter: greedy decoding of LLaVA-1.5's letter prompt, {RULE}",
