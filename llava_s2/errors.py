@@ -1,4 +1,4 @@
-"""The one exception that means "the input is wrong", as opposed to "the program is wrong"."""
+"""The one exception that means "the input is wrong", as opposed to "the program is wrong", and its one line."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,8 @@ class InputError(ValueError):
 
     The command line prints it and exits with status 2; it never shows a stack trace for it.
     """
+
+
+def one_line(told: object, limit: int = 300) -> str:
+    """What another library's error says, in one line of at most ``limit`` characters."""
+    return " ".join(str(told).split())[:limit]

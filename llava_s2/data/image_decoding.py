@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageCms, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
-from llava_s2.errors import InputError
+from llava_s2.errors import InputError, one_line
 
 CONVERSIONS = {
     "orientation": "turned as EXIF says",
@@ -137,7 +137,7 @@ def decode_image(
     except (Image.DecompressionBombError, MemoryError) as error:
         raise InputError(f"{name}: too many pixels to open safely ({str(error) or 'no memory'}); shrink it") from None
     except Exception as error:  # Pillow's decoders raise anything from OSError to struct.error on damaged data
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise InputError(
             f"{name}: truncated or damaged image ({reason[:200]}); fetch it again or drop its record"
         ) from None

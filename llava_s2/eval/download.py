@@ -8,7 +8,7 @@ from glob import escape
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
-from llava_s2.errors import InputError
+from llava_s2.errors import InputError, one_line
 from llava_s2.eval.benchmark import Benchmark, HubFiles
 from llava_s2.eval.run_folder import write_json
 
@@ -41,8 +41,8 @@ def download(benchmark: Benchmark, data: Path) -> None:
         except InputError:
             raise
         except Exception as error:  # of its HTTP library too, which is another one from version to version
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{source.name}: cannot be downloaded ({type(error).__name__}: {reason})") from None
+            what = f"{type(error).__name__}: {one_line(error, 200)}"
+            raise InputError(f"{source.name}: cannot be downloaded ({what})") from None
         for name in names:
             if name.endswith(".zip"):
                 _unpack(target / name)

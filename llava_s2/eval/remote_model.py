@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from llava_s2.data.image_decoding import Embedded
-from llava_s2.errors import InputError
+from llava_s2.errors import InputError, one_line
 from llava_s2.eval.benchmark import Sample
 from llava_s2.eval.local_model import content
 from llava_s2.eval.openai_servers import OUT_OF_TOKENS, Dialect, broken_off, reply_text
@@ -201,15 +201,15 @@ class RemoteModel:
             else:
                 choices = getattr(completion, "choices", None)
                 if not choices or choices[0].message is None:
-                    raise InputError(f"{self._url}: its reply is no chat completion: {_line(completion)}")
+                    raise InputError(f"{self._url}: its reply is no chat completion: {one_line(completion)}")
                 if why := broken_off(choices[0].to_dict(warnings=False)):
-                    raise InputError(f"{self._url}: a reply was broken off ({_line(why)}); start again to go on")
+                    raise InputError(f"{self._url}: a reply was broken off ({one_line(why)}); start again to go on")
                 return sent, completion
 
     def _fault(self, error: Exception) -> InputError:
         hint = "; is it the base of an OpenAI-compatible API, as http://HOST/v1?"
         return InputError(
-            f"{self._url}: {_line(error)}{hint if getattr(error, 'status_code', 0) in (404, 405) else ''}"
+            f"{self._url}: {one_line(error)}{hint if getattr(error, 'status_code', 0) in (404, 405) else ''}"
         )
 
 
@@ -227,10 +227,6 @@ def _reply(tokens: list[tuple[str, Any]], option: str) -> list[tuple[str, Any]]:
         end -= 1
     ends_in_space = end and option.rstrip().endswith(tokens[end - 1][0].strip())  # no token ends turns but space
     return tokens[: end + 1] if ends_in_space else tokens[:end]
-
-
-def _line(told: object) -> str:
-    return " ".join(str(told).split())[:300]
 
 
 def _user(sample: Sample, images: Sequence[str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from llava_s2.errors import InputError
+from llava_s2.errors import InputError, one_line
 from llava_s2.weight_files import check_numbers, find_file, first_line, list_names, read_json, read_tensors
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -65,8 +65,7 @@ def attach(model: LlavaForConditionalGeneration, name: str) -> PeftModel:
     except InputError:
         raise
     except Exception as error:  # PEFT's and those of the packages that a config asks for
-        what = " ".join(str(error).split())[:300]
-        raise InputError(f"{name}: the adapter does not fit its base model ({what})") from error
+        raise InputError(f"{name}: the adapter does not fit its base model ({one_line(error)})") from error
     if unknown := report.unexpected_keys:
         raise InputError(f"{name}: the adapter holds tensors that the model has no place for: {_list(unknown)}")
     if missing := report.missing_keys:

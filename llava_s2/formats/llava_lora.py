@@ -5,7 +5,7 @@ from typing import Any
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from transformers import LlavaForConditionalGeneration
 
-from llava_s2.errors import InputError
+from llava_s2.errors import InputError, one_line
 from llava_s2.formats.adapters import adapter_tensors, check_scale
 from llava_s2.formats.identify import Checkpoint
 from llava_s2.formats.tensor_names import full_name, locate, tower_place
@@ -57,8 +57,9 @@ def apply_llava_lora(
         adapted: Any = get_peft_model(model, LoraConfig(**{**known, "target_modules": targets, "inference_mode": True}))
         report: Any = set_peft_model_state_dict(adapted, tensors)
     except Exception as error:  # PEFT's and those of the packages that a config asks for
-        what = " ".join(str(error).split())[:300]
-        raise InputError(f"{name}: the adapter does not fit its adapter_config.json or its base ({what})") from error
+        raise InputError(
+            f"{name}: the adapter does not fit its adapter_config.json or its base ({one_line(error)})"
+        ) from error
     if report.unexpected_keys:
         raise InputError(
             f"{name}: the adapter holds what the model does not have: {list_names(report.unexpected_keys)}"

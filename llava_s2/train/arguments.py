@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from llava_s2.errors import InputError
+from llava_s2.errors import InputError, one_line
 from llava_s2.formats.llava_config import S2_SCALES, parse_scales
 from llava_s2.model.templates import LLAVA_NAMES, TEMPLATE_HELP
 from llava_s2.train.flag_values import impossible_values
@@ -263,7 +263,7 @@ def parse_flags(stage: str, flags: Sequence[str]) -> "tuple[RecipeArguments, Tra
             [*start, *map(_rename, flags)], return_remaining_strings=True, look_for_args_file=False
         )
     except (ValueError, ImportError, TypeError) as error:
-        raise error if isinstance(error, InputError) else InputError(" ".join(str(error).split())) from None
+        raise error if isinstance(error, InputError) else InputError(one_line(error)) from None
     if unknown:
         raise InputError(f"no such flag: {unknown[0]}; see llava-s2 train {stage} --help")
     problems = check_accepted({name: value for name, value in vars(others).items() if value is not None})

@@ -22,6 +22,7 @@ from llava_s2.model.embedded import resolve_language_model, resolve_model, resol
 from llava_s2.s2 import S2VisionConfig
 from llava_s2.train.arguments import RecipeArguments
 from llava_s2.train.parts import TrainableModules
+from llava_s2.train.sampler import order_seed
 
 # Flags that change no number of a run: what it computes with, what it tells, and what happens to unusable records.
 _NO_EFFECT = {
@@ -133,7 +134,7 @@ def _as_meant(
     rate = training.learning_rate
     return tower | {
         "s2_scales": ",".join(map(str, scales)),
-        "data_seed": training.seed if training.data_seed is None else training.data_seed,
+        "data_seed": order_seed(training),
         "data_weights": recipe.data_weights or [1.0] * len(recipe.data_path),
         "mm_projector_lr": rate if recipe.mm_projector_lr is None else recipe.mm_projector_lr,
         "mm_vision_tower_lr": rate if recipe.mm_vision_tower_lr is None else recipe.mm_vision_tower_lr,

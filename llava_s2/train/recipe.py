@@ -53,6 +53,7 @@ from llava_s2.train.fingerprint import fingerprint
 from llava_s2.train.output_folder import Start, check_inputs, claim, finish, locked
 from llava_s2.train.packing import packing_collator
 from llava_s2.train.parts import TrainableModules, choose_parts
+from llava_s2.train.sampler import order_seed
 from llava_s2.train.speed import count_parameters
 from llava_s2.train.starting_model import (
     chat_template,
@@ -99,11 +100,6 @@ class _Run:
     @property
     def output_dir(self) -> Path:
         return Path(str(self.training.output_dir))
-
-    @property
-    def seed(self) -> int:
-        """Of the order of the data."""
-        return self.training.seed if self.training.data_seed is None else self.training.data_seed
 
     @property
     def skips_bad_samples(self) -> bool:
@@ -214,7 +210,7 @@ def _check_run(stage: str, flags: Sequence[str]) -> _Run:
     check_inputs(
         training, [recipe.model_name_or_path, recipe.vision_tower, recipe.base, recipe.pretrain_mm_mlp_adapter]
     )
-    seed = training.seed if training.data_seed is None else training.data_seed
+    seed = order_seed(training)
     skips = recipe.on_bad_sample == "skip"
     held_out = None
     with training.main_process_first(desc="checking records"):  # the others find what it found in the cache folder
@@ -372,7 +368,7 @@ def _split(run: _Run, dataset: ConversationDataset) -> tuple[Examples, Examples 
         others = ConversationDataset(run.held_out, dataset.processor, run.template, run.recipe.model_max_length)
         held_out = Examples(others)
     elif share is not None:
-        examples, held_out = hold_out(dataset, share, run.seed)
+        examples, held_out = hold_out(dataset, share, order_seed(training))
     batch = training.train_batch_size * training.world_size
     if training.dataloader_drop_last and len(examples) < batch:
         raise InputError(

@@ -4,9 +4,15 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
+from transformers import TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 FILLER = -1  # the number of an example that takes no loss
+
+
+def order_seed(training: TrainingArguments) -> int:
+    """The seed of the order of the data: ``--data_seed``, or ``--seed`` where there is none."""
+    return training.seed if training.data_seed is None else training.data_seed
 
 
 class ModalitySampler(Sampler[int]):

@@ -31,7 +31,7 @@ from llava_s2.formats.base_record import BaseRecord
 from llava_s2.model.labels import IGNORE_INDEX
 from llava_s2.train.checkpoints import WRITING, publish
 from llava_s2.train.parts import PROJECTOR, TOWER
-from llava_s2.train.sampler import FILLER, EpochSampler, ModalitySampler
+from llava_s2.train.sampler import FILLER, EpochSampler, ModalitySampler, order_seed
 from llava_s2.train.speed import memory_used, peak_flops, step_flops
 from llava_s2.weight_files import list_names
 
@@ -253,7 +253,7 @@ class LlavaTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         """One order for all processes, a function of the seed and the epoch alone, whatever the number of processes."""
         args = self.args
-        seed = args.seed if args.data_seed is None else args.data_seed
+        seed = order_seed(args)
         if self._lengths is not None:
             per_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
             order: Any = ModalitySampler(self._lengths, per_step, seed)

@@ -59,14 +59,18 @@ def language_model() -> Path:
         InputError: the package is not installed.
     """
     source = gguf_file()
-    version = zlib.crc32((reader() / "adapter_model.safetensors").read_bytes(), source.stat().st_size)
-    folder = Path(HF_HOME) / "llava-s2" / f"smollm2-135m-{version:08x}"
+    folder = Path(HF_HOME) / "llava-s2" / f"smollm2-135m-{_version(source):08x}"
     if not folder.exists():
         try:
             _read_once(source, folder)
         except OSError:
             return _read_for_this_process(source)
     return folder
+
+
+@lru_cache(maxsize=1)
+def _version(source: Path) -> int:
+    return zlib.crc32((reader() / "adapter_model.safetensors").read_bytes(), source.stat().st_size)
 
 
 @lru_cache(maxsize=1)
