@@ -1,10 +1,11 @@
 """Which option a model's words name: one rule for every task that has no rule of its own.
 
 In this order: the whole answer is one letter, however it is set off; the last statement that says which the answer is;
-a letter that begins the answer; a letter that ends it as a sentence of its own or after "so"; a letter in brackets or
-after "option"; a capital that stands alone; else the only option whose words occur. What is denied ("not A", "B is
-wrong") or asked ("is it A?") does not count, nor does "A" as an article, and two letters of the same rank are no
-answer.
+the one letter of a list that is called right; a letter that begins the answer; one that ends it, as a clause of its own
+or after a word such as "so"; a letter in brackets or after "option"; a capital that begins a clause or follows such a
+word; else the only option whose words occur. What is denied ("not A", "B is wrong") or asked ("is it A?") does not
+count, nor does a letter that belongs to another word ("vitamin B", "5 A", "an A") or "A" as an article; two letters of
+the same rank are no answer.
 """
 
 import re
@@ -15,7 +16,7 @@ from html import unescape
 from llava_s2.eval.openai_servers import without_reasoning
 from llava_s2.eval.schema import LETTERS
 
-RULE = "letters by llava-s2's rule 2 (eval/letters.py)"
+RULE = "letters by llava-s2's rule 3 (eval/letters.py)"
 
 _CONFLICT = "conflict"
 # After NFKC, which makes half-width ones of the full-width brackets and signs.
@@ -25,34 +26,38 @@ _QUOTES = {0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"', 0x3014: "(", 0x30
 
 # A letter by itself: no part of a word, an abbreviation or a compound.
 _ALONE = (
-    r"(?<![A-Za-z0-9&])(?<![A-Za-z]')(?<![A-Za-z]\.)(?<![A-Za-z]-)([A-Za-z])"
-    r"(?![A-Za-z0-9&]|'[A-Za-z]|\.[A-Za-z](?![a-z])|-[A-Za-z0-9])"
+    r"(?<![A-Za-z0-9&])(?<!&\s)(?<![A-Za-z]')(?<![A-Za-z]\.)(?<![A-Za-z]-)([A-Za-z])"
+    r"(?![A-Za-z0-9]|\s?&|'[A-Za-z]|\.[A-Za-z](?![a-z])|-[A-Za-z0-9])"
 )
-_OR = r"(?:,|/|&|\+|、|和|或|\bor\b|\band\b|\bvs\b\.?|\bversus\b|\bthrough\b)"
-_JOINED = re.compile(rf"{_ALONE}\)?\s*(?:{_OR}\s*)+(?i:(?:option|choice)\s+)?\(?{_ALONE}")
+_OR = r"(?:[,/&+、和或и]|や|또는|\b(?:or|and|vs\.?|versus|through|to|then|und|oder|et|ou|y|o|hoặc)(?!\w))"
+_JOINED = re.compile(rf"{_ALONE}[()\s]*(?:{_OR}[()\s]*)+(?i:(?:maybe|perhaps|possibly|option|choice)\s+)*\(?{_ALONE}")
 
 _FILLER = (
     "is|are|was|be|would|should|must|will|could|to|the|my|final|correct|right|best|most|likely|probably|clearly|"
     "definitely|actually|certainly|therefore|thus|option|choice|letter|labeled|labelled|following|one|given|i|think|with|for|number"
 )
 _STATED = re.compile(
-    r"(?i:(?<![a-z])(?:answers?|ans|solution|(?:correct|right|best|final|my)\s+(?:option|choice|letter|one)|"
+    r"(?i:(?<![a-z])(?:answer(?:'?s)?|ans|(?:option|choice)(?=[\"']\s*[:=])|solution|(?:correct|right|best|final|my)\s+(?:option|choice|letter|one)|"
     r"(?:i|we)(?:'d|'ll|\s+would|\s+will)?\s+(?:go\s+with|choose|chose|pick|select)|choose|choosing|pick|select|"
-    rf"selected|i\s+say|(?:it|this|that)(?:'s|\s+is))(?![a-z])|答案|选项?|選項?|答え|정답)"
+    rf"selected|i\s+say|(?:it|this|that)(?:'?s|\s+is))(?![a-z])|(?<=[.!?-]\s)(?i:(?:(?:no|wait|sorry|correction)[,:]\s*)+)|答案|选项?|選項?|答え|정답)"
     rf"(?:[^A-Za-z0-9.!?]|(?i:(?<![A-Za-z])(?:{_FILLER})(?![A-Za-z]))|[是为為选選]|项|項)*{_ALONE}"
 )
+# What stands before a letter that names an option: the beginning of a clause, such a word, or a word of another script.
+# Not any other word, nor a number: "person B", "an A", "5 A".
+_LEAD = (
+    r"(?:(?:^|[.,;:!?%)=/>\n\u2013\u2014-]|[^\x00-\x7F\s°]\w{0,9}(?:\s+[a-z]{1,3}(?=\s))?)[\s\"'(]*|(?i:(?<![a-z])(?:so|then|hence|thus|therefore|ergo|"
+    r"consequently|finally|actually|now|that|is|be|it's|was|ist|est|es|er|la|say|think|guess|get|(?:go(?:ing)?|left|us)\s+with|for|"
+    r"(?<!such\s)as|(?:looks?|seems?)\s+like|leaves|leaving|points\s+to|towards?|mark|tick|circle|only|just|but|matches|maybe|perhaps|probably|likely|definitely|"
+    r"certainly|clearly|surely|sure|yes|okay|assistant|answer(?:\s+says)?|antwort|opt|option|choice|letter|statement)\s+[\"']?))\(?"
+)
+_LED = re.compile(_LEAD + _ALONE)
 _IS_ANSWER = re.compile(
-    rf"{_ALONE}\)?[\"']?\s*(?i:(?:is|would\s+be|should\s+be|must\s+be|seems|looks)\s+"
+    rf"{_LEAD}{_ALONE}\)?[\"']?\s*(?i:it\s+is(?!\s+\w)|(?:is|would\s+be|should\s+be|must\s+be|seems|looks)\s+"
     r"(?:\w+\s+){0,2}?(?:correct|right|best|better|true|answer)(?![a-z]))"
 )
 _LEADING = re.compile(rf"^[\W_]*{_ALONE}(?=\s*$|[^\S\n]*[^\s\w'\"(&]|[^\S\n]*\n|\)|[\"'])")
 _POSSIBLE = re.compile(rf"(?i:(?<![a-z])(?:could|might|may)\s+(?:\w+\s+)?be\s+(?:\w+\s+)?)\(?{_ALONE}")
-_ENDING = re.compile(
-    r"(?:(?<=[A-Za-z]{3})[.;!]\s+|(?i:(?<![a-z])(?:so|hence|thus|therefore|ergo|consequently|finally|actually|now)[,:]?)\s+"
-    rf"(?i:(?:option|choice)\s+)?)\(?{_ALONE}\)?[.!]?\s*$"
-)
 _BRACKETED = re.compile(rf"\({_ALONE}\)|(?i:(?:option|choice|letter)s?)[\s:]*[\"'(]?{_ALONE}")
-_CAPITAL = re.compile(_ALONE)
 
 _SAID = re.compile(r"(?i)^\W*(?:(?:the\s+)?(?:correct\s+|right\s+|final\s+)?answer(?:\s+is)?|it\s+is|it's)[\s:]+")
 # "Q: which? A: B", but not "Q: which? A: red B: blue"
@@ -70,16 +75,9 @@ _WRONG = (
     r"(?:\s+(?:clearly|also|all|both|definitely))?"
     r"(?:n't|not|\s+(?:be\s+)?(?:not|wrong|incorrect|false|(?:ruled\s+)?out|eliminated|impossible))"
 )
-# What a letter after it makes a name of, such as "vitamin B", or a quotation, such as "the sign says A".
-_NAMED = (
-    "vitamins?|plan|grade|hepatitis|type|group|team|class|section|room|gate|level|terminal|platform|building|size|"
-    "player|exit|row|column|channel|route|chapter|appendix|zone|area|mr|mrs|ms|dr|model|version|series|highway|avenue|"
-    "street|wing|tower|block|dock|pier|track|ward|hall|"
-    "(?<!answer )(?<!option )(?:says|reads|spells|(?:begins|starts|ends) with):?"
-)
 _DENIED = (
     re.compile(
-        r"(?i:\b(?:I\s+(?:(?:can|would|could)\s+)?)?(?:not|isn't|aren't|cannot|can't|never|neither|none\s+of|except|eliminat(?:e|es|ing)|exclud(?:e|es|ing)|dismiss(?:ing)?|discard(?:ing)?|rather\s+than|"
+        r"(?i:\b(?:I\s+(?:(?:can|would|could)\s+)?)?(?:don't\s+think(?:\s+it(?:'s|\s+is))?|not|isn't|aren't|cannot|can't|never|neither|none\s+of|except|eliminat(?:e|es|ing)|exclud(?:e|es|ing)|dismiss(?:ing)?|discard(?:ing)?|rather\s+than|"
         r"instead\s+of|unlike|over|than|rul(?:e|ed|ing)\s+out)\s+(?:(?:actually|really|necessarily|likely|be)\s+)?(?:the\s+)?(?:(?:option|choice|answer|point)s?\s+)?)"
         r"\(?[A-Za-z]\)?(?:(?:\s*,\s*\(?[A-Z]\)?)*,?\s*(?:or|nor|and)\s*\(?[A-Z]\)?)*(?![A-Za-z'])"
     ),
@@ -94,17 +92,16 @@ _DENIED = (
         rf"\(?[A-Za-z][).]?(?:\s*\([^()]*\))?(?i:\s+(?:is|was|can|could|would|must|seems|looks){_WRONG})|{_LETTER_LIST}(?i:\s+(?:are|were|can|could|would|must|seem|look){_WRONG}))\b"
     ),
     re.compile(r"(?<![A-Za-z0-9'])\(?[A-Za-z]\)?\s*(?:\?\s*(?i:no|nope|wrong)\b|[.:]?\s*[✗✘❌])"),
+    re.compile(r"(?m)^\s*[✗✘❌]\s*\(?[A-Za-z](?![A-Za-z])"),
     re.compile(rf"(?:不是|不选|不選|并非|並非|排除)\s*{_LETTER_LIST}"),
     re.compile(rf"{_LETTER_LIST}\s*(?:是?错|是?錯|不对|不對|不正[确確]|不是|ではな|[가이]?\s*아니)"),
     re.compile(r"(?<![A-Za-z0-9])[A-Za-z](?:\++|#)(?![\w+#])"),  # "A+", "C#"
     re.compile(r"(?i:(?<![a-z])n\s*/\s*a(?![a-z])|(?<![a-z])n\.\s?a\.?(?![a-z]))"),
 )
-_NAME = re.compile(
-    rf"(?i:(?<![a-z])(?:{_NAMED})\.?\s+)[\"']?[A-Z](?![A-Za-z])(?:\s*(?:,|&|and|or)\s*[A-Z](?=\s*(?:$|[,.;&]|and|or)))*"
-)
 _RIGHT, _NOT_RIGHT = {"yes", "right", "correct", "true"}, {"no", "wrong", "incorrect", "false"}
-_VERDICT = re.compile(
-    rf"(?<![A-Za-z0-9'])\(?([A-Z])\)?\s*[.:→⇒=\u2013\u2014-]*\s*\(?(?i:({'|'.join(_RIGHT | _NOT_RIGHT)}))(?![A-Za-z])"
+_VERDICT = re.compile(  # "A: wrong", or "A. The cup is red. - Incorrect"
+    r"(?<![A-Za-z0-9'])\(?([A-Z])\)?\s*[.:→⇒=\u2013\u2014-]*\s*(?:[^\n]*?[(→\u2013\u2014-]\s*)??\(?"
+    rf"(?i:({'|'.join(_RIGHT | _NOT_RIGHT)}))(?![A-Za-z])"
 )
 _IDEOGRAPHS = "぀-ヿ㐀-鿿가-힣"
 _WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W_{_IDEOGRAPHS}]+(?:[.'/:°%-]+[^\W_{_IDEOGRAPHS}]*)*|[^\s\w]")
@@ -114,7 +111,7 @@ _NEGATIONS = re.compile(
 )
 _BEFORE_WORD = re.compile(r"[^\S\n]+[A-Za-z0-9]")
 _AFTER_LETTER_A = re.compile(
-    r"\s+(?i:is|was|because|since|as|due|seems|looks|would|should|must|for|but|or|and|than)\b|\s+[^\w\s]|[^\S\n]*\n"
+    r"\s+(?i:is|it|was|fits|matches|remains|then|I|because|since|as|due|seems|looks|would|should|must|for|but|or|and|than)\b|\s+[^\w\s]|[^\S\n]*\n"
 )
 
 
@@ -150,21 +147,18 @@ def read_letter(text: str, options: Sequence[str]) -> str | None:
     labelled = _LABELLED_A.match(text)
     if labelled and not _words(text[labelled.end() :]).startswith(_words(options[0])):
         text = text[labelled.end() :]
-    text = _NAME.sub(" 0 ", text)  # a word, before which "a" is an article
     for denied in _DENIED:
         text = denied.sub(" ", text)
-    bare = re.sub(r"\b(?:and|or)\b", " ", text)
-    if re.fullmatch(r"(?:[\W_]*(?<![A-Za-z])[A-Za-z](?![A-Za-z]))+[\W_]*", bare):
+    bare = re.sub(r"\b(?:and|or)\b|(?m:^\s*\d+[.)]\s)", " ", text)
+    if "&" not in bare and re.fullmatch(r"(?:[\W_]*(?<![A-Za-z])[A-Za-z](?![A-Za-z]))+[\W_]*", bare):
         letters = re.findall(r"[A-Za-z]", bare)
         if len({letter.isupper() for letter in letters}) == 1:
             return _only(letters, count)
     stated = [match for pattern in (_STATED, _IS_ANSWER) for match in pattern.finditer(text) if _is_letter(match, text)]
     joined = _joined(text, count)
     if stated:
-        last = max(stated, key=lambda match: match.start(1))
-        possible = {match.start(1): match[1].upper() for match in _POSSIBLE.finditer(text)}
-        undecided = last.start(1) in possible and len(set(possible.values())) > 1
-        return _CONFLICT if undecided or last.start(1) in joined else _only([last[1]], count)
+        conclusion = max(stated, key=lambda match: match.start(1))
+        return _CONFLICT if conclusion.start(1) in joined else _only([conclusion[1]], count)
     verdicts = {match[1]: match[2].lower() in _RIGHT for match in _VERDICT.finditer(text)}
     if len(verdicts) > 1 and not any(_words(o) in _RIGHT | _NOT_RIGHT for o in options):  # "A: wrong, B: right"
         return _only([letter for letter, right in verdicts.items() if right], count)
@@ -173,22 +167,23 @@ def read_letter(text: str, options: Sequence[str]) -> str | None:
         letter = leading[1].upper()
         follower = LETTERS[(LETTERS.index(letter) + 1) % 26]
         relisted = letter == "A" and re.search(rf"[(\s\"]{follower}\"?[.):]\s*\S", text[leading.end() :])
-        if relisted or leading.start(1) in joined:
-            return _CONFLICT
-        return _only([letter], count)
-    ending = _ENDING.search(text)
-    if ending and _is_letter(ending, text) and not _LISTED.search(text):
-        return _only([ending[1]], count)
-    for pattern in (_BRACKETED, _CAPITAL):
-        found = [match for match in pattern.finditer(text) if _is_letter(match, text)]
-        if pattern is _CAPITAL:
-            found = [match for match in found if match[1].isupper() and match[1] in LETTERS[:count]]
+        if not relisted:
+            return _CONFLICT if leading.start(1) in joined else _only([letter], count)
+    led = [match for match in _LED.finditer(text) if _is_letter(match, text)]
+    listed = _LISTED.search(text)  # "Options: A. red B. blue"
+    if led and led[-1].start(1) not in joined and re.fullmatch(r"[\W_]*", text[led[-1].end() :]):
+        last, before = led[-1][1], text[: led[-1].start(1)]
+        if not listed or last in re.findall(_ALONE, before):
+            return _only([last], count)
+    capitals = [match for match in led if match[1].isupper() and match[1] in LETTERS[:count]]
+    bracketed = [match for match in _BRACKETED.finditer(text) if _is_letter(match, text)]
+    for found in (bracketed, capitals):
         letters = [next(filter(None, match.groups())) for match in found]
         if letters:
-            if set(letters) == {"A"} and _LISTED.search(text):  # "Options: A. red B. blue"
-                return _CONFLICT
-            joined = joined.intersection(match.start(match.lastindex or 1) for match in found)
-            return _CONFLICT if joined else _only(letters, count)
+            several = (listed and set(letters) == {"A"}) or joined & {
+                match.start(match.lastindex or 1) for match in found
+            }
+            return _CONFLICT if several else _only(letters, count)
     return None
 
 
@@ -207,13 +202,15 @@ def _is_letter(match: re.Match[str], text: str) -> bool:
 
 
 def _joined(text: str, count: int) -> set[int]:
-    """Where letters stand that are named in one breath with another one, as in "A or B"."""
-    return {
-        match.start(place)
+    """Where letters stand that are named beside another one, as in "A or B" or "could be A, could be B"."""
+    pairs = [
+        match
         for match in _JOINED.finditer(text)
         if match[2].upper() in LETTERS[:count] and match[2].upper() != match[1].upper() and _is_letter(match, text)
-        for place in (1, 2)
-    }
+    ]
+    possible = {match.start(1): match[1].upper() for match in _POSSIBLE.finditer(text)}
+    undecided = possible if len(set(possible.values())) > 1 else ()
+    return {match.start(place) for match in pairs for place in (1, 2)} | set(undecided)
 
 
 def _plain(text: str) -> str:
@@ -224,7 +221,14 @@ def _plain(text: str) -> str:
     text = re.sub(r"(?:\[ ?\]|[☐⬜○◯])[^\n\[☐⬜☑✅○◯●◉]*|\[[xX]\]", " ", text)  # boxes that are not ticked
     text = re.sub(r"(?s)~~.*?~~|<(del|s|strike)>.*?</\1>", " ", text)
     text = re.sub(r"(?i)\b(option|choice|answer|letter)-(?=[a-z]\b)", r"\1 ", text)
-    text = re.sub(r"(?s)<(\w+)(?:\s[^<>]*)?>(.*?)</\1>", r" \2 ", text)
+    text = re.sub(
+        r"(?i)(?<![a-z])(mr|mrs|ms|dr|fig|cf|vol|apt|e\.g|for\s(?:instance|example)|says|reads|spells)[.:,]+",
+        r"\1",
+        text,
+    )
+    text = re.sub(r"(?<![A-Za-z])([A-Z])'s(?= (?:the|right|correct|my|best)\b)", r"\1 is", text)
+    text = re.sub(r"(?s)<((?!answer)\w+)(?:\s[^<>]*)?>(.*?)</\1>", r" \2 ", text)
+    text = re.sub(r"(?i)<(?:\w+_)?answer>", " answer: ", text)
     text = re.sub(r"<s>|</\w+>|<\|\w+\|>", " ", text)
     text = re.sub(r"\\(?:boxed|fbox)\s*\{", " answer: {", text)
     text = re.sub(r"\\[a-zA-Z]+\s*(?=\{)|\\[,;!() ]|\\[a-zA-Z]+", " ", text)
@@ -248,7 +252,7 @@ def _by_words(text: str, options: Sequence[str]) -> str | None:
     if held and first == known[held[0]] and len(held) == 1:
         return held[0]
     named = "|".join(re.escape(words) for words in known.values() if words)
-    denied = rf"(?<!\S)(?:not|rather than|instead of) (?:{named})(?: (?:or|nor) (?:{named}))*(?!\S)"
+    denied = rf"(?<!\S)(?:not|than|instead of) (?:{named})(?: (?:or|nor) (?:{named}))*(?!\S)"
     corrected = re.sub(r"^.*\? no (?=\S)", "", said)  # "bluish? no, blue"
     for words in (said, re.sub(denied, " ", said), corrected):
         held = [option for option, phrase in known.items() if phrase and f" {phrase} " in f" {words} "]

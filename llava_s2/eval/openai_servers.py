@@ -8,7 +8,7 @@ OUT_OF_TOKENS = "output limit was reached"
 """Of OpenAI's error where the reasoning has left no token for the reply."""
 
 _ROOM = 8192  # tokens for the reasoning of a judge, whose verdict is a few tokens long
-_TAG = r"think|thinking|thought|analysis"
+_TAG = r"think|thinking|thought|reasoning|analysis"
 _OPENS = re.compile(rf"\s*(?:<(?:{_TAG})>|◁think▷)", re.IGNORECASE)
 _CLOSES = re.compile(rf"</(?:{_TAG})>|◁/think▷", re.IGNORECASE)
 
