@@ -92,15 +92,6 @@ def weight_files(name: str) -> list[str]:
     raise InputError(f"{name}: there are no weights in it (looked for {', '.join(WEIGHT_FILES)})")
 
 
-def model_tensors(name: str) -> "dict[str, Tensor]":
-    """All tensors of a checkpoint, memory-mapped, from one safetensors or ``.bin`` file or from shards.
-
-    Raises:
-        InputError: no weights, a shard that the index names is missing, or a file is damaged or not plain tensors.
-    """
-    return {key: value for file in weight_files(name) for key, value in read_tensors(file).items()}
-
-
 def check_numbers(name: str, tensors: "Mapping[str, Tensor]") -> None:
     """Raises InputError where trained tensors of a checkpoint are no floating-point numbers, or hold NaN."""
     for key, tensor in tensors.items():

@@ -19,8 +19,6 @@ from llava_s2.studies.study_report import StudyReport
 from llava_s2.studies.study_towers import StudyTower, check_tower, load_tower
 from llava_s2.studies.training_loop import train
 
-Device = Any
-
 
 @dataclass(frozen=True)
 class DenseTask:

@@ -13,7 +13,6 @@ import numpy as np
 
 from llava_s2.errors import InputError
 
-ACTIONS = 4  # three of the hand's motion, and the fingers', each from -1 to 1
 STATES = 9  # the hand's position and velocity, the fingers', and whether they are closed
 _LIFTED = 0.05  # metres above the table, of a cube that counts as picked up
 _HOVER = 0.08

@@ -176,14 +176,6 @@ class NamedTower:
         return _mae_arguments(_read(self.file), self.file) if self.library == "mae" and self.file else {}
 
 
-def resolved(name: str) -> str:
-    """A name that is understood from any folder: paths in it are made absolute."""
-    tower = NamedTower.parse(name)
-    if tower is not None:
-        return str(tower)
-    return str(Path(name).resolve()) if Path(name).exists() else name
-
-
 def _open_clip_weights(architecture: str, place: str, name: str | Path) -> tuple[str | None, Path | None]:
     """The tag and the file that stand after an architecture."""
     import open_clip

@@ -21,7 +21,7 @@ from llava_s2.s2 import S2VisionModel
 from llava_s2.synthetic.scene_files import write_vstar
 from llava_s2.synthetic.scenes import SceneConfig
 from llava_s2.towers.load_tower import load_image_statistics, load_vision_backbone, load_vision_config, tower_config
-from llava_s2.towers.named_tower import NamedTower, resolved
+from llava_s2.towers.named_tower import NamedTower
 from llava_s2.train.recipe import train
 
 LLM = Path(__file__).parents[1] / "golden" / "llava_tiny" / "vicuna-tiny"
@@ -306,8 +306,8 @@ def test_a_name_with_a_relative_path_is_recorded_with_a_full_one(
 ) -> None:
     timm_file(tmp_path / "tower")
     monkeypatch.chdir(tmp_path)
-    assert resolved("timm:test_vit/tower/vit.pth") == f"timm:test_vit/{tmp_path / 'tower' / 'vit.pth'}"
-    assert resolved("open_clip:ViT-L-14/laion2b_s32b_b82k") == "open_clip:ViT-L-14/laion2b_s32b_b82k"
+    assert str(NamedTower.parse("timm:test_vit/tower/vit.pth")) == f"timm:test_vit/{tmp_path / 'tower' / 'vit.pth'}"
+    assert str(NamedTower.parse("open_clip:ViT-L-14/laion2b_s32b_b82k")) == "open_clip:ViT-L-14/laion2b_s32b_b82k"
     assert NamedTower.parse("openai/clip-vit-large-patch14-336") is None
 
 
