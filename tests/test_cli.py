@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -83,3 +84,36 @@ def test_renamed_flags_are_taken_by_their_old_names_too() -> None:
     assert build_parser().parse_args(["bench", "sweep", "x", "--output", "y", "--pictures", "7"]).images == 7
     assert build_parser().parse_args(["quickstart", "--pictures", "7"]).images == 7
     assert "--max-pictures" not in run_python(HELP, "serve", "--help").stdout
+
+
+WITHOUT = """
+import sys
+sys.modules.update(dict.fromkeys(sys.argv.pop(1).split(",")))  # importing what is None fails as if it were not there
+from llava_s2.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+SERVE = "starlette,fastapi,uvicorn,httpcore,prometheus_client,openai,gradio"
+EVAL = "pyarrow,openpyxl,matplotlib,openai,datasets"
+
+
+@pytest.mark.parametrize(
+    ("absent", "words"),
+    [
+        *((name, "serve --model none") for name in (SERVE, "openai", "httpcore")),
+        *((name, "demo --model none") for name in (SERVE, "httpcore")),
+        (EVAL, "eval mmbench --data . --model none --output out"),
+        (EVAL, "eval vstar --data . --model x --model-url http://127.0.0.1:9/v1 --output out"),
+        ("datasets", "data convert a b"),
+        ("pyarrow", "data check table.parquet"),
+        ("deepspeed", "train finetune --model_name_or_path x --data_path y --output_dir z --deepspeed zero.json"),
+        ("open_clip", "bench flops open_clip:ViT-B-32"),
+        ("gguf", "chat --prompt hello"),
+    ],
+)
+def test_a_missing_extra_is_told_in_a_line_with_what_to_run(absent: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "table.parquet").write_bytes(b"PAR1")
+    (tmp_path / "zero.json").write_text("{}")
+    run = [sys.executable, "-c", WITHOUT, absent, *words.split()]
+    result = subprocess.run(run, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert "pip install" in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr

@@ -4,6 +4,7 @@ import argparse
 import gc
 import os
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 from llava_s2.errors import InputError
@@ -65,12 +66,9 @@ def _port(text: str) -> int:
 
 
 def _serve(args: argparse.Namespace) -> None:
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise InputError(f"{error.name} is not installed; run: pip install 'llava-s2[serve]'") from None
+    for package in ("fastapi", "uvicorn", "prometheus_client", "openai", "httpcore"):
+        if find_spec(package) is None:
+            raise InputError(f"{package} is not installed; run: pip install 'llava-s2[serve]'")
     from llava_s2.serve.api.access import is_loopback, read_keys
 
     keys = read_keys(args.api_key_file) if args.api_key_file else []

@@ -6,6 +6,7 @@ import socket
 import tempfile
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from llava_s2.errors import InputError
@@ -51,12 +52,11 @@ def add_demo(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
+    for package in ("gradio", "httpcore"):
+        if find_spec(package) is None:
+            raise InputError(f"{package} is not installed; run: pip install 'llava-s2[demo]'")
     from llava_s2.serve.api.access import is_loopback
 
-    try:
-        import gradio  # noqa: F401
-    except ImportError:
-        raise InputError("gradio is not installed; run: pip install 'llava-s2[demo]'") from None
     auth = _read_auth(args.auth_file) if args.auth_file else None
     if not (is_loopback(args.host) or auth or args.no_auth):
         raise InputError(f"--host {args.host} is open to others: say who may come in with --auth-file, or --no-auth")
