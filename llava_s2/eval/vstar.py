@@ -184,7 +184,7 @@ def _sample(
 
 
 def _find_images(data: Path, categories: Mapping[str, str]) -> dict[str, Path]:
-    """``category/NAME`` -> image file, sorted; checks that no image is doubled and no annotation alone."""
+    """``category/NAME`` -> image file, sorted; of an annotation alone, the file that should be there."""
     readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     images: dict[str, Path] = {}
     for category in categories:
@@ -197,9 +197,10 @@ def _find_images(data: Path, categories: Mapping[str, str]) -> dict[str, Path]:
                     raise InputError(f"{path}: same name as {images[key].name}; one image a question, remove one")
                 images[key] = path
         for path in files:
-            if path.suffix.lower() == ".json" and f"{category}/{path.stem}" not in images:
-                raise InputError(f"{path}: no image {path.stem}.jpg (or of another format) beside it")
-    return images
+            if path.suffix.lower() == ".json":
+                images.setdefault(f"{category}/{path.stem}", path.with_suffix(".jpg"))
+    # In an order that stays when a missing image comes.
+    return dict(sorted(images.items(), key=lambda item: ([*categories].index(item[1].parent.name), item[1].name)))
 
 
 def _find_table(data: Path) -> Path | None:

@@ -61,6 +61,22 @@ def test_a_bad_image_is_named_counted_as_wrong_and_asked_again_when_repaired(dat
     assert len(loads) == starts  # nothing to ask
 
 
+def test_a_missing_image_is_skipped_like_a_damaged_one_and_asked_about_when_it_comes(data, tmp_path, capsys, loads):
+    path, output = data / "direct_attributes/sa_2.jpg", tmp_path / "run"
+    whole = path.read_bytes()
+    path.unlink()
+    assert evaluate(data, output) == 2 and not loads
+    assert "sa_2.jpg: no such image file (so for 1 of 5 images); --on-bad-image skip" in capsys.readouterr().err
+    assert evaluate(data, output, "--on-bad-image", "skip") == 0
+    before = records(output)
+    assert set(report(output)["bad_images"]) == {"direct_attributes/sa_2"}
+    path.write_bytes(whole)
+    assert evaluate(data, output, "--on-bad-image", "skip") == 0
+    after = records(output)
+    assert [identity for identity in after if after[identity] != before[identity]] == ["direct_attributes/sa_2"]
+    assert "bad_images" not in report(output)
+
+
 def test_an_image_that_is_replaced_has_its_own_question_asked_again_only(data, tmp_path, loads):
     output = tmp_path / "run"
     assert evaluate(data, output) == 0

@@ -189,7 +189,6 @@ BROKEN = {
         "no question",
     ),
     "no annotation": (lambda f: (f / "direct_attributes/sa_1.json").unlink(), "sa_1"),
-    "no image": (lambda f: (f / "direct_attributes/sa_1.jpg").unlink(), "sa_1"),
     "two images": (lambda f: shutil.copy(f / "direct_attributes/sa_1.jpg", f / "direct_attributes/sa_1.png"), "sa_1"),
     "one option": (lambda f: _edit(f / "direct_attributes/sa_1.json", options=["red"]), "sa_1.json: 1 'option"),
     "no option": (lambda f: _edit(f / "direct_attributes/sa_1.json", options=[]), "sa_1.json: 0 'option"),
