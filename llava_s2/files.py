@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llava_s2.errors import InputError
+from llava_s2.weight_files import first_line
 
 _SPARE_BYTES = 32 * 2**20  # for tokenizer, configs and headers
 
@@ -73,18 +74,29 @@ def new_folder(dst: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
                 raise InputError(
                     f"{dst}: takes {(needed_bytes + _SPARE_BYTES) / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free there"
                 )
-            yield scratch
-            sync_folder(scratch)  # on the disk before it has its name
-            os.replace(scratch, dst)  # noqa: PTH105 - takes the place of an empty folder too
-            _sync(dst.parent)
-        except BaseException as error:
+            with writing(dst):
+                yield scratch
+                sync_folder(scratch)  # on the disk before it has its name
+                os.replace(scratch, dst)  # noqa: PTH105 - takes the place of an empty folder too
+                _sync(dst.parent)
+        except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
-            # safetensors and tokenizers have exceptions of their own for what the system refuses.
-            if isinstance(error, OSError) or "(os error " in str(error):
-                raise InputError(f"{dst}: could not be written ({error})") from error
             raise
     finally:
         os.close(lock)
+
+
+@contextmanager
+def writing(place: str | Path) -> Iterator[None]:
+    """Raises InputError, naming ``place``, where the system refuses what the block writes: a full disk, mostly."""
+    try:
+        yield
+    except Exception as error:
+        # safetensors, tokenizers and torch have exceptions of their own for that.
+        of_others = ("(os error ", "PytorchStreamWriter", "inline_container.cc")
+        if isinstance(error, OSError) or any(words in str(error) for words in of_others):
+            raise InputError(f"{place}: could not be written ({first_line(error)})") from error
+        raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -47,6 +47,9 @@ RECIPE: dict[str, dict[str, str]] = {
     for stage, learning_rate in zip(STAGES, ("1e-3", "2e-4"), strict=True)
 }
 
+# Flags of the vision side, of which a LLaVA to start from has its own.
+OF_VISION = ("image_aspect_ratio", "mm_projector_type", "mm_vision_select_layer", "s2_resize_output_to_idx")
+
 # Flags of one value or several, separated by spaces.
 _SEVERAL = ("data_path", "data_weights", "image_folder", "eval_data_path", "eval_image_folder")
 

@@ -73,14 +73,48 @@ class StopOnSignal(TrainerCallback):
         logger.warning("SIGTERM: saving after this step, then stopping; the same command goes on from there")
 
 
-class KeepIntervals(TrainerCallback):
-    """Has a run that goes on save, log and evaluate as often as its flags say now.
+class GoOn(TrainerCallback):
+    """What Trainer leaves out where a run goes on, or would go on.
 
-    Trainer would take the intervals of the run that wrote the checkpoint.
+    It saves, logs and evaluates as often as its flags say now, where Trainer would take the intervals of the run that
+    wrote the checkpoint. A run whose last step is done makes no more. A checkpoint of the last step of an epoch, or of
+    the run, is saved after what happens at the epoch's end (an evaluation, a log), which a run that goes on from there
+    comes no more by. A step that evaluates best is saved where the best one is to be the result, however seldom steps
+    are saved.
     """
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+    def __init__(self) -> None:
+        self._saves = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
         state.compute_steps(args, state.max_steps)
+        args.eval_on_start &= state.global_step == 0
+        control.should_training_stop |= state.global_step >= state.max_steps
+        return control
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        if control.should_training_stop or float(state.epoch or 0).is_integer():
+            self._saves, control.should_save = control.should_save, False
+        return control
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        control.should_save |= self._saves
+        self._saves = False
+        return control
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        best = state.best_metric
+        if args.load_best_model_at_end and (best is None or kwargs["metrics"]["eval_loss"] < best):
+            control.should_save = True
+        return control
 
 
 class StopEarly(TrainerCallback):
@@ -96,9 +130,11 @@ class StopEarly(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
-        if len(losses) - 1 - losses.index(min(losses)) >= self._patience:
+        if losses and len(losses) - 1 - losses.index(min(losses)) >= self._patience:
             control.should_training_stop = True
         return control
+
+    on_train_begin = on_evaluate  # of a run that goes on where it had been stopped
 
 
 class StopOnBadSamples(TrainerCallback):

@@ -3,10 +3,9 @@
 import json
 import os
 import shutil
-import zipfile
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from transformers import TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
@@ -17,6 +16,9 @@ from llava_s2.files import sync_folder
 RUN = "run.json"
 # Where a checkpoint is written before it is moved to its place, in the output folder.
 WRITING = ".writing"
+
+
+_ANEW = "start anew with --overwrite_output_dir"
 
 
 def find_checkpoint(training: TrainingArguments) -> Path | None:
@@ -47,22 +49,36 @@ def check_can_go_on(checkpoint: Path, training: TrainingArguments) -> None:
     """
     _check_backend(checkpoint, training)
     _check_state(checkpoint)
+    best = _trainer_state(checkpoint).get("best_global_step") if training.load_best_model_at_end else None
+    if best and not (Path(str(training.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{best}").is_dir():
+        raise InputError(
+            f"{checkpoint}: step {best} evaluated best, and {PREFIX_CHECKPOINT_DIR}-{best} is not in "
+            f"{training.output_dir}, so --load_best_model_at_end cannot load it; copy it there, or {_ANEW}"
+        )
 
 
 def steps_done(checkpoint: Path) -> int:
     """Optimizer steps that a whole checkpoint has behind it."""
-    return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+    return _trainer_state(checkpoint)["global_step"]
+
+
+def _trainer_state(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
 
 
 def publish(written: Path, training: TrainingArguments, best: str | None) -> None:
     """Moves a checkpoint that all processes have written to its place, and removes those past ``save_total_limit``.
+
+    ``run.json`` in it has the size of every file, of each process's shards too, for what is cut off or lost later.
 
     Args:
         best: the checkpoint that stays in any case.
     """
     output_dir = Path(str(training.output_dir))
     place = output_dir / written.name
-    shutil.copy(output_dir / RUN, written / RUN)
+    record = json.loads((output_dir / RUN).read_text(encoding="utf-8"))
+    sizes = {str(file.relative_to(written)): file.stat().st_size for file in written.rglob("*") if file.is_file()}
+    (written / RUN).write_text(json.dumps(record | {"files": sizes}, indent=1), encoding="utf-8")
     sync_folder(written)
     if place.exists():  # cut off by a program that wrote in place, or written again after a resume from an older one
         place.rename(written.parent / "replaced")
@@ -94,32 +110,21 @@ _WEIGHTS = ("adapter_model.*", "model*.safetensors", "pytorch_model*", "global_s
 
 
 def _check_state(checkpoint: Path) -> None:
-    way_out = "delete this checkpoint to go on from the one before, or start anew with --overwrite_output_dir"
+    way_out = f"delete this checkpoint to go on from the one before, or {_ANEW}"
     if not any(any(checkpoint.glob(pattern)) for pattern in _WEIGHTS):
         raise InputError(f"{checkpoint}: there are no weights in it, so the run cannot go on; {way_out}")
-    for file in sorted(checkpoint.iterdir()):
-        if not _is_readable(file):
-            raise InputError(f"{file}: damaged or cut off, so the run cannot go on; {way_out}")
     for what, patterns in _STATE.items():
         if not any(any(checkpoint.glob(pattern)) for pattern in patterns):
             raise InputError(
                 f"{checkpoint}: the state of the {what} is not in it (--save_only_model leaves it out), so the run "
-                "cannot go on; start anew with --overwrite_output_dir, or from it in another --output_dir with "
-                f"--model_name_or_path {checkpoint}"
+                f"cannot go on; {_ANEW}, or from it in another --output_dir with --model_name_or_path {checkpoint}"
             )
-
-
-def _is_readable(file: Path) -> bool:
-    """Whether a file of tensors is whole, by what tells where they are: at its end, or its beginning and its size."""
-    if file.suffix in (".pt", ".pth"):
-        return zipfile.is_zipfile(file)
-    if file.suffix == ".safetensors":
-        try:
-            with safe_open(file, "pt"):
-                return True
-        except SafetensorError:
-            return False
-    return True
+    run = checkpoint / RUN
+    sizes = json.loads(run.read_text(encoding="utf-8")).get("files", {}) if run.exists() else {}
+    for name, size in sizes.items():
+        file = checkpoint / name
+        if not file.is_file() or file.stat().st_size != size:
+            raise InputError(f"{file}: missing, damaged or cut off, so the run cannot go on; {way_out}")
 
 
 def optimizer_shards(checkpoint: Path) -> int:

@@ -20,7 +20,7 @@ from llava_s2.formats.configs import own_scales
 from llava_s2.formats.model_source import folder_checksum
 from llava_s2.model.embedded import resolve_language_model, resolve_model, resolve_vision_tower
 from llava_s2.s2 import S2VisionConfig
-from llava_s2.train.arguments import RecipeArguments
+from llava_s2.train.arguments import OF_VISION, RecipeArguments
 from llava_s2.train.parts import TrainableModules
 from llava_s2.train.sampler import order_seed
 
@@ -121,8 +121,7 @@ def _as_meant(
     """Flags that may be left out, as what they then stand for: a default that is written out makes no other run."""
     if vision_config is None:  # a LLaVA brings its own, and others are refused
         scales = own_scales(recipe.model_name_or_path, recipe.vision_tower) if not recipe.s2_scales else recipe.scales
-        names = ("mm_vision_select_layer", "s2_resize_output_to_idx", "image_aspect_ratio", "mm_projector_type")
-        tower: dict[str, Any] = dict.fromkeys(names)
+        tower: dict[str, Any] = dict.fromkeys(OF_VISION)
     else:
         scales = vision_config.scales
         tower = {

@@ -23,6 +23,7 @@ from llava_s2.data.collator import Collator
 from llava_s2.data.dataset import ConversationDataset
 from llava_s2.data.training_records import TrainingRecords, check_records
 from llava_s2.errors import InputError
+from llava_s2.files import writing
 from llava_s2.formats.configs import (
     checkpoint_text_config,
     processor_for_lengths,
@@ -38,7 +39,7 @@ from llava_s2.s2.packed_linear import pack_frozen
 from llava_s2.train.arguments import RecipeArguments, left_out, parse_flags
 from llava_s2.train.base_model import record_of
 from llava_s2.train.callbacks import (
-    KeepIntervals,
+    GoOn,
     ScoreCheckpoints,
     StopEarly,
     StopOnBadSamples,
@@ -58,6 +59,7 @@ from llava_s2.train.speed import count_parameters
 from llava_s2.train.starting_model import (
     chat_template,
     check_named_parts,
+    check_own,
     check_parts,
     is_language_model,
     load_starting_model,
@@ -201,6 +203,8 @@ def _check_run(stage: str, flags: Sequence[str]) -> _Run:
     _check_flags(recipe, training, components)
     from_parts = is_language_model(recipe)
     check_named_parts(recipe, from_parts)
+    if not from_parts:
+        check_own(recipe)
     template = chat_template(stage, recipe, from_parts)
     if recipe.template is not None and template != TEMPLATES["plain"]:
         recipe.template = template
@@ -399,13 +403,14 @@ def _build_trainer(
         assert base is not None
         model.peft_config["default"].base_model_name_or_path = base
         record = record_of(base) if training.should_save else None
-    callbacks: list[Any] = [KeepIntervals(), StopOnSignal()]
+    callbacks: list[Any] = [StopOnSignal()]
     if recipe.eval_task is not None and recipe.eval_data is not None:
         callbacks.append(ScoreCheckpoints(recipe.eval_task, recipe.eval_data, recipe.eval_limit))
     if recipe.early_stopping_patience is not None:
         callbacks.append(StopEarly(recipe.early_stopping_patience))
     if run.skips_bad_samples:
         callbacks.append(StopOnBadSamples(run.output_dir / LOG, recipe.max_bad_share, len(examples)))
+    callbacks.append(GoOn())  # last, for it goes by what the others ask for
     trainer = LlavaTrainer(
         model=model,
         args=training,
@@ -452,7 +457,8 @@ def _train(trainer: LlavaTrainer, start: Start) -> None:
 def _save_result(run: _Run, trainer: LlavaTrainer) -> None:
     """Writes the model and the losses to ``output_dir``, and records that the run is finished."""
     output_dir, log = run.output_dir, run.output_dir / LOG
-    trainer.save_model()
+    with writing(output_dir):
+        trainer.save_model()
     if run.training.should_save:
         if run.components.is_adapter and not run.components.lora and not run.components.tower:
             write_projector(output_dir)

@@ -10,8 +10,15 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor, Training
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from llava_s2.errors import InputError
-from llava_s2.formats.configs import has_image_markers, own_scales, saved_template
+from llava_s2.formats.configs import (
+    checkpoint_config,
+    checkpoint_processor,
+    has_image_markers,
+    own_scales,
+    saved_template,
+)
 from llava_s2.formats.identify import TRAINED_FILES, identify
+from llava_s2.formats.llava_config import LlavaSettings
 from llava_s2.formats.load import load_pretrained
 from llava_s2.formats.tensor_names import split
 from llava_s2.model.assemble import assemble, split_gguf
@@ -31,7 +38,7 @@ from llava_s2.model.widen import widen
 from llava_s2.s2 import S2VisionConfig
 from llava_s2.s2.backbones import geometry
 from llava_s2.towers.load_tower import load_vision_config, tower_config
-from llava_s2.train.arguments import RecipeArguments
+from llava_s2.train.arguments import OF_VISION, RecipeArguments
 from llava_s2.train.base_model import prepare_base, saved_template_of, template_of_parts
 from llava_s2.train.parts import TrainableModules
 from llava_s2.weight_files import check_numbers, read_tensors
@@ -65,6 +72,47 @@ def check_named_parts(recipe: RecipeArguments, from_parts: bool) -> None:
             f"--vision_tower {recipe.vision_tower}: {recipe.model_name_or_path} holds a vision tower, which is the one "
             "that is used; leave the flag out, or add --replace_vision_tower to train with the one named"
         )
+
+
+def check_own(recipe: RecipeArguments) -> None:
+    """Compares what the flags ask of the vision side with what the LLaVA to start from was trained with.
+
+    Raises:
+        InputError: a flag asks for another.
+    """
+    asked = {name: value for name in OF_VISION if (value := getattr(recipe, name)) is not None}
+    if not asked:
+        return
+    checkpoint = identify(recipe.model_name_or_path)
+    scales, resized_to = len(recipe.scales) if recipe.s2_scales else 1, 0
+    if checkpoint.kind.startswith("llava"):
+        settings = LlavaSettings.read(checkpoint.config, f"{checkpoint.name}/config.json")
+        backbone = load_vision_config(recipe.vision_tower or settings.vision_tower)
+        scales, layer = len(settings.scales or ()) or scales, settings.feature_layer
+        act, ratio = HIDDEN_ACT.get(settings.projector_type, "linear"), settings.image_aspect_ratio
+    else:
+        config = checkpoint_config(checkpoint)
+        backbone, layer = config.vision_config, config.vision_feature_layer
+        act, ratio = config.projector_hidden_act, aspect_ratio(checkpoint_processor(checkpoint), backbone)
+        if isinstance(backbone, S2VisionConfig):
+            scales, layer, resized_to = len(backbone.scales), backbone.feature_layer, backbone.resize_output_to_idx
+            backbone = backbone.backbone_config
+        if recipe.replace_vision_tower:
+            backbone = load_vision_config(resolve_vision_tower(str(recipe.vision_tower)))
+    # What it has, and of a number that may be counted from the end how many there are.
+    own: dict[str, tuple[Any, int | None]] = {
+        "image_aspect_ratio": (ratio, None),
+        "mm_projector_type": (next((kind for kind in HIDDEN_ACT if HIDDEN_ACT[kind] == act), act), None),
+        "mm_vision_select_layer": (layer, geometry(backbone).blocks + 1 if isinstance(layer, int) else None),
+        "s2_resize_output_to_idx": (resized_to, scales),
+    }
+    for name, value in asked.items():
+        has, count = own[name]
+        if value != has and (count is None or (value - has) % count):
+            raise InputError(
+                f"--{name} {value}: {recipe.model_name_or_path} was trained with {has}; leave the flag out, or give "
+                f"{has}"
+            )
 
 
 def chat_template(stage: str, recipe: RecipeArguments, from_parts: bool) -> str:
@@ -215,35 +263,9 @@ def _load(
             device_map={"": training.device} if recipe.bits != 16 else None,
             quantization=f"{recipe.bits}bit" if recipe.bits != 16 else None,
         )
-    if not from_parts:
-        _check_own(recipe, model.config, processor)
     if template is not None:
         set_template(processor, template)
     return model, processor, base
-
-
-def _check_own(recipe: RecipeArguments, config: Any, processor: LlavaProcessor) -> None:
-    """Raises InputError where a flag asks for what the LLaVA to start from was not trained with."""
-    vision = config.vision_config
-    backbone, layer, scales, resized_to = vision, config.vision_feature_layer, 1, 0
-    if isinstance(vision, S2VisionConfig):
-        backbone, layer = vision.backbone_config, vision.feature_layer
-        scales, resized_to = len(vision.scales), vision.resize_output_to_idx
-    act = config.projector_hidden_act
-    # What it has, and of a number that may be counted from the end how many there are.
-    own: dict[str, tuple[Any, int | None]] = {
-        "image_aspect_ratio": (aspect_ratio(processor, vision), None),
-        "mm_projector_type": (next((kind for kind in HIDDEN_ACT if HIDDEN_ACT[kind] == act), act), None),
-        "mm_vision_select_layer": (layer, geometry(backbone).blocks + 1 if isinstance(layer, int) else None),
-        "s2_resize_output_to_idx": (resized_to, scales),
-    }
-    for name, (value, count) in own.items():
-        asked = getattr(recipe, name)
-        if asked not in (None, value) and (count is None or (asked - value) % count):
-            raise InputError(
-                f"--{name} {asked}: {recipe.model_name_or_path} was trained with {value}; leave the flag out, or give "
-                f"{value}"
-            )
 
 
 def _load_whole(

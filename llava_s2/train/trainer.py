@@ -27,6 +27,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from llava_s2.data.collator import keep_targets
 from llava_s2.data.pixels import Normalizer
 from llava_s2.errors import InputError
+from llava_s2.files import writing
 from llava_s2.formats.base_record import BaseRecord
 from llava_s2.model.labels import IGNORE_INDEX
 from llava_s2.train.checkpoints import WRITING, publish
@@ -35,6 +36,8 @@ from llava_s2.train.sampler import FILLER, EpochSampler, ModalitySampler, order_
 from llava_s2.train.speed import memory_used, peak_flops, step_flops
 from llava_s2.weight_files import list_names
 
+# Where ``trainer_state.json`` has the losses that are not logged yet, beside the states of callbacks.
+_UNLOGGED = "unlogged"
 # What PEFT puts around the name of a weight.
 _WRAPPERS = re.compile(r"^base_model\.model\.|\.base_layer|\.original_module|\.modules_to_save\.default")
 
@@ -86,7 +89,7 @@ class LlavaTrainer(Trainer):
         self._tokens = self._places = self._images = 0  # of this process since the last log; places: padding too
         self._rates_used: dict[str, float] = {}
         self._logged_at = time.monotonic()
-        self._first_step: int | None = None  # of this start
+        self._first_step: int | None = None  # of this start; None until it has begun
 
     def get_train_dataloader(self) -> Any:
         sampler = self._get_train_sampler()
@@ -143,9 +146,28 @@ class LlavaTrainer(Trainer):
             if isinstance(state.get("step"), Tensor):
                 state["step"] = state["step"].clone()
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Lets a run that goes on log the losses since its last log as if it had never stopped, and makes no step of
+        one whose checkpoint is of its last, where Trainer would make one more."""
+        if self._first_step is None:
+            self._first_step = self.state.global_step
+            kept: Any = self.state.stateful_callbacks
+            if _UNLOGGED in kept:
+                self._tr_loss += kept[_UNLOGGED]["attributes"]["loss"]
+                self._globalstep_last_logged = max((step for step, _ in self._losses()), default=0)
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
+
+    def _losses(self) -> list[tuple[int, float]]:
+        """The step of each log of a loss, and the mean since the log before."""
+        return [(int(entry["step"]), entry["loss"]) for entry in self.state.log_history if "loss" in entry]
+
+    def _unlogged(self) -> float:
+        """The sum of the losses, each the processes' mean, of the steps since the last log."""
+        return self.accelerator.gather(self._tr_loss).mean().item()
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         records = inputs.pop("records")
-        self._first_step = self.state.global_step if self._first_step is None else self._first_step
         self._images += len(inputs["pixel_values"]) if "pixel_values" in inputs else 0
         self._tokens += inputs.pop("real_tokens")
         self._places += inputs["input_ids"].numel()
@@ -230,10 +252,20 @@ class LlavaTrainer(Trainer):
         return {**inputs, "pixel_values": self._normalize(pixels)}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "train_loss" in logs:
+            logs["train_loss"] = self._mean_loss()
         if "loss" in logs:
             logs |= self._speed()
             logs |= self._rates_used
         super().log(logs, start_time)
+
+    def _mean_loss(self) -> float:
+        """Of all steps of the run, where Trainer counts those of this start."""
+        total, last = self._unlogged(), 0
+        for step, loss in self._losses():
+            total += loss * (step - last)
+            last = step
+        return total / max(1, self.state.global_step)
 
     def _speed(self) -> dict[str, float]:
         """Real tokens a second over all processes, their share of the places that a batch has for tokens, share of the
@@ -296,24 +328,34 @@ class LlavaTrainer(Trainer):
         if self.args.should_save:
             shutil.rmtree(self._writing, ignore_errors=True)
         self.accelerator.wait_for_everyone()
+        kept: Any = self.state.stateful_callbacks
+        kept[_UNLOGGED] = {"args": {}, "attributes": {"loss": self._unlogged()}}
         try:
-            super()._save_checkpoint(model, trial)
-            best = self._best_checkpoint()
-            self.state.best_model_checkpoint = best
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                written = self._writing / f"checkpoint-{self.state.global_step}"
-                self.state.save_to_json(str(written / TRAINER_STATE_NAME))
-                publish(written, self.args, best)
+            with writing(self._writing):
+                super()._save_checkpoint(model, trial)
+                best = self._best_checkpoint()
+                self.state.best_model_checkpoint = best
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    written = self._writing / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+                    self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+                    publish(written, self.args, best)
+        except InputError:
+            shutil.rmtree(self._writing, ignore_errors=True)  # what is half written leaves a full disk
+            raise
         finally:
             self._writing = None
         self.accelerator.wait_for_everyone()
 
     def _best_checkpoint(self) -> str | None:
-        """Where the checkpoint with the best evaluation is or will be, if it was saved."""
+        """Where the checkpoint with the best evaluation is or will be, if it was saved; the folder may have moved."""
         step = self.state.best_global_step
         place = Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
         return str(place) if step and (step == self.state.global_step or place.exists()) else None
+
+    def _finalize_training(self, *args: Any) -> Any:
+        self.state.best_model_checkpoint = self._best_checkpoint()
+        return super()._finalize_training(*args)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Writes what ``load_pretrained`` reads: the adapter, the projector in it, what it stands on, the processor.

@@ -226,11 +226,17 @@ def test_a_tower_that_would_not_be_used(folder, capsys, monkeypatch, tmp_path):
     assert "is no adapter" in fails(capsys, "finetune", *flags, "--base", tmp_path / "llava")
 
 
-def test_flags_that_ask_for_another_tower_or_projector_than_the_llava_has(folder, capsys):
+@pytest.mark.parametrize("kind", ["native", "of LLaVA"])
+def test_flags_that_ask_for_another_tower_or_projector_than_the_llava_has(folder, capsys, monkeypatch, kind):
     (folder / "data.json").write_text(json.dumps([GOOD]))
-    create_native(folder / "llava", GOLDEN / "vicuna-tiny", GOLDEN / "clip-tiny", [56, 112])
+    if kind == "native":
+        create_native(folder / "llava", GOLDEN / "vicuna-tiny", GOLDEN / "clip-tiny", [56, 112])
+    else:
+        shutil.copytree(GOLDEN / "llava-tiny-s2", folder / "llava")
     flags = ["--model_name_or_path", folder / "llava", "--data_path", folder / "data.json", "--image_folder", folder]
-    flags += ["--output_dir", folder / "out"]
+    flags += ["--output_dir", folder / "out"] + ([] if kind == "native" else ["--vision_tower", GOLDEN / "clip-tiny"])
+    for loader in ("assemble", "load_pretrained"):
+        monkeypatch.delattr(starting_model, loader)
     others = {"mm_vision_select_layer": (-1, -2), "mm_projector_type": ("linear", "mlp2x_gelu")}
     others |= {"s2_resize_output_to_idx": (1, 0), "image_aspect_ratio": ("square", "pad")}
     for name, (asked, own) in others.items():

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -152,15 +154,42 @@ def test_a_checkpoint_without_its_state_does_not_go_on(again, missing):
     assert "is not in it (--save_only_model leaves it out), so the run cannot go on" in error
 
 
-@pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.pt", "rng_state.pth", "tokenizer.json"])
 def test_a_checkpoint_that_is_damaged_is_named(again, file):
     place = max(again.out.glob(f"checkpoint-*/{file}"))
-    place.write_bytes(place.read_bytes()[:200])
+    place.write_bytes(place.read_bytes()[:-1])
     status, printed, _ = again()
     assert status == 0 and "is finished" in printed  # it need not go on
     (again.out / "adapter_model.safetensors").unlink()
     status, _, error = again()
-    assert status == 2 and f"{place}: damaged or cut off" in error and "delete this checkpoint" in error
+    assert status == 2 and f"{place}: missing, damaged or cut off" in error and "delete this checkpoint" in error
+
+
+def test_a_disk_that_becomes_full_leaves_the_checkpoint_before(again):
+    """The limit on a file's size stands for the disk's end."""
+    whole = checksum(again.out)
+    shutil.rmtree(again.out / "checkpoint-3")
+    (again.out / "adapter_model.safetensors").unlink()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        status, _, error = again()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert status == 2 and "could not be written" in error
+    assert not (again.out / ".writing").exists()
+    assert again()[0] == 0
+    assert checksum(again.out) == whole
+
+
+def test_a_checkpoint_that_lost_a_file(again):
+    """As a shard of one of several processes."""
+    place = max(again.out.glob("checkpoint-*/tokenizer.json"))
+    place.unlink()
+    (again.out / "adapter_model.safetensors").unlink()
+    assert f"{place}: missing, damaged or cut off" in again()[2]
 
 
 @pytest.mark.parametrize("content", ["[]", "{}"])

@@ -115,6 +115,44 @@ def workers(process):
     return [pid for pid in map(int, children) if b"ids_logged.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
+AT_EPOCHS = ["--eval_split", 0.1, "--eval_on_start", "True", "--eval_strategy", "epoch", "--logging_strategy", "epoch"]
+BEST = ["--eval_split", 0.1, "--learning_rate", "0.05", "--num_train_epochs", 9, "--eval_steps", 3, "--save_steps", 12]
+BEST += ["--load_best_model_at_end", "True", "--early_stopping_patience", 2]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--max_steps", 13, "--logging_steps", 5, "--save_steps", 4],
+        [*AT_EPOCHS, "--save_steps", 9, "--num_train_epochs", 2],
+        BEST,
+    ],
+    ids=["in an epoch", "at its end", "at the best"],
+)
+def test_cut_off_after_a_checkpoint_and_moved_it_logs_and_ends_the_same(flags, tmp_path):
+    """The last checkpoint is there without the result, or the one before is the last."""
+    records = write_records(tmp_path, lambda number: number % 3)
+    flags = [*records, "--per_device_train_batch_size", 8, "--lr_scheduler_type", "constant", *flags]
+    whole = tmp_path / "whole"
+    run_here([*flags, "--output_dir", whole])
+    checkpoints = sorted(whole.glob("checkpoint-*"), key=lambda place: int(place.name.split("-")[1]))
+    for number in (1, 2):
+        moved = shutil.copytree(whole, tmp_path / f"moved-{number}")
+        for later in checkpoints[len(checkpoints) - number + 1 :]:
+            shutil.rmtree(moved / later.name)
+        for file in ("adapter_model.safetensors", "trainer_state.json"):
+            (moved / file).unlink()
+        run_here([*flags, "--output_dir", moved])
+        assert history(moved) == history(whole)
+        assert (moved / "adapter_model.safetensors").read_bytes() == (whole / "adapter_model.safetensors").read_bytes()
+
+
+def history(folder):
+    """The losses that a run logged, each with its step."""
+    logged = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [{key: entry[key] for key in entry if key == "step" or key.endswith("loss")} for entry in logged]
+
+
 @pytest.mark.parametrize(
     ("written", "told"),
     [
