@@ -115,7 +115,9 @@ def check_images(everything: Sequence[Sample], samples: Sequence[Sample]) -> Non
     wanted = dict.fromkeys(image for sample in everything for image in sample.images if isinstance(image, Path))
     # Path.is_file raises where a folder may not be searched or a name is too long.
     if missing := [path for path in wanted if not os.path.isfile(path)]:  # noqa: PTH113
-        raise InputError(f"{missing[0]}: no such image file (so for {len(missing)} of {len(wanted)} images){way_out}")
+        there = os.path.exists(missing[0])  # noqa: PTH110
+        what = "a folder, a pipe or a device, and no image file" if there else "no such image file"
+        raise InputError(f"{missing[0]}: {what} (so for {len(missing)} of {len(wanted)} images){way_out}")
     shown = list(dict.fromkeys(image for sample in samples for image in sample.images))[:_IMAGES_DECODED_AHEAD]
     if bad := unreadable(shown):
         reason = next(iter(bad.values()))

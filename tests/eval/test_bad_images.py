@@ -77,6 +77,15 @@ def test_a_missing_image_is_skipped_like_a_damaged_one_and_asked_about_when_it_c
     assert "bad_images" not in report(output)
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_there_and_no_file_is_not_called_missing(make, data, tmp_path, capsys, loads):
+    path = data / "direct_attributes/sa_2.jpg"
+    path.unlink()
+    make(path)
+    assert evaluate(data, tmp_path / "run") == 2 and not loads
+    assert "sa_2.jpg: a folder, a pipe or a device, and no image file (so for 1 of 5 images)" in capsys.readouterr().err
+
+
 def test_an_image_that_is_replaced_has_its_own_question_asked_again_only(data, tmp_path, loads):
     output = tmp_path / "run"
     assert evaluate(data, output) == 0
