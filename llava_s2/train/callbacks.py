@@ -91,7 +91,12 @@ class GoOn(TrainerCallback):
     ) -> TrainerControl:
         state.compute_steps(args, state.max_steps)
         args.eval_on_start &= state.global_step == 0
-        control.should_training_stop |= state.global_step >= state.max_steps
+        if state.global_step > state.max_steps:
+            raise InputError(
+                f"{args.output_dir}: its run has gone to step {state.global_step}, further than --num_train_epochs "
+                f"{args.num_train_epochs} asks for ({state.max_steps}); name as many, or another --output_dir"
+            )
+        control.should_training_stop |= state.global_step == state.max_steps
         return control
 
     def on_step_end(

@@ -137,8 +137,11 @@ def test_a_constant_rate_may_go_on_for_longer(finished, tmp_path, capsys):
     for steps, name in ((2, "a"), (4, "a"), (4, "b")):
         assert main(["train", "finetune", *map(str, [*TINY, *flags, tmp_path / name, "--max_steps", steps])]) == 0
     assert losses(tmp_path / "a") == losses(tmp_path / "b") and len(losses(tmp_path / "a")) == 4
-    assert main(["train", "finetune", *map(str, [*TINY, *flags, tmp_path / "a", "--max_steps", 3])]) == 2
-    assert "has gone further than --max_steps 3" in capsys.readouterr().err
+    for flag, value in (("--max_steps", 3), ("--num_train_epochs", "0.1")):  # of 20 steps
+        fewer = ["--max_steps", -1, flag, value]
+        assert main(["train", "finetune", *map(str, [*TINY, *flags, tmp_path / "a", *fewer])]) == 2
+        error = capsys.readouterr().err
+        assert "gone" in error and f"further than {flag} {value}" in error
 
 
 @pytest.mark.parametrize("missing", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
