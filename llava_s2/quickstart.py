@@ -132,7 +132,7 @@ def _make_data(out: Path, args: argparse.Namespace) -> None:
     data, others = out / "data", max(1, args.attributes // 5)
     first_seed, config = 100_000 * args.seed, SceneConfig(side=(1000, 1400))
     if not (data / "train").exists():
-        mixed = replace(config, empty=0.05, repeated=0.15)
+        mixed = replace(config, empty=0.15, repeated=0.15)
         write_instructions(data / "train", args.images, config=mixed, first_seed=first_seed)
     if not (data / "vstar").exists():
         write_vstar(data / "vstar", args.attributes, args.relations, config=config, first_seed=first_seed)

@@ -1,7 +1,7 @@
 """Greedy answers to a batch of questions.
 
 Questions about one image share its way through the tower and the language model: the prompt up to the image's end
-is encoded once a image, and its key-value cache serves all of them.
+is encoded once for each image, and its key-value cache serves all of them.
 """
 
 from collections.abc import Sequence
@@ -106,7 +106,7 @@ class _Margins(LogitsProcessor):
 
 
 def _shared_start(rows: Sequence[Sequence[int]], images: Sequence[ImageTensors], image_token: int) -> int:
-    """How many tokens, up to the end of the images, are worth encoding once a image: 0 if none repeats."""
+    """How many tokens, up to the end of the images, are worth encoding once for each image: 0 if none repeats."""
     distinct = {tuple(map(id, shown)) for shown in images}
     if len(distinct) == len(rows) or len({len(shown) for shown in images}) > 1 or not images[0]:
         return 0

@@ -64,7 +64,7 @@ def rank_options(
     if len(questions) > 1:
         start = _common([row for asked in replies for row in asked.rows], min(asked.shared for asked in replies) - 1)
         if (replies[0].rows[0][start:] == processor.image_token_id).any():
-            start = 0  # half of a image is nothing to share
+            start = 0  # half of an image is nothing to share
     if start:
         ids = replies[0].rows[0][None, :start].to(model.device)
         model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **pixels)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def parallelize_tiles(tower: Any, *, group: Any = None, devices: Sequence[str | torch.device] | None = None) -> Any:
-    """Has several processes, or several devices, run the tiles of a image together. In place, for inference.
+    """Has several processes, or several devices, run the tiles of an image together. In place, for inference.
 
     Features are those of one process, to float rounding.
 
