@@ -81,7 +81,10 @@ def main() -> None:
         scene = make_scene("test", seed, SceneConfig(side=(1000, 1400)))
         image = prepare_image(processor, scene.image)
         asked = questions(scene, np.random.default_rng(seed))
-        said = answers(model, processor, [(image,)] * len(asked), [text for _, text, _ in asked], 48)
+        alone = make_scene("test", seed, SceneConfig(side=(1000, 1400), empty=1))
+        shown = [image] * len(asked) + [prepare_image(processor, alone.image)]
+        asked.append(("a photograph alone", "What is in this image?", caption(alone)))
+        said = answers(model, processor, [(one,) for one in shown], [text for _, text, _ in asked], 48)
         for (kind, text, answer), told in zip(asked, said, strict=True):
             refused[kind] += told.text.strip() == REFUSAL
             if text == DESCRIPTION:
