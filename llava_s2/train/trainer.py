@@ -221,7 +221,8 @@ class LlavaTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """The mean loss of a target over the whole set, the same whatever the batches and the number of processes."""
-        model = self.model_wrapped.eval()
+        model = self.model_wrapped
+        model.eval()  # DeepSpeed's engine returns nothing
         torch_state = torch.random.get_rng_state()  # of which the loader's iterator draws a number
         sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)  # of losses and targets
         for batch in tqdm(dataloader, description, disable=self.args.disable_tqdm or self.args.process_index > 0):
