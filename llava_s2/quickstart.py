@@ -50,6 +50,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs every step. Raises InputError for numbers that are too small, or where ``--output`` holds others."""
+    from llava_s2.eval.compare import compare, format_comparison
     from llava_s2.synthetic.sprites import HELD_OUT_STYLE
 
     started = time.monotonic()
@@ -86,7 +87,9 @@ def run(args: argparse.Namespace) -> None:
     _title(f"4/5  V*-format questions on {args.attributes + args.relations} held-out photographs")
     for name, more in (("single", ()), ("s2", ()), ("text_only", ("--text-only",))):
         _score(args, name, "vstar", *more)
-    _command(args.main, "compare", str(out / "runs/single"), str(out / "runs/s2"))
+    pair = out / "runs/single", out / "runs/s2"
+    print(f"$ llava-s2 compare {shlex.join(map(str, pair))}", flush=True)
+    print(format_comparison(compare(*pair)))  # the command prints JSON too
     print(f"\nA style of drawing that nothing was trained on ({HELD_OUT_STYLE}):")
     for name in MODELS:
         _score(args, name, "style")
