@@ -29,6 +29,7 @@ from llava_s2.serve.demo.page_images import MOST_IMAGES, add_image, read_address
 from llava_s2.serve.demo.pyramid import Sight, pyramid, spot, spot_of_original, with_borders
 from llava_s2.serve.demo.server import build_app
 from llava_s2.serve.demo.session import Model, Session
+from llava_s2.serve.demo.show import timing_line
 
 CASES = json.loads((GOLDEN / "cases.json").read_text())["cases"]
 GREEDY = Sampling(max_new_tokens=8)
@@ -82,13 +83,15 @@ def test_a_stopped_answer_ends_and_its_images_are_shown_again(model, tmp_path):
     session.begin("What?")
     session.stop()
     assert answered(session, model) == ""
+    assert timing_line(session.turns[-1]) == "stopped before the first word"
     session.begin("What?")
-    assert session.turns[-1].images == session.images
+    assert session.turns[-1].images == session.images and timing_line(session.turns[-1]) == ""
     pieces = session.answer(model, Sampling(max_new_tokens=1500))
     next(pieces)
     session.stop()
     list(pieces)
     assert session.turns[-1].reply.finish == "interrupted"
+    assert timing_line(session.turns[-1]).endswith("stopped")
 
 
 def test_errors_leave_a_session_as_it_was(model, tmp_path):

@@ -87,7 +87,7 @@ def verdict(answer: str, options: Sequence[str]) -> str:
 def timing_line(turn: Turn) -> str:
     """Where an answer's time went, or an empty string while there is none."""
     if turn.reply is None or turn.timing is None:
-        return ""
+        return "stopped before the first word" if turn.ended and turn.stopped else ""
     reply, timing = turn.reply, turn.timing
     later = max(reply.new_tokens - 1, 0)
     rate = f" ({later / timing.decode:.0f} a second)" if later and timing.decode else ""
