@@ -35,8 +35,8 @@ from llava_s2.synthetic.scenes import Scene, SceneConfig, Split, make_scene
 from llava_s2.towers.load_tower import load_vision_backbone, load_vision_config
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts/train"))
-from things_projector import WordLoss, new_projector
-from things_targets import GRID, Words, targets
+from things_projector import fit, likeness
+from things_targets import GRID, Words, stacked
 
 TILES = SCALES[-1] // SCALES[0]  # along a side of the largest scale
 RUN = (16, 12, 10, 8, 6, 4, 2, 0)
@@ -92,41 +92,15 @@ def merge(maps: list[Tensor], run: Tensor) -> Tensor:
 
 def train(name: str, drawn: list[tuple[list[Tensor], Tensor, Scene]], words: Words, dropout: bool, epochs: int) -> Any:
     """A projector on the tiles that ``dropout`` leaves of each image, trained as the embedded default's are."""
-    torch.manual_seed(0)
     maps = [torch.stack([one[0][scale] for one in drawn]) for scale in range(len(SCALES))]
-    wanted = [targets(scene, words) for _, _, scene in drawn]
-    outputs, weight, names, colors = (
-        torch.stack([getattr(target, kind) for target in wanted]) for kind in ("tokens", "covered", "names", "colors")
-    )
-    weight = weight.clamp(max=1) + 0.03
-    scale = ((outputs - words.nothing).square().mean(-1) * weight).sum() / weight.sum()
-    every = torch.ones(256, TILES**2, dtype=torch.bool)
-    projector = new_projector(merge([one[:256] for one in maps], every[: len(drawn)]), outputs.shape[-1], outputs)
-    steps, loss_of_words = epochs * (len(drawn) // 32), WordLoss(words)
-    optimizer = torch.optim.AdamW(projector.parameters(), lr=2e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)
-    with tqdm(total=steps, desc=name, unit="step") as bar:
-        for _ in range(epochs):
-            for chosen in torch.randperm(len(drawn))[: len(drawn) // 32 * 32].split(32):
-                kept = torch.rand(32, 1).masked_fill(torch.rand(32, 1) < 0.5, 1) if dropout else torch.ones(32, 1)
-                run = torch.rand(32, TILES**2) < kept
-                said = projector(merge([one[chosen] for one in maps], run))
-                error = (said - outputs[chosen]).square().mean(-1)
-                loss = (error * weight[chosen]).sum() / weight[chosen].sum() / scale
-                loss = loss + loss_of_words(said, names[chosen], colors[chosen])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                bar.update()
-                bar.set_postfix(loss=f"{loss.item():.3f}")
-    return projector.eval()
 
+    def inputs_of(chosen: Tensor) -> Tensor:
+        kept = torch.rand(32, 1).masked_fill(torch.rand(32, 1) < 0.5, 1) if dropout else torch.ones(32, 1)
+        return merge([one[chosen] for one in maps], torch.rand(32, TILES**2) < kept)
 
-def likeness(tokens: Tensor, words: Words) -> Tensor:
-    """How much each token (49) says each name (150), in logarithms but for a constant."""
-    said, names = tokens - words.nothing, words.names - words.nothing
-    return said @ names.T - names.square().sum(-1) / 2
+    some = [one[:256] for one in maps]
+    sample = merge(some, torch.ones(len(some[0]), TILES**2, dtype=torch.bool))
+    return fit(name, sample, inputs_of, stacked([scene for *_, scene in drawn], words), words, epochs=epochs).eval()
 
 
 def on_tiles(tokens: Tensor) -> Tensor:

@@ -137,10 +137,8 @@ def decode_image(
     except (Image.DecompressionBombError, MemoryError) as error:
         raise InputError(f"{name}: too many pixels to open safely ({str(error) or 'no memory'}); shrink it") from None
     except Exception as error:  # Pillow's decoders raise anything from OSError to struct.error on damaged data
-        reason = one_line(error) or type(error).__name__
-        raise InputError(
-            f"{name}: truncated or damaged image ({reason[:200]}); fetch it again or drop its record"
-        ) from None
+        reason = one_line(error, 200) or type(error).__name__
+        raise InputError(f"{name}: truncated or damaged image ({reason}); fetch it again or drop its record") from None
 
 
 def _read(source: str | Path | BinaryIO | bytes) -> bytes:

@@ -11,12 +11,13 @@ same images, targets and steps. What ``things_features.py`` wrote is read; ``pro
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from things_targets import Words, shares, targets
+from things_targets import Targets, Words, shares, stacked
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
@@ -64,6 +65,53 @@ class WordLoss:
         return cross_entropy(far, names) + cross_entropy(far_of_color, colors)
 
 
+def fit(
+    name: str,
+    sample: Tensor,
+    inputs_of: Callable[[Tensor], Tensor],
+    wanted: Targets,
+    words: Words,
+    *,
+    epochs: int,
+    lr: float = 2e-3,
+) -> nn.Sequential:
+    """Trains a projector.
+
+    Args:
+        name: on the progress bar.
+        sample: features (images, 49, channels) that the fresh projector is scaled to.
+        inputs_of: features (32, 49, channels) of the images with these numbers (32).
+        wanted: of all images, see `stacked`.
+    """
+    torch.manual_seed(0)
+    weight = wanted.covered.clamp(max=1) + 0.03
+    scale = ((wanted.tokens - words.nothing).square().mean(-1) * weight).sum() / weight.sum()
+    projector, loss_of_words = new_projector(sample, wanted.tokens.shape[-1], wanted.tokens), WordLoss(words)
+    batches = len(weight) // 32
+    optimizer = torch.optim.AdamW(projector.parameters(), lr=lr, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * batches, pct_start=0.1)
+    with tqdm(total=epochs * batches, desc=name, unit="step") as bar:
+        for _ in range(epochs):
+            for chosen in torch.randperm(len(weight))[: batches * 32].split(32):
+                said = projector(inputs_of(chosen).float())
+                error = (said - wanted.tokens[chosen]).square().mean(-1)
+                loss = (error * weight[chosen]).sum() / weight[chosen].sum() / scale
+                loss = loss + loss_of_words(said, wanted.names[chosen], wanted.colors[chosen])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                bar.update()
+                bar.set_postfix(loss=f"{loss.item():.3f}")
+    return projector
+
+
+def likeness(tokens: Tensor, words: Words) -> Tensor:
+    """How much tokens (..., D) say each name (..., 150), in logarithms but for a constant."""
+    names = words.names - words.nothing
+    return (tokens - words.nothing) @ names.T - names.square().sum(-1) / 2
+
+
 def save(projector: nn.Sequential, path: Path) -> None:
     """Writes it under the names that LLaVA's projectors have in transformers."""
     tensors = {name: projector.get_parameter(own).detach().contiguous() for own, name in NAMES.items()}
@@ -93,36 +141,11 @@ def main() -> None:
     words = Words(language.get_input_embeddings().weight.detach(), AutoTokenizer.from_pretrained(language_model()))
     found = torch.load(args.features, weights_only=False)
     train, test = found["train"], found["test"]
-    wanted = [targets(scene, words) for scene in train["scenes"]]
-    outputs, weight, names, colors = (
-        torch.stack([getattr(target, kind) for target in wanted]) for kind in ("tokens", "covered", "names", "colors")
-    )
-    weight = weight.clamp(max=1) + 0.03
-    scale = ((outputs - words.nothing).square().mean(-1) * weight).sum() / weight.sum()
-    loss_of_words = WordLoss(words)
+    wanted = stacked(train["scenes"], words)
     for name, scales in (("single", SCALES[:1]), ("s2", SCALES)):
-        torch.manual_seed(0)
         channels = train["features"].shape[-1] * len(scales) // len(SCALES)
         inputs = train["features"][..., :channels]
-        projector = new_projector(inputs, outputs.shape[-1], outputs)
-        steps = args.epochs * (len(inputs) // 32)
-        optimizer = torch.optim.AdamW(projector.parameters(), lr=args.lr, weight_decay=0.05)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=steps, pct_start=0.1)
-        with tqdm(total=steps, desc=name, unit="step") as bar:
-            for _ in range(args.epochs):
-                order = torch.randperm(len(inputs))
-                for start in range(0, len(order) - 31, 32):
-                    chosen = order[start : start + 32]
-                    said = projector(inputs[chosen].float())
-                    error = (said - outputs[chosen]).square().mean(-1)
-                    loss = (error * weight[chosen]).sum() / weight[chosen].sum() / scale
-                    loss = loss + loss_of_words(said, names[chosen], colors[chosen])
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    schedule.step()
-                    bar.update()
-                    bar.set_postfix(loss=f"{loss.item():.3f}")
+        projector = fit(name, inputs, inputs.__getitem__, wanted, words, epochs=args.epochs, lr=args.lr)
         save(projector, args.output / f"projector_{name}.safetensors")
         with torch.inference_mode():
             print(name, told(projector(test["features"][..., :channels].float()), test["scenes"], words))
@@ -134,12 +157,11 @@ def told(tokens: Tensor, scenes: list, words: Words) -> str:
     generator = torch.Generator().manual_seed(0)
     for token, scene in zip(tokens, scenes, strict=True):
         for thing, part in zip(scene.things, shares(scene), strict=True):
-            likeness = (token[part.argmax()] - words.nothing) @ (words.names - words.nothing).T
-            likeness -= (words.names - words.nothing).square().sum(-1) / 2
+            like = likeness(token[part.argmax()], words)
             right = words.numbers[thing.name]
-            rights["name of 150"].append(float(likeness.argmax() == right))
-            others = torch.randperm(len(likeness), generator=generator)[:4]
-            rights["name of four"].append(float((likeness[others[others != right][:3]] < likeness[right]).all()))
+            rights["name of 150"].append(float(like.argmax() == right))
+            others = torch.randperm(len(like), generator=generator)[:4]
+            rights["name of four"].append(float((like[others[others != right][:3]] < like[right]).all()))
             if thing.color:
                 rest = token[part.argmax()] - words.names[right]
                 color = -(rest - words.colors).square().sum(-1)

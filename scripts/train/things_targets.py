@@ -1,6 +1,7 @@
 """What the visual tokens of a scene should say: words' embeddings, shared out by what each token covers."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -76,3 +77,9 @@ def targets(scene: Scene, words: Words) -> Targets:
         names[part > most], colors[part > most] = name, color
         most = torch.maximum(most, part)
     return Targets(tokens, parts.sum(0), names, colors)
+
+
+def stacked(scenes: Sequence[Scene], words: Words) -> Targets:
+    """What the tokens of several scenes should say, a scene a row."""
+    each = [targets(scene, words) for scene in scenes]
+    return Targets(*(torch.stack([getattr(one, field.name) for one in each]) for field in fields(Targets)))

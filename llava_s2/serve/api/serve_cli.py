@@ -4,10 +4,9 @@ import argparse
 import gc
 import os
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import Any
 
-from llava_s2.errors import InputError
+from llava_s2.errors import InputError, require
 from llava_s2.formats.model_source import ModelSource, add_model_arguments, positive
 
 
@@ -66,9 +65,7 @@ def _port(text: str) -> int:
 
 
 def _serve(args: argparse.Namespace) -> None:
-    for package in ("fastapi", "uvicorn", "prometheus_client", "openai", "httpcore"):
-        if find_spec(package) is None:
-            raise InputError(f"{package} is not installed; run: pip install 'llava-s2[serve]'")
+    require("serve", "fastapi", "uvicorn", "prometheus_client", "openai", "httpcore")
     from llava_s2.serve.api.access import is_loopback, read_keys
 
     keys = read_keys(args.api_key_file) if args.api_key_file else []

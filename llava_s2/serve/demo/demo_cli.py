@@ -6,10 +6,9 @@ import socket
 import tempfile
 import time
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
-from llava_s2.errors import InputError
+from llava_s2.errors import InputError, require
 from llava_s2.formats.model_source import ModelSource, add_model_arguments
 from llava_s2.serve.sampling_flags import add_sampling_arguments
 
@@ -52,9 +51,7 @@ def add_demo(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    for package in ("gradio", "httpcore"):
-        if find_spec(package) is None:
-            raise InputError(f"{package} is not installed; run: pip install 'llava-s2[demo]'")
+    require("demo", "gradio", "httpcore")
     from llava_s2.serve.api.access import is_loopback
 
     auth = _read_auth(args.auth_file) if args.auth_file else None
