@@ -38,17 +38,17 @@ _FILLER = (
 )
 _STATED = re.compile(
     r"(?i:(?<![a-z])(?:answer(?:'?s)?|ans|(?:option|choice)(?=[\"']\s*[:=])|solution|(?:correct|right|best|final|my)\s+(?:option|choice|letter|one)|"
-    r"(?:i|we)(?:'d|'ll|\s+would|\s+will)?\s+(?:go\s+with|choose|chose|pick|select)|choose|choosing|pick|select|"
-    rf"selected|i\s+say|(?:it|this|that)(?:'?s|\s+is))(?![a-z])|(?<=[.!?-]\s)(?i:(?:(?:no|wait|sorry|correction)[,:]\s*)+)|答案|选项?|選項?|答え|정답)"
+    r"(?:i|we)(?:'d|'ll|\s+would|\s+will)?\s+(?:go\s+with|chose)|choos(?:e|ing)|pick(?:ing)?|select(?:ed|ing)?|"
+    rf"i\s+say|(?:it|this|that)(?:'?s|\s+is))(?![a-z])|(?<=[.!?-]\s)(?i:(?:(?:no\s+)?(?:no|wait|sorry|correction)[,:]\s*)+)|答案|选项?|選項?|答え|정답)"
     rf"(?:[^A-Za-z0-9.!?]|(?i:(?<![A-Za-z])(?:{_FILLER})(?![A-Za-z]))|[是为為选選]|项|項)*{_ALONE}"
 )
 # What stands before a letter that names an option: the beginning of a clause, such a word, or a word of another script.
 # Not any other word, nor a number: "person B", "an A", "5 A".
 _LEAD = (
-    r"(?:(?:^|[.,;:!?%)=/>\n\u2013\u2014-]|[^\x00-\x7F\s°]\w{0,9}(?:\s+[a-z]{1,3}(?=\s))?)[\s\"'(]*|(?i:(?<![a-z])(?:so|then|hence|thus|therefore|ergo|"
-    r"consequently|finally|actually|now|that|is|be|it's|was|ist|est|es|er|la|say|think|guess|get|(?:go(?:ing)?|left|us)\s+with|for|"
-    r"(?<!such\s)as|(?:looks?|seems?)\s+like|leaves|leaving|points\s+to|towards?|mark|tick|circle|only|just|but|matches|maybe|perhaps|probably|likely|definitely|"
-    r"certainly|clearly|surely|sure|yes|okay|assistant|answer(?:\s+says)?|antwort|opt|option|choice|letter|statement)\s+[\"']?))\(?"
+    r"(?:(?:^|[.,;:!?%)=/>\n\u2013\u2014-]|[^\x00-\x7F\s°]\w{0,9}(?:\s+[a-z]{1,3}(?=\s))?)[\s\"'(]*|(?i:(?<![a-z])(?:so|then|hence|thus|therefore|ergo|\w+ly|"
+    r"now|that|is|be|it's|was|ist|est|es|er|la|say|think|guess|get|(?:go(?:ing)?|left|us)\s+with|for|"
+    r"(?<!such\s)as|(?:looks?|seems?)\s+like|leaves|leaving|points\s+to|towards?|mark|tick|circle|just|but|matches|maybe|perhaps|"
+    r"sure|yes|okay|assistant|answer(?:\s+says)?|antwort|opt|option|choice|letter|statement)\s+[\"']?))\(?"
 )
 _LED = re.compile(_LEAD + _ALONE)
 _IS_ANSWER = re.compile(
@@ -110,8 +110,10 @@ _NEGATIONS = re.compile(
     r"\b(?:不|没|無|无|not|no|never|neither|nor|cannot|without|isn't|aren't|doesn't|don't|can't|wasn't)\b"
 )
 _BEFORE_WORD = re.compile(r"[^\S\n]+[A-Za-z0-9]")
-_AFTER_LETTER_A = re.compile(
-    r"\s+(?i:is|it|was|fits|matches|remains|then|I|because|since|as|due|seems|looks|would|should|must|for|but|or|and|than)\b|\s+[^\w\s]|[^\S\n]*\n"
+_AFTER_LETTER = re.compile(
+    r"\s+(?i:is|it|was|fits|matches|remains|then|I|because|since|as|due|seems|looks|appears|shows|describes|depicts|represents|"
+    r"contains|has|corresponds|best|correctly|accurately|would|should|must|can|could|will|for|but|or|and|than|if|in|on|from|"
+    r"with|given|based|according|only|alone|maybe|probably)\b|\s+[^\w\s]|[^\S\n]*\n"
 )
 
 
@@ -193,12 +195,11 @@ def _only(letters: Sequence[str], count: int) -> str:
 
 
 def _is_letter(match: re.Match[str], text: str) -> bool:
-    """Whether a lone letter is meant as one: "a", "A" and "I" before a word are an article and a pronoun."""
+    """Whether a lone letter is meant as one: before most words it is an article, a pronoun or a name ("C drive")."""
     place = match.lastindex or 1
-    letter, end = match[place], match.end(place)
-    if letter.isupper() and letter not in "AI":
-        return True
-    return not _BEFORE_WORD.match(text, end) or (letter not in "Ii" and _AFTER_LETTER_A.match(text, end) is not None)
+    end = match.end(place)
+    after = _AFTER_LETTER.match(text, end)
+    return not _BEFORE_WORD.match(text, end) or (match[place] not in "Ii" and after is not None)
 
 
 def _joined(text: str, count: int) -> set[int]:
