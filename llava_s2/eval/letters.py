@@ -113,7 +113,7 @@ _BEFORE_WORD = re.compile(r"[^\S\n]+[A-Za-z0-9]")
 _AFTER_LETTER = re.compile(
     r"\s+(?i:is|it|was|fits|matches|remains|then|I|because|since|as|due|seems|looks|appears|shows|describes|depicts|represents|"
     r"contains|has|corresponds|best|correctly|accurately|would|should|must|can|could|will|for|but|or|and|than|if|in|on|from|"
-    r"with|given|based|according|only|alone|maybe|probably)\b|\s+[^\w\s]|[^\S\n]*\n"
+    r"given|based|according|only|alone|maybe|probably)\b|\s+[^\w\s]|[^\S\n]*\n"
 )
 
 
