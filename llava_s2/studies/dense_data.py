@@ -31,17 +31,18 @@ class DenseItem:
 DenseSets = dict[str, list[DenseItem]]
 
 
-def squares(items: list[DenseItem]) -> ImageSource:
-    """The images, stretched to squares. They are known by a sample of their pixels."""
-    digest = hashlib.blake2b(digest_size=16)
+def squares(items: list[DenseItem]) -> tuple[ImageSource, str]:
+    """The images, stretched to squares, and a key of their truth. Both are known by a sample of their pixels."""
+    digest, of_truth = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
     for item in items:
         image = item.image()
         digest.update(str(image.size).encode() + np.asarray(image)[::16, ::16].tobytes())
+        of_truth.update(item.truth()[::16, ::16].tobytes())
 
     def load(index: int, side: int) -> Image.Image:
         return items[index].image().resize((side, side), Image.Resampling.BICUBIC)
 
-    return ImageSource(len(items), load, f"{digest.hexdigest()} square")
+    return ImageSource(len(items), load, f"{digest.hexdigest()} square"), of_truth.hexdigest()
 
 
 def load_masks(data: Path, limit: int | None = None) -> tuple[DenseSets, int]:

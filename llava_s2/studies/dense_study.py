@@ -1,7 +1,6 @@
 """What segmentation and depth share: a head trained on the frozen multi-scale map, and its score at the files' size."""
 
 import argparse
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +15,8 @@ from llava_s2.studies.dense_backbone import S2Backbone
 from llava_s2.studies.dense_data import DenseItem, DenseSets, squares
 from llava_s2.studies.feature_cache import Extractor, Features, ImageSource, ScaleSetting
 from llava_s2.studies.study_report import StudyReport
-from llava_s2.studies.study_towers import StudyTower, check_tower, load_tower
-from llava_s2.studies.training_loop import train
+from llava_s2.studies.study_towers import StudyTower, check_tower, load_tower, weights_key
+from llava_s2.studies.training_loop import checkpoint_file, train
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,8 @@ def run_dense(args: argparse.Namespace, task: DenseTask, sets: DenseSets, settin
     """Trains a head for every tower and setting of the command, and reports its score on the ``val`` split."""
     for tower in args.tower:
         check_tower(tower, args.scales, args.split)
-    image_source = {split: squares(items) for split, items in sets.items()}
+    found = {split: squares(items) for split, items in sets.items()}
+    image_source = {split: images for split, (images, _) in found.items()}
     report = StudyReport(
         args.output,
         task.name,
@@ -66,17 +66,18 @@ def run_dense(args: argparse.Namespace, task: DenseTask, sets: DenseSets, settin
             "images": f"{len(sets['train'])} to train, {len(sets['val'])} to test, stretched to squares",
             "scales from": "the file" if args.full_resolution else "the base image (section 3.1)",
             "head": args.head,
+            "features on the grid of": f"{args.output_scale}²" if args.output_scale else "the first scale",
             "training": f"{args.epochs} epochs, AdamW {args.rate}, batches of {args.batch_size}",
             **setting_of_report,
-            "content": " ".join(found.key for found in image_source.values()),
+            "content": " ".join(f"{images.key} {truth}" for images, truth in found.values()),
         },
     )
     for tower in args.tower:
         for setting in args.settings:
             for seed in range(args.seed, args.seed + args.seeds):
                 key = {"tower": tower, "scales": str(setting), "seed": seed}
-                compute = partial(_score, args, task, sets, image_source, tower, setting, seed)
-                report.row(key, compute)
+                compute = partial(_score, args, task, sets, image_source, report, tower, setting, seed)
+                report.row(key, compute, weights_key(tower, min(setting.scales)))
     report.finish(task.score, "tower")
 
 
@@ -85,13 +86,15 @@ def _score(
     task: DenseTask,
     sets: DenseSets,
     image_source: dict[str, ImageSource],
+    report: StudyReport,
     tower: str,
     setting: ScaleSetting,
     seed: int,
 ) -> dict[str, Any]:
     torch.manual_seed(seed)
-    name = f"{tower} {setting} {setting.output} {seed} {args.head} {image_source['train'].key}"
-    file = args.cache / f"training-{hashlib.blake2b(name.encode(), digest_size=12).hexdigest()}.pt"
+    file = checkpoint_file(
+        args.cache, task.name, weights_key(tower, min(setting.scales)), str(setting), seed, report.setting
+    )
     if task.stock is None:
         metric = _score_on_features(args, task, sets, image_source, tower, setting, seed, file)
     else:

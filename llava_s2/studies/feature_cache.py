@@ -23,7 +23,7 @@ from tqdm import tqdm
 from llava_s2.errors import InputError
 from llava_s2.files import atomic_write
 from llava_s2.studies.image_sets import ImageSet
-from llava_s2.studies.study_towers import StudyTower, load_tower
+from llava_s2.studies.study_towers import StudyTower, load_tower, weights_key
 
 _FLUSH_SECONDS = 10.0
 _LARGEST = 65504.0  # of float16
@@ -96,7 +96,6 @@ class Extractor:
 
     def __init__(self, cache: Path, pool: bool = False) -> None:
         self.cache, self.pool = cache, pool
-        self._fingerprints: dict[tuple[str, int], str] = {}
 
     def features(self, tower: str, setting: ScaleSetting, image_source: ImageSource) -> "Features":
         """The features of a setting, scale by scale from the cache."""
@@ -105,10 +104,8 @@ class Extractor:
 
     def _scale(self, name: str, setting: ScaleSetting, side: int, image_source: ImageSource) -> np.memmap:
         base = min(setting.scales) if setting.split else side
-        if (name, base) not in self._fingerprints:
-            self._fingerprints[name, base] = load_tower(name, base).fingerprint
         what = {
-            "tower": self._fingerprints[name, base],
+            "tower": weights_key(name, base),
             "scale": side,
             "source": setting.source,
             "output": setting.output,
@@ -118,11 +115,11 @@ class Extractor:
         }
         key = hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=12).hexdigest()
         folder = self.cache / key
-        if not (folder / "done.json").exists():
+        shape = _finished(folder)
+        if shape is None:
             tower = load_tower(name, base)
-            _extract(folder, what, tower, side, _grid(tower, setting), self.pool, image_source)
-        shape = json.loads((folder / "done.json").read_text())["shape"]
-        return np.memmap(folder / "features.f16", np.float16, "r", shape=tuple(shape))
+            shape = _extract(folder, what, tower, side, _grid(tower, setting), self.pool, image_source)
+        return np.memmap(folder / "features.f16", np.float16, "r", shape=shape)
 
 
 class Features:
@@ -172,9 +169,18 @@ def scale_features(tower: StudyTower, images: Tensor, side: int, grid: int) -> T
     return maps if maps.shape[2] == grid else F.interpolate(maps, size=(grid, grid), mode="area")
 
 
+def _finished(folder: Path) -> tuple[int, ...] | None:
+    """The shape of the features in a folder, if they are there to their end."""
+    done, file = folder / "done.json", folder / "features.f16"
+    if not done.exists() or not file.exists():
+        return None
+    shape = tuple(json.loads(done.read_text())["shape"])
+    return shape if file.stat().st_size == 2 * math.prod(shape) else None
+
+
 def _extract(
     folder: Path, what: dict[str, Any], tower: StudyTower, side: int, grid: int, pool: bool, image_source: ImageSource
-) -> None:
+) -> tuple[int, ...]:
     folder.mkdir(parents=True, exist_ok=True)
     shape = (image_source.count, 1 if pool else grid * grid, tower.channels)
     progress = folder / "progress.json"
@@ -183,8 +189,8 @@ def _extract(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(f"{folder}: another process is writing these features; wait for it") from None
-        if (folder / "done.json").exists():
-            return
+        if _finished(folder):
+            return shape
         done = json.loads(progress.read_text())["images"] if progress.exists() else 0
         file = folder / "features.f16"
         mode: Any = "r+" if done and file.exists() and file.stat().st_size == 2 * math.prod(shape) else "w+"
@@ -215,6 +221,7 @@ def _extract(
         store.flush()
         with atomic_write(folder / "done.json") as partial:
             partial.write_text(json.dumps({**what, "shape": shape}, indent=1))
+    return shape
 
 
 def read_batches(

@@ -5,8 +5,6 @@ vector for every image, and the softmax over all of them is trained. The lower i
 """
 
 import argparse
-import hashlib
-import json
 from functools import partial
 from typing import Any
 
@@ -19,7 +17,7 @@ from llava_s2.studies.feature_cache import cropped
 from llava_s2.studies.image_sets import check_images, load_image_sets
 from llava_s2.studies.study_report import StudyReport
 from llava_s2.studies.trainable_vit import S2Vit, VitSize, augmented, check_vit, device, in_memory, normalised
-from llava_s2.studies.training_loop import train
+from llava_s2.studies.training_loop import checkpoint_file, train
 
 _WIDTH = 128
 _TEMPERATURE = 0.07
@@ -54,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
         {
             "data": args.data,
             "images": len(images),
-            "base ViT": f"width {args.width}, depth {args.depth}, patch {args.patch}",
+            "base ViT": f"width {args.width}, depth {args.depth}, patch {args.patch}, tiles of {base}²",
             "training": f"{args.epochs} epochs, AdamW {args.rate}, batches of {args.batch_size}, crops and flips",
             "paper": "Base 1.223, Large 1.206, Base-S2 1.206 on ImageNet (another number of images: not comparable)",
             "content": image_source.key,
@@ -70,8 +68,7 @@ def run(args: argparse.Namespace) -> None:
         def loss(index: Tensor) -> Tensor:
             return F.cross_entropy(model(augmented(normalised(pixels[index]))), index.to(device()))
 
-        key = json.dumps([size.name, size.width, size.depth, scales, seed, report.setting])
-        file = args.cache / f"memorize-{hashlib.blake2b(key.encode(), digest_size=12).hexdigest()}.pt"
+        file = checkpoint_file(args.cache, "memorize", size.name, scales, seed, report.setting)
         losses = train(
             model, loss, len(pixels), epochs=args.epochs, rate=args.rate, batch=args.batch_size, seed=seed, file=file,
             name=f"memorize {size.name}",

@@ -5,8 +5,6 @@ on its features, with one scale or with several.
 """
 
 import argparse
-import hashlib
-import json
 from functools import partial
 from typing import Any
 
@@ -29,7 +27,7 @@ from llava_s2.studies.trainable_vit import (
     normalised,
     outputs,
 )
-from llava_s2.studies.training_loop import train
+from llava_s2.studies.training_loop import checkpoint_file, train
 
 
 class Classifier(nn.Module):
@@ -56,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
         {
             "data": args.data,
             "images": f"{len(sets['train'])} to train, {len(sets['val'])} to test, {classes} classes",
-            "base ViT": f"width {args.width}, depth {args.depth}, patch {args.patch}",
+            "base ViT": f"width {args.width}, depth {args.depth}, patch {args.patch}, tiles of {base}²",
             "training": f"{args.epochs} epochs, AdamW {args.rate}, batches of {args.batch_size}, crops and flips",
             "paper": "ViT: Base 80.3, Large 81.6, Base-S2 after 81.1, Base-S2 before 82.4 (ImageNet-21k to -1k)",
             "content": " ".join(found.key for found in image_source.values()),
@@ -68,8 +66,7 @@ def run(args: argparse.Namespace) -> None:
     single, multi = [base], list(most)
 
     def pretrained(size: VitSize, scales: list[int], seed: int) -> S2Vit:
-        key = json.dumps([size.name, size.width, size.depth, scales, seed, report.setting])
-        file = args.cache / f"pretrain-{hashlib.blake2b(key.encode(), digest_size=12).hexdigest()}.pt"
+        file = checkpoint_file(args.cache, "pretrain", size.name, scales, seed, report.setting)
         torch.manual_seed(seed)
         model = Classifier(S2Vit(size, base, args.patch, scales), classes).to(device())
         done = file.with_suffix(".done.pt")

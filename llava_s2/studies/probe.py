@@ -18,7 +18,8 @@ from llava_s2.studies.linear_probe import LinearProbe, Scores, train_by_sgd, tra
 from llava_s2.studies.paper_tables import paper_score
 from llava_s2.studies.study_data import image_splits
 from llava_s2.studies.study_report import StudyReport, short, wilson_interval
-from llava_s2.studies.study_towers import check_tower
+from llava_s2.studies.study_towers import check_tower, weights_key
+from llava_s2.studies.training_loop import checkpoint_file
 
 _IMAGENET_VAL = (1000, 50_000)  # classes, images
 _HARD_SHOWN = 24
@@ -52,7 +53,10 @@ def run(args: argparse.Namespace) -> None:
 
     def compute(tower: str, setting: ScaleSetting, seed: int) -> dict[str, Any]:
         features = {name: extractor.features(tower, setting, found) for name, found in (("train", train), ("val", val))}
-        probe = _fit(args, features["train"], labels["train"], classes, seed, f"{tower} {setting} {train.key}")
+        file = checkpoint_file(
+            args.cache, "probe", weights_key(tower, min(setting.scales)), str(setting), seed, report.setting
+        )
+        probe = _fit(args, features["train"], labels["train"], classes, seed, file)
         on_train = probe.score(features["train"], labels["train"])
         on_val = probe.score(features["val"], labels["val"])
         low, high = wilson_interval(int(on_val.right.sum()), len(on_val.right))
@@ -69,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
         for setting in args.settings:
             for seed in range(args.seed, args.seed + args.seeds):
                 key = {"tower": tower, "scales": str(setting), "seed": seed}
-                report.row(key, partial(compute, tower, setting, seed))
+                report.row(key, partial(compute, tower, setting, seed), weights_key(tower, min(setting.scales)))
     if args.hard:
         _hard(args, report, sets["val"], labels["val"])
     report.finish("accuracy %", "tower")
@@ -84,11 +88,10 @@ def _save_answers(output: Path, scores: Scores, name: str) -> str:
 
 
 def _fit(
-    args: argparse.Namespace, features: Features, labels: torch.Tensor, classes: int, seed: int, name: str
+    args: argparse.Namespace, features: Features, labels: torch.Tensor, classes: int, seed: int, file: Path
 ) -> LinearProbe:
     if args.fast:
         return train_in_closed_form(features, labels, classes, seed=seed)[0]
-    file = args.cache / f"probe-{hashlib.blake2b(f'{name} {seed}'.encode(), digest_size=12).hexdigest()}.pt"
     probe = train_by_sgd(
         features, labels, classes, epochs=args.epochs, rate=args.rate, batch=args.batch_size, seed=seed, file=file
     )

@@ -25,7 +25,7 @@ from llava_s2.studies.feature_cache import ImageSource, ScaleSetting, read_batch
 from llava_s2.studies.paper_tables import paper_information
 from llava_s2.studies.study_data import cropped_splits
 from llava_s2.studies.study_report import StudyReport
-from llava_s2.studies.study_towers import StudyTower, check_tower, load_tower
+from llava_s2.studies.study_towers import StudyTower, check_tower, load_tower, weights_key
 
 _RIDGES = tuple(10.0**power for power in range(-8, 1))  # relative to the mean variance of the source's features
 _FEW = 3000
@@ -200,6 +200,8 @@ def run(args: argparse.Namespace) -> None:
             "scales from": "the file" if args.full_resolution else "the base image (section 3.1)",
             "crop": args.crop,
             "seed": args.seed,
+            "content": " ".join(source.key for source in (train, test) if source),
+            "weights of the target": weights_key(args.target, target_side),
         },
     )
     if train.count < _FEW:
@@ -210,13 +212,12 @@ def run(args: argparse.Namespace) -> None:
     held_out = np.random.default_rng(args.seed).permutation(train.count) < max(train.count // 10, 1)
     parts_of = ["held_out" if out else "fit" for out in held_out]
     target = load_tower(args.target, target_side)
-    keys = [target.fingerprint, train.key, test.key if test else None, args.seed]
     for number, (tower, setting) in enumerate(rows):
         is_bound = bool(args.bound) and number == len(rows) - 1
 
         def compute(tower: str = tower, setting: ScaleSetting = setting) -> dict[str, Any]:
             source = load_tower(tower, min(setting.scales))
-            name = json.dumps([*keys, source.fingerprint, setting.scales, setting.source])
+            name = json.dumps([report.setting, source.fingerprint, setting.scales, setting.source])
             parts: dict[str, Moments] = {}
             for split, image_source, labels in (("train", train, parts_of), ("test", test, [])):
                 if image_source is not None:
@@ -232,7 +233,8 @@ def run(args: argparse.Namespace) -> None:
             return {**reconstruction(parts), "paper's info": told}
 
         role = "bound" if is_bound else "source"
-        report.row({"tower": tower, "scales": str(setting), "role": role}, compute)
+        key = {"tower": tower, "scales": str(setting), "role": role}
+        report.row(key, compute, weights_key(tower, min(setting.scales)))
     if args.bound:
         bound = next(row for row in report.rows if row["role"] == "bound")
         for row in report.rows:

@@ -1,7 +1,6 @@
 """``llava-s2 study robot``: picking up a cube by behaviour cloning on frozen features (table 10, figure 5)."""
 
 import argparse
-import hashlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from llava_s2.studies.robot_demos import Demos, read, record
 from llava_s2.studies.robot_policy import STEPS, Policy, before, imitate, windows
 from llava_s2.studies.simulator import Observation, Simulator
 from llava_s2.studies.study_report import StudyReport, wilson_interval
-from llava_s2.studies.study_towers import StudyTower, check_tower, load_tower
+from llava_s2.studies.study_towers import StudyTower, check_tower, load_tower, weights_key
+from llava_s2.studies.training_loop import checkpoint_file
 
 _MOST_STEPS = 60
 _FIRST_TEST = 1_000_000  # random positions from here on are no demonstration's
@@ -51,14 +51,15 @@ def run(args: argparse.Namespace) -> None:
 
     def compute(tower: str, setting: ScaleSetting, seed: int) -> dict[str, Any]:
         features = extractor.features(tower, setting, image_source)
-        name = f"{tower} {setting} {seed} {report.setting}"
-        checkpoint = args.cache / f"robot-{hashlib.blake2b(name.encode(), digest_size=12).hexdigest()}.pt"
+        checkpoint = checkpoint_file(
+            args.cache, "robot", weights_key(tower, min(setting.scales)), str(setting), seed, report.setting
+        )
         options = {"epochs": args.epochs, "rate": args.rate, "batch": args.batch_size, "seed": seed, "file": checkpoint}
         if args.demos:
             row = held_out_error(demos, features, options)
         else:
             policy, loss = imitate(demos, features, **options)
-            video = args.output / f"episode-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}.gif"
+            video = args.output / f"{checkpoint.stem.replace('robot', 'episode')}.gif"
             picked = _pick(policy, load_tower(tower, min(setting.scales)), setting, seed, args.positions, side, video)
             low, high = wilson_interval(picked, args.positions)
             row = {
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
         for setting in args.settings:
             for seed in range(args.seed, args.seed + args.seeds):
                 key = {"tower": tower, "scales": str(setting), "seed": seed}
-                report.row(key, partial(compute, tower, setting, seed))
+                report.row(key, partial(compute, tower, setting, seed), weights_key(tower, min(setting.scales)))
     report.finish("held-out action error" if args.demos else "success %", "tower")
 
 

@@ -24,7 +24,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     studies = parser.add_subparsers(dest="study", required=True, metavar="|".join([*_STUDIES, "all"]))
     parsers = {name: studies.add_parser(name, help=text, description=text) for name, text in _STUDIES.items()}
     for name, study in parsers.items():
-        _add_common(study, frozen=name not in ("memorize", "pretrain"))
+        _add_common(study, name)
         study.set_defaults(run=_run)
 
     reconstruct = parsers["reconstruct"]
@@ -67,7 +67,9 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     everything.set_defaults(run=_run_all)
 
 
-def _add_common(parser: argparse.ArgumentParser, frozen: bool) -> None:
+def _add_common(parser: argparse.ArgumentParser, study: str) -> None:
+    """The flags of several studies, each where it does something."""
+    frozen = study not in ("memorize", "pretrain")
     if frozen:
         parser.add_argument("tower", nargs="*", help="folder, hub id, open_clip:ARCH/WEIGHTS, timm:ARCH or mae:FILE")
     parser.add_argument(
@@ -77,19 +79,25 @@ def _add_common(parser: argparse.ArgumentParser, frozen: bool) -> None:
         metavar="S,S,…",
         help="image sides in pixels; may be repeated (default: 224 and 224,448)",
     )
-    parser.add_argument("--data", type=Path, metavar="DIR", help="see docs/studies.md for the layouts")
+    if study != "robot":
+        parser.add_argument("--data", type=Path, metavar="DIR", help="see docs/studies.md for the layouts")
+        parser.add_argument("--limit", type=_positive, metavar="N", help="at most so many images of a split")
+    if study not in ("segment", "depth", "robot"):
+        parser.add_argument(
+            "--crop", type=_share, default=0.875, help="share of the shorter side to keep (default: .875)"
+        )
+        parser.add_argument("--val-labels", type=Path, metavar="FILE", help="classes of a flat val folder")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for report.json, report.md, plots")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="of features (default: OUTPUT/features)")
-    parser.add_argument(
-        "--full-resolution",
-        action="store_true",
-        help="larger scales see the file's detail; default is the paper's: interpolated from the base image",
-    )
-    parser.add_argument("--limit", type=_positive, metavar="N", help="at most so many images of a split")
-    parser.add_argument("--crop", type=float, default=0.875, help="share of the shorter side to keep (default: .875)")
-    parser.add_argument("--val-labels", type=Path, metavar="FILE", help="classes of a flat val folder")
+    if frozen:
+        parser.add_argument(
+            "--full-resolution",
+            action="store_true",
+            help="larger scales see the file's detail; default is the paper's: interpolated from the base image",
+        )
     parser.add_argument("--seed", type=int, default=0, help="the first (default: 0)")
-    parser.add_argument("--seeds", type=_positive, default=1, help="how many (default: 1)")
+    if study != "reconstruct":
+        parser.add_argument("--seeds", type=_positive, default=1, help="how many (default: 1)")
 
 
 def _add_training(parser: argparse.ArgumentParser, epochs: int, rate: float, batch: int) -> None:
@@ -114,15 +122,23 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: a share, over 0 and at most 1")
+    return share
+
+
 def _run(args: argparse.Namespace) -> None:
     import torch
 
     from llava_s2.studies.feature_cache import ScaleSetting
 
-    if args.data is None and args.study != "robot":
+    if args.study != "robot" and args.data is None:
         raise InputError(f"study {args.study}: name the folder of images with --data")
-    if not 0 < args.crop <= 1:
-        raise InputError(f"--crop {args.crop}: a share, over 0 and at most 1")
     if hasattr(args, "tower"):
         args.tower += getattr(args, "source", None) or []
         if not args.tower:
@@ -130,12 +146,13 @@ def _run(args: argparse.Namespace) -> None:
     args.cache = args.cache or args.output / "features"
     args.scales = args.scales or [(224,), (224, 448)]
     args.split, merge = not getattr(args, "no_split", False), getattr(args, "merge", "concat")
-    args.settings = []
-    for scales in args.scales:
-        output = getattr(args, "output_scale", None) or scales[0]
-        if output not in scales:
-            output = scales[0]
-        args.settings.append(ScaleSetting(scales, output, args.full_resolution, args.split, merge))
+    wanted, full_resolution = getattr(args, "output_scale", None), getattr(args, "full_resolution", False)
+    if wanted and not any(wanted in scales for scales in args.scales):
+        raise InputError(f"--output-scale {wanted}: is none of the --scales")
+    args.settings = [
+        ScaleSetting(scales, wanted if wanted and wanted in scales else scales[0], full_resolution, args.split, merge)
+        for scales in args.scales
+    ]
     torch.manual_seed(args.seed)
     module = importlib.import_module(f"llava_s2.studies.{args.study}")
     run: Callable[[argparse.Namespace], None] = module.run

@@ -44,13 +44,25 @@ class StudyReport:
                 )
             self.rows = found["rows"]
 
-    def row(self, key: Row, compute: Callable[[], Row]) -> Row:
-        """The row that begins with `key`: from the folder, or computed and written."""
+    def row(self, key: Row, compute: Callable[[], Row], weights: str | None = None) -> Row:
+        """The row that begins with `key`: from the folder, or computed and written.
+
+        Args:
+            weights: a key of the weights of the tower that the row is about.
+
+        Raises:
+            InputError: the folder's row is of other weights.
+        """
         key = json.loads(json.dumps(key))
         for row in self.rows:
             if all(row.get(name) == value for name, value in key.items()):
+                if row.get("weights", weights) != weights:
+                    raise InputError(
+                        f"{self.output / 'report.json'}: holds results of other weights of {row.get('tower')}; name "
+                        "another --output"
+                    )
                 return row
-        row = {**key, **compute()}
+        row = {**key, **compute(), **({"weights": weights} if weights else {})}
         self.rows.append(row)
         self.write()
         return row
@@ -76,7 +88,7 @@ class StudyReport:
             print(line)
 
     def markdown(self) -> str:
-        columns = list(dict.fromkeys(name for row in self.rows for name, value in row.items() if _is_cell(value)))
+        columns = list(dict.fromkeys(name for row in self.rows for name, value in row.items() if _is_cell(name, value)))
         lines = [f"# llava-s2 study {self.study}", ""]
         lines += [f"- {name}: {value}" for name, value in self.setting.items()]
         lines += ["", "| " + " | ".join(columns) + " |", "| " + " | ".join("---" for _ in columns) + " |"]
@@ -144,8 +156,8 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
-def _is_cell(value: Any) -> bool:
-    return value is None or isinstance(value, (str, int, float))
+def _is_cell(name: str, value: Any) -> bool:
+    return name != "weights" and (value is None or isinstance(value, (str, int, float)))
 
 
 def _cell(value: Any) -> str:

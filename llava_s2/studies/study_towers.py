@@ -124,6 +124,12 @@ def load_tower(name: str, base: int | None = None, device: str | None = None) ->
     return tower.eval().requires_grad_(False).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
+@lru_cache(maxsize=16)
+def weights_key(name: str, base: int) -> str:
+    """The `StudyTower.fingerprint` of a tower, which is loaded for it once."""
+    return load_tower(name, base, "cpu").fingerprint
+
+
 @lru_cache(maxsize=2)
 def _load(name: str) -> tuple[PreTrainedModel, tuple[list[float], list[float]]]:
     return load_vision_backbone(name, load_vision_config(name), torch.float32), load_image_statistics(name)

@@ -1,5 +1,7 @@
 """Training that a stop does not undo: the order of the images and all randomness follow from the seed and the step."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
@@ -12,6 +14,12 @@ from tqdm import tqdm
 from llava_s2.files import atomic_write
 
 _SAVE_SECONDS = 60.0
+
+
+def checkpoint_file(cache: Path, study: str, *of: Any) -> Path:
+    """The checkpoint of a training of a study; `of` is everything that the training depends on."""
+    key = hashlib.blake2b(json.dumps(of, default=str).encode(), digest_size=12).hexdigest()
+    return cache / f"{study}-{key}.pt"
 
 
 def train(

@@ -1,8 +1,12 @@
 """Every study at its smallest, by its command; stopped and started again; and told at once what is wrong."""
 
 import json
+import shutil
+import subprocess
+import sys
 
 import numpy as np
+from safetensors.torch import load_file, save_file
 
 from llava_s2.cli import main
 from llava_s2.studies.paper_tables import paper_information, paper_score
@@ -70,6 +74,21 @@ def test_wrong_commands_are_told_before_any_work(towers, image_folder, tmp_path,
         assert study(*command) == 2
         assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tower_of_other_weights_needs_another_folder(towers, image_folder, tmp_path):
+    """In processes of their own, as a user would run it before and after a training."""
+    tower = tmp_path / "tower"
+    shutil.copytree(towers[0], tower)
+    command = [sys.executable, "-m", "llava_s2.cli", "study", "probe", tower, "--data", image_folder, "--scales", "32"]
+    command += ["--fast", "--output", tmp_path / "out"]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    weights = load_file(tower / "model.safetensors")
+    weights = {name: tensor * 1.01 for name, tensor in weights.items()}
+    save_file(weights, tower / "model.safetensors", metadata={"format": "pt"})
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 2
+    assert f"report.json: holds results of other weights of {tower}; name another --output" in again.stderr
 
 
 def test_the_papers_scores_stand_beside_the_papers_towers():

@@ -1,6 +1,8 @@
 """The studies that train more than a linear map, at their smallest; one of them stopped and gone on with."""
 
 import json
+import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -75,22 +77,60 @@ def test_memorize_stopped_and_gone_on_with(image_folder, tmp_path, monkeypatch):
     assert [row["model"] for row in whole] == ["base", "base", "large"]
     assert whole[2]["parameters"] > 2 * whole[0]["parameters"]
 
+    with stopped_after(12, monkeypatch):  # in the second row
+        assert study(*command, "--output", tmp_path / "stopped") == 130
+    assert study(*command, "--output", tmp_path / "stopped") == 0
+    assert rows(tmp_path / "stopped") == whole
+
+
+def test_a_stopped_training_is_gone_on_with_by_its_like_alone(towers, rooms, tmp_path, monkeypatch):
+    shared = ("--scales", "32", "--batch-size", 4, "--head", "linear", "--rate", 0.02, "--data", rooms)
+    cache = ("--cache", tmp_path / "cache")
+    with stopped_after(3, monkeypatch):
+        assert study("depth", towers[0], *shared, *cache, "--epochs", 9, "--output", tmp_path / "stopped") == 130
+    assert list((tmp_path / "cache").glob("depth-*.pt"))
+    for name, flags in (("segment", ("--epochs", 9)), ("depth", ("--epochs", 5)), ("depth", ("--epochs", 9))):
+        command = (name, towers[0], *shared, *flags)
+        assert study(*command, *cache, "--output", tmp_path / "shared" / name / str(flags[1])) == 0
+        assert study(*command, "--output", tmp_path / "alone" / name / str(flags[1])) == 0
+        assert rows(tmp_path / "shared" / name / str(flags[1])) == rows(tmp_path / "alone" / name / str(flags[1]))
+    assert not list((tmp_path / "cache").glob("depth-*.pt"))
+
+
+def test_a_folder_of_results_is_of_one_truth_and_one_output_scale(towers, rooms, tmp_path, capsys):
+    data = tmp_path / "rooms"
+    shutil.copytree(rooms, data)
+    scales = ("--scales", "32,64", "--epochs", 1, "--batch-size", 4, "--head", "linear")
+    command = ("segment", towers[0], "--data", data, *scales, "--output", tmp_path / "out")
+    assert study(*command) == 0
+    assert study(*command, "--output-scale", 64) == 2
+    assert "holds results of another setting (features on the grid of was the first scale" in capsys.readouterr().err
+    mask = data / "annotations/validation/0.png"
+    Image.fromarray(3 - np.asarray(Image.open(mask))).save(mask)
+    assert study(*command) == 2
+    assert "holds results of another setting (content was" in capsys.readouterr().err
+    assert study(*command[:-1], tmp_path / "other", "--output-scale", 48) == 2
+    assert "--output-scale 48: is none of the --scales" in capsys.readouterr().err
+
+
+@contextmanager
+def stopped_after(steps, monkeypatch):
+    """Ctrl-C at the end of a step of a training that saves after each."""
     from llava_s2.studies import training_loop
 
-    monkeypatch.setattr(training_loop, "_SAVE_SECONDS", 0)
+    torch_save = training_loop.torch.save
     written = []
 
     def stop(*arguments, **options):
         torch_save(*arguments, **options)
         written.append(1)
-        if len(written) == 12:  # in the second row
+        if len(written) == steps:
             raise KeyboardInterrupt
 
-    torch_save = training_loop.torch.save
-    monkeypatch.setattr(training_loop.torch, "save", stop)
-    assert study(*command, "--output", tmp_path / "stopped") == 130
-    assert study(*command, "--output", tmp_path / "stopped") == 0
-    assert rows(tmp_path / "stopped") == whole
+    with monkeypatch.context() as patch:
+        patch.setattr(training_loop, "_SAVE_SECONDS", 0)
+        patch.setattr(training_loop.torch, "save", stop)
+        yield
 
 
 def test_pretrain(image_folder, tmp_path):
