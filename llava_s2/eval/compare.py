@@ -40,21 +40,23 @@ def compare(run_a: Path, run_b: Path) -> dict[str, Any]:
 
     Returns:
         ``a`` and ``b`` (folder, model, protocol); ``differences``, settings in which the runs differ, each with both
-        values; ``results`` of each category and of all: ``count``, ``correct_a``,
-        ``correct_b``, ``difference`` (accuracy of B minus A), ``interval`` (95 %, paired), ``only_a``, ``only_b``
-        (questions that the run got right alone, or better), ``p`` (two-sided); ``test``, which is McNemar's for right
-        and wrong answers and a paired bootstrap for partial credit; ``differing``, the ids of ``only_*``.
+        values; ``asked_otherwise``, ids of questions with another prompt; ``results`` of each category and of all:
+        ``count``, ``correct_a``, ``correct_b``, ``difference`` (accuracy of B minus A), ``interval`` (95 %, paired),
+        ``only_a``, ``only_b`` (questions that the run got right alone, or better), ``p`` (two-sided); ``test``,
+        McNemar's for right and wrong answers and a paired bootstrap for partial credit; ``differing``, the ids of
+        ``only_*``.
 
     Raises:
-        InputError: a folder is no finished run, or the two are not of the same questions, references or, where both are
-            by likelihood, options.
+        InputError: a folder is no finished run, or the two are not of the same questions, images, references or, where
+            both are by likelihood, options.
     """
+    asked_otherwise: list[str] = []
     if run_a.is_file() and run_b.is_file():
         raise InputError(f"{run_a} and {run_b} are files; one must be an output folder of llava-s2 eval")
     if run_a.is_file() or run_b.is_file():
         own = run_b if run_a.is_file() else run_a
         report = read_report(own)
-        answers = _correct(own, report)
+        answers = _correct(_records(own, report))
         log = run_a if run_a.is_file() else run_b
         kit, logged = _correct_log(log, own, report)
         other = {**report, "model": log.stem, "protocol": f"{kit}'s own", "kit": kit}
@@ -63,7 +65,10 @@ def compare(run_a: Path, run_b: Path) -> dict[str, Any]:
     else:
         reports = [read_report(run) for run in (run_a, run_b)]
         _refuse_unlike(run_a, run_b, *reports)
-        answers_a, answers_b = (_correct(run, report) for run, report in zip((run_a, run_b), reports, strict=True))
+        records_a, records_b = (_records(run, report) for run, report in zip((run_a, run_b), reports, strict=True))
+        _refuse_other_images(run_a, run_b, records_a, records_b)
+        asked_otherwise = _ids_that_differ("prompt", records_a, records_b)
+        answers_a, answers_b = _correct(records_a), _correct(records_b)
     if alone := answers_a.keys() ^ answers_b.keys():
         raise InputError(
             f"{run_a} and {run_b} are not of the same questions: {len(alone)} in one only, such as {min(alone)}; "
@@ -98,6 +103,7 @@ def compare(run_a: Path, run_b: Path) -> dict[str, Any]:
         "a": {"run": str(run_a), "model": reports[0]["model"], "protocol": reports[0]["protocol"]},
         "b": {"run": str(run_b), "model": reports[1]["model"], "protocol": reports[1]["protocol"]},
         "differences": differences(*reports),
+        "asked_otherwise": asked_otherwise,
         "results": results,
         "test": PAIRED_BOOTSTRAP if partial else MCNEMAR,
         "differing": {
@@ -125,12 +131,14 @@ def format_comparison(comparison: dict[str, Any]) -> str:
                 f"{row['p']:.2g}",
             )
         )
+    asked = comparison["asked_otherwise"]
     lines = [
         *(f"{name.upper()}: {comparison[name]['model']} ({comparison[name]['protocol']})" for name in "ab"),
         "",
         format_table(rows),
         "",
         *(f"differ in {name}: {a} and {b}" for name, (a, b) in comparison["differences"].items()),
+        *([f"another prompt in {len(asked)} questions, such as {asked[0]}"] if asked else []),
         f"differences in points, paired; p: {comparison['test']}, two-sided",
     ]
     verdict = "right in {} only" if comparison["test"] == MCNEMAR else "better in {}"
@@ -157,6 +165,20 @@ def _refuse_unlike(run_a: Path, run_b: Path, a: Mapping[str, Any], b: Mapping[st
             raise InputError(f"{run_a} and {run_b} have different {what} ({about}), so they cannot be paired")
 
 
+def _refuse_other_images(run_a: Path, run_b: Path, a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
+    """Raises InputError where an image was another file's content, under the same name, in the two runs."""
+    if replaced := _ids_that_differ("image_checksums", a, b):
+        raise InputError(
+            f"{run_a} and {run_b} saw different images of {len(replaced)} question(s), such as {replaced[0]}; start "
+            "the llava-s2 eval of both again, on the same data: it asks about replaced images anew"
+        )
+
+
+def _ids_that_differ(field: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """The questions of both for which both say something else there."""
+    return [i for i in a if i in b and field in a[i] and field in b[i] and a[i][field] != b[i][field]]
+
+
 def read_report(run: Path) -> dict[str, Any]:
     """The run's ``report.json``.
 
@@ -173,14 +195,19 @@ def read_report(run: Path) -> dict[str, Any]:
     return report
 
 
-def _correct(run: Path, report: dict[str, Any]) -> dict[str, tuple[list[str], float]]:
-    """Id -> (categories, grade) of the questions that the report is about; one of several forms counts once."""
+def _records(run: Path, report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Id -> prediction of the questions that the report is about."""
     records = {record["question_id"]: record for record in read_predictions(run / PREDICTIONS)}
-    answers: dict[str, tuple[list[str], float]] = {}
     for identity in report["question_ids"]:
-        record = records.get(identity)
-        if record is None or not isinstance(record.get("correct"), bool | float):
+        if not isinstance(records.get(identity, {}).get("correct"), bool | float):
             raise InputError(f"{run / PREDICTIONS}: no graded prediction of {identity}; start llava-s2 eval again")
+    return {identity: records[identity] for identity in report["question_ids"]}
+
+
+def _correct(records: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[list[str], float]]:
+    """Id -> (categories, grade) of the questions; one of several forms counts once."""
+    answers: dict[str, tuple[list[str], float]] = {}
+    for identity, record in records.items():
         question = str(record.get("group", identity))
         categories, grade = answers.get(question, ([str(record.get("category")), *record.get("also", ())], True))
         answers[question] = categories, record["correct"] if grade is True else min(grade, record["correct"])

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from llava_s2.errors import InputError
 from llava_s2.eval.benchmark import Benchmark, Grade, HubFiles, Sample, Scoring
-from llava_s2.eval.llava_prompts import LETTER_SENTENCE, NEW_TOKENS, SHORT_ANSWER, lettered
+from llava_s2.eval.llava_prompts import CHINESE_LETTER_SENTENCE, LETTER_SENTENCE, NEW_TOKENS, SHORT_ANSWER, lettered
 from llava_s2.eval.run_folder import write_json
 from llava_s2.eval.schema import LETTERS, Record, as_list, refuse_missing, unique
 from llava_s2.eval.tables import find_file, read_records
@@ -71,7 +71,8 @@ class MMMU(Benchmark):
         "generate": "MMMU: greedy decoding of MMMU's own prompts for LLaVA-1.5, all images first, MMMU's own parsing"
     }
     kit_protocol: ClassVar[str] = (
-        "MMMU as VLMEvalKit: greedy decoding of its prompt for LLaVA, images where the question has them"
+        "MMMU as VLMEvalKit of April to July 2024: greedy decoding of its prompt for LLaVA, several images where the "
+        "question has them, one before it"
     )
     categories: ClassVar[Mapping[str, str]] = {
         category: heading
@@ -194,10 +195,10 @@ def is_open_answer(references: Sequence[str], text: str) -> bool:
 
     Right is an answer whose conclusions contain a reference's text, or a number equal to a reference to two decimals.
     """
-    expected = [value for reference in references for value in _comparable(reference)]
+    expected = [value for reference in references for value in comparable(reference)]
     conclusions = _conclusions(text)
     numbers = [found for part in conclusions for pattern in _NUMBERS for found in pattern.findall(part)]
-    for value in (value for part in (*conclusions, *numbers) for value in _comparable(part)):
+    for value in (value for part in (*conclusions, *numbers) for value in comparable(part)):
         if isinstance(value, str):
             if any(isinstance(reference, str) and reference in value for reference in expected):
                 return True
@@ -224,7 +225,7 @@ def _conclusions(text: str) -> list[str]:
     return found or [text]
 
 
-def _comparable(text: str) -> list[str | float]:
+def comparable(text: str) -> list[str | float]:
     """A number rounded to two decimals, or the text in lower case; a lone character only at a word's edge."""
     text = text.strip()
     try:
@@ -245,10 +246,17 @@ def _sample(record: Record) -> Sample:
 
 
 def _kit_sample(record: Record) -> Sample:
-    """As VLMEvalKit's class of LLaVA asks, with the images in their places; a single one stands first as LLaVA's do."""
-    options, answers = _options(record), _answers(record)
-    question = record.prompt("question")
-    prompt = lettered(question, options) if options else f"{question}\nAnswer the question directly."
+    """As VLMEvalKit's class of LLaVA asked, with the images in their places; a single one stands first as LLaVA's do.
+
+    The answer to an open question is its cell's text, a list of several included.
+    """
+    options, question = _options(record), record.prompt("question")
+    answers = _answers(record) if options else [record.text("answer")]
+    chinese = re.search("[\u4e00-\u9fff]", question + "".join(options))
+    if options:
+        prompt = lettered(question, options, CHINESE_LETTER_SENTENCE if chinese else LETTER_SENTENCE)
+    else:
+        prompt = f"{question}\n{'请直接回答问题。' if chinese else 'Answer the question directly.'}"
     images = record.images(*_IMAGES)
     named = [int(number) for number in re.findall(r"<image (\d)>", prompt)]
     if not named or max(named) > len(images):

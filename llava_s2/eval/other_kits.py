@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llava_s2.errors import InputError
+from llava_s2.eval.mmmu import comparable
 from llava_s2.eval.schema import Record, as_list
 from llava_s2.eval.tables import read_records
 
@@ -84,11 +85,15 @@ def _hit(record: Record, task: str) -> float | bool | None:
 
 
 def _number(value: Any) -> float | bool | None:
-    """A grade: 0 and 1 as wrong and right, a number between as it is; of an object, that of its ``score``."""
+    """A grade: 0 and 1 as wrong and right, a number between as it is; of an object, what it calls its score."""
     if isinstance(value, Mapping):
-        if "pred" in value and "answer" in value:
-            return str(value["pred"]).strip().lower() == str(value["answer"]).strip().lower()
-        value = next((value[key] for key in ("score", "is_correct", "gpt_score") if key in value), None)
+        if "parsed_pred" in value:
+            return _mmmu(value)
+        known = [value[key] for key in ("score", "is_correct", "gpt_score", "true_false") if key in value]
+        said = [value[key] for key in ("pred", "pred_answer") if key in value and "answer" in value]
+        if said and not known:
+            return str(said[0]).strip().lower() == str(value["answer"]).strip().lower()
+        value = known[0] if known else None
     if isinstance(value, str):
         value = {"true": 1, "false": 0}.get(value.strip().lower(), value)
         try:
@@ -98,3 +103,17 @@ def _number(value: Any) -> float | bool | None:
     if not isinstance(value, int | float) or not 0 <= value <= 1:
         return None
     return bool(value) if value in (0, 1) else float(value)
+
+
+def _mmmu(told: Mapping[str, Any]) -> bool:
+    """As lmms-eval compares MMMU's and MMMU-Pro's parsed answers when it sums them up; of several attempts any."""
+    references, parsed = (v if isinstance(v, list) else [v] for v in (told.get("answer"), told["parsed_pred"]))
+    if told.get("question_type") != "open":
+        return any(letter in references for letter in parsed)
+    expected = [value for reference in references for value in comparable(str(reference))]
+    return any(
+        any(isinstance(value, str) and value in found for value in expected)
+        if isinstance(found, str)
+        else found in expected
+        for found in parsed
+    )

@@ -278,14 +278,23 @@ def test_mmmu_as_vlmevalkit_asks_it(tmp_path, capsys):
             "answer": "B",
         },
         {"index": 2, "id": "validation_Art_2", "question": "How many in <image 1>?", "A": "", "B": "", "answer": "7"},
+        {"index": 4, "id": "validation_Art_4", "question": "<image 1> 是?", "A": "左", "B": "右", "answer": "A"},
+        {"index": 5, "id": "validation_Art_5", "question": "<image 1>?", "A": "", "B": "", "answer": "['1/6', '0.17']"},
         {"index": 3, "id": "dev_Art_3", "question": "<image 1>?", "A": "a", "B": "b", "answer": "A", "split": "dev"},
     ]
     write_tsv(tmp_path / "MMMU_DEV_VAL.tsv", [{**columns, **row} for row in rows])
-    first, second = load("mmmu", tmp_path, variant="vlmevalkit")
+    first, second, chinese, several = load("mmmu", tmp_path, variant="vlmevalkit")
     assert first.prompt == f"Is <image> like <image>?\nA. yes\nB. no\n{LETTER}" and first.interleaved
     assert len(first.images) == 2 and first.images[0].name.endswith("2")
     assert second.prompt == "How many in <image>?\nAnswer the question directly." and len(second.images) == 1
-    answers = {"validation_Art_1": "B", "validation_Art_2": "It is 7"}
+    assert chinese.prompt == "<image> 是?\nA. 左\nB. 右\n请直接回答选项字母。"
+    assert several.reference["answer"] == ["['1/6', '0.17']"]  # which an answer of words hardly holds
+    answers = {
+        "validation_Art_1": "B",
+        "validation_Art_2": "It is 7",
+        "validation_Art_4": "",
+        "validation_Art_5": "1/6",
+    }
     found = score("mmmu", tmp_path, answers, capsys, "--variant", "vlmevalkit")
     assert found["results"]["overall"]["correct"] == 2 and "VLMEvalKit" in found["protocol"]
 

@@ -114,6 +114,28 @@ def test_vlmevalkits_grades_are_those_of_its_totals(task, row, grade, tmp_path, 
     assert compare(run, tmp_path / "M_SET.tsv", capsys)["results"]["overall"]["correct_b"] == pytest.approx(grade)
 
 
+@pytest.mark.parametrize(
+    ("task", "metrics", "grade"),
+    [
+        # What lmms-eval's process_results of these tasks return; it compares when it sums up.
+        ("mmmu", {"mmmu_acc": {"question_type": "multiple-choice", "answer": "B", "parsed_pred": ["B"]}}, 1),
+        ("mmmu", {"mmmu_acc": {"question_type": "multiple-choice", "answer": "B", "parsed_pred": "C"}}, 0),
+        ("mmmu", {"mmmu_acc": {"question_type": "open", "answer": "1,234", "parsed_pred": ["it is", 1234.0]}}, 1),
+        ("mmmu", {"mmmu_acc": {"question_type": "open", "answer": ["Red", "x"], "parsed_pred": ["dark red"]}}, 1),
+        ("mmmupro", {"mmmu_acc": {"subject": "Art", "answer": "J", "parsed_pred": "J"}}, 1),
+        ("mathvista", {"llm_as_judge_eval": {"answer": "3", "extraction": "2", "true_false": False}}, 0),
+        ("mmerealworld", {"mme_realworld_score": {"category": "x", "pred_answer": "E", "answer": "E"}}, 1),
+        ("blink", {"blink": {"pred": "It is (A).", "pred_parsed": "A", "gt_content": "A", "is_correct": True}}, 1),
+        ("seedbench", {"seed_all": {"pred": "A", "answer": "B"}}, 0),
+    ],
+)
+def test_lmms_evals_grades_are_those_of_its_totals(task, metrics, grade, tmp_path, capsys):
+    run = write_run(tmp_path / "run", task, [{"question_id": "7", "prompt": "Who?", "correct": False}])
+    line = {"doc_id": 0, "target": "x", "filtered_resps": "x", "input": "Who?", **metrics}
+    (tmp_path / "samples.jsonl").write_text(json.dumps(line) + "\n")
+    assert compare(run, tmp_path / "samples.jsonl", capsys)["results"]["overall"]["correct_b"] == grade
+
+
 def test_circular_eval_is_paired_with_a_log_of_the_first_forms(tmp_path, capsys):
     records = [{"question_id": str(i), "group": f"q{i % 1_000_000}", "prompt": f"Q{i % 1_000_000}?"}
                for i in (3, 1_000_003, 8, 1_000_008)]  # fmt: skip
@@ -163,13 +185,26 @@ def test_sentences_and_words_are_two_protocols_that_do_not_mix(tmp_path, loads, 
 def test_what_differs_is_named_and_changed_references_are_refused(tmp_path, loads, capsys):
     data = write_textvqa(tmp_path / "textvqa")
     plain, ocr = (evaluate("textvqa", data, tmp_path / v, "--variant", v) for v in ("plain", "ocr"))
-    found = compare(plain, ocr, capsys)["differences"]
+    found = compare(plain, ocr, capsys)
+    assert found["asked_otherwise"] == ["34602", "34603"]
+    found = found["differences"]
     assert found["variant"] == ["plain", "ocr"] and "prompts" in found and "kit" not in found
     path = data / "TextVQA_0.5.1_val.json"
     path.write_text(path.read_text().replace("nous", "other"))
     changed = evaluate("textvqa", data, tmp_path / "changed")
     assert cli.main(["compare", str(plain), str(changed)]) == 2
     assert "reference answers" in capsys.readouterr().err
+
+
+def test_runs_that_saw_different_images_are_refused(tmp_path, loads, capsys):
+    data = write_vstar(tmp_path / "vstar")
+    before = evaluate("vstar", data, tmp_path / "before")
+    image = data / "direct_attributes/sa_1.jpg"
+    image.write_bytes((data / "direct_attributes/sa_2.jpg").read_bytes())
+    after = evaluate("vstar", data, tmp_path / "after")
+    assert cli.main(["compare", str(before), str(after)]) == 2
+    assert "different images of 1 question(s), such as direct_attributes/sa_1" in capsys.readouterr().err
+    assert compare(evaluate("vstar", data, before), after, capsys)["results"]["overall"]["count"] == 5
 
 
 def test_another_rule_grades_a_finished_run_anew(tmp_path, loads):
