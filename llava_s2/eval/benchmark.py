@@ -95,7 +95,7 @@ class Benchmark(ABC):
     rules: ClassVar[Mapping[str, str]] = {}
     """Ways to read the option that an answer names -> what they are, the default first, if there are several."""
     folders: ClassVar[tuple[str, ...]] = ()
-    """What its data folder is called in LLaVA's evaluation folder, beside ``name``."""
+    """What else its data folder is called; case, ``-`` and ``_`` do not matter."""
     hub: ClassVar[Mapping[str, HubFiles]] = {}
     """Variant -> its files on the hub, the default first; ``""`` stands for every variant."""
 

@@ -73,9 +73,8 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--batch-size",
         type=_batch_size,
-        default="auto",
         metavar="B",
-        help="most questions at once, or auto: what the memory takes; too many are halved (default: %(default)s)",
+        help="most questions at once, or auto: what the memory takes; too many are halved (default: auto)",
     )
     parser.add_argument(
         "--max-new-tokens",
@@ -233,7 +232,7 @@ def _eval(args: argparse.Namespace) -> int:
 
     suite = args.config is not None or len(args.tasks) > 1 or args.tasks == ["all"]
     if args.config is not None:
-        read_config(args.config, args, _defaults())
+        read_config(args.config, args, _flags())
         if args.tasks and args.tasks != ["all"]:
             args.entries = {name: args.entries.get(name) for name in args.tasks}
     elif suite:
@@ -249,10 +248,12 @@ def _eval(args: argparse.Namespace) -> int:
         _eval_one(args, model)
         return 0
     outcomes = run_suite(entries(args, TASKS, _benchmark), lambda own: _eval_one(own, model))
+    nothing = False
     if int(os.environ.get("RANK", "0")) == 0:
         _print_table11([args.output])
         print(format_outcomes(outcomes))
-    return 2 if any(outcome.reason.startswith("failed") for outcome in outcomes) else 0
+        nothing = not any(outcome.report for outcome in outcomes)
+    return 2 if nothing or any(outcome.reason.startswith("failed") for outcome in outcomes) else 0
 
 
 def _of_task(task: str, variant: str | None) -> "Benchmark":
@@ -267,10 +268,11 @@ def _task(name: str) -> str:
     return name
 
 
-def _defaults() -> dict[str, Any]:
-    parser = argparse.ArgumentParser()
-    add_commands(parser.add_subparsers())
-    return vars(parser.parse_args(["eval"]))
+def _flags() -> dict[str, argparse.Action]:
+    """The flags of ``llava-s2 eval`` by their names with underscores."""
+    subparsers = argparse.ArgumentParser().add_subparsers()
+    add_commands(subparsers)
+    return {action.dest: action for action in subparsers.choices["eval"]._actions if action.dest != "help"}
 
 
 def _print_table11(folders: list[Path]) -> None:

@@ -121,7 +121,11 @@ class MMBench(Benchmark):
         """The variant's files; sets the variant if it was left open."""
         find_file(data, ("*.tsv", "*/*.parquet", "*.parquet"))
         found: dict[str, list[Path]] = {}
-        for path in sorted([*data.glob("*.tsv"), *data.glob("*.parquet"), *data.glob("*/*.parquet")]):
+        tables = sorted(data.glob("*.tsv"))
+        named = [
+            path for path in tables if path.name.lower().startswith("mmbench")
+        ]  # VLMEvalKit's folder has all tasks'
+        for path in sorted([*(named or tables), *data.glob("*.parquet"), *data.glob("*/*.parquet")]):
             name = f"{path.parent.name if path.suffix == '.parquet' else ''}_{path.stem}".lower()
             split = "test" if "_test" in name else "dev"
             version = "-v11" if "v11" in name else ""

@@ -31,7 +31,6 @@ class MME(Benchmark):
     """MME with LLaVA-1.5's prompt and the official reading of yes and no."""
 
     name: ClassVar[str] = "mme"
-    folders: ClassVar[tuple[str, ...]] = ("MME",)
     hub: ClassVar[Mapping[str, HubFiles]] = {"": HubFiles("lmms-lab/MME", ("data/*",))}
     protocols: ClassVar[Mapping[Scoring, str]] = {
         "generate": "MME: greedy decoding of LLaVA-1.5's short-answer prompt, the official reading of yes and no"

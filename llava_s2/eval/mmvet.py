@@ -46,7 +46,6 @@ class MMVet(Benchmark):
 
     name: ClassVar[str] = "mmvet"
     hub: ClassVar[Mapping[str, HubFiles]] = {"": HubFiles("lmms-lab/MMVet", ("data/*",))}
-    folders: ClassVar[tuple[str, ...]] = ("mm-vet",)
     protocols: ClassVar[Mapping[Scoring, str]] = {
         "generate": "MM-Vet: greedy decoding of the bare question, graded by a judge with the official prompt"
     }

@@ -29,7 +29,6 @@ class SEEDBench(Benchmark):
     """SEED-Bench by LLaVA-1.5's letter, or by the likelihood of the choices as the paper ranks them."""
 
     name: ClassVar[str] = "seedbench"
-    folders: ClassVar[tuple[str, ...]] = ("seed_bench",)
     hub: ClassVar[Mapping[str, HubFiles]] = {
         "image": HubFiles("AILab-CVC/SEED-Bench", ("SEED-Bench.json", "SEED-Bench-image.zip|SEED-Bench-image/*")),
         "all": HubFiles("lmms-lab/SEED-Bench", ("data/test-*",)),  # the release has videos, and not of all tasks

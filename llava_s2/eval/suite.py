@@ -19,12 +19,6 @@ _OF_TASK = (
     *("judge_timeout", "judge_prices", "download"),
 )
 """Flags that a task of a suite may have of its own; those of the model are the suite's."""
-_CHOICES = {
-    "scoring": ("likelihood", "generate"),
-    "on_bad_image": ("error", "skip"),
-    "exif": ("turn", "ignore"),
-    "image_mode": ("pad", "resize", "square"),
-}
 
 
 class Entry(NamedTuple):
@@ -42,42 +36,62 @@ class Outcome(NamedTuple):
     reason: str
 
 
-def read_config(path: Path, args: argparse.Namespace, defaults: Mapping[str, Any]) -> None:
+def read_config(path: Path, args: argparse.Namespace, flags: Mapping[str, argparse.Action]) -> None:
     """Fills in what a YAML file says and the command line does not; ``tasks`` becomes an attribute ``entries``.
 
     Args:
         path: keys are flags with underscores; ``tasks`` is a list of tasks, or maps names to flags of their own.
         args: of the command line, changed in place.
-        defaults: of the flags.
+        flags: of the command, by their names with underscores.
 
     Raises:
-        InputError: the file cannot be read or has a key that is no flag.
+        InputError: the file cannot be read, has a key that is no flag, or a value that is none of the flag's.
     """
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(config, dict) or not config.get("tasks"):
-        raise InputError(f"{path}: must be an object with 'tasks'")
-    tasks = config.pop("tasks")
-    args.entries = tasks if isinstance(tasks, dict) else {str(task): {} for task in tasks}
+    tasks = config.pop("tasks", None) if isinstance(config, dict) else None
+    if isinstance(tasks, list) and all(isinstance(task, str) for task in tasks):
+        tasks = dict.fromkeys(tasks)
+    if not tasks or not isinstance(tasks, dict):
+        raise InputError(f"{path}: must be an object with 'tasks', a list of tasks or an object of their flags")
+    args.entries = {}
+    for label, own in tasks.items():
+        if not isinstance(own, dict | None):
+            raise InputError(f"{path}: task {label}: {own!r} is no object of flags")
+        if strange := [key for key in own or () if key not in _OF_TASK]:
+            raise InputError(f"{path}: task {label}: {', '.join(map(str, strange))}: no flag of a task")
+        args.entries[str(label)] = {
+            key: value if key == "task" else _value(path, flags[key], value) for key, value in (own or {}).items()
+        }
     for key, value in config.items():
-        if key not in defaults:
+        if key not in flags or key == "tasks":
             raise InputError(f"{path}: '{key}' is no flag of llava-s2 eval")
-        if getattr(args, key) == defaults[key]:
-            setattr(args, key, _value(key, value))
+        if getattr(args, key) == flags[key].default:
+            setattr(args, key, _value(path, flags[key], value))
 
 
-def _value(key: str, value: Any) -> Any:
-    """A flag's value as the command line would have it; InputError if it is none of the flag's choices."""
-    if value is not None and key in _CHOICES and value not in _CHOICES[key]:
-        raise InputError(f"{key} {value!r} is not known; use {' or '.join(_CHOICES[key])}")
-    if key in ("limit", "batch_size") and value == "auto":
-        return None
-    counts = ("limit", "batch_size", "max_new_tokens")
-    if key in counts and value is not None and (type(value) is not int or value < 1):  # True is an int
-        raise InputError(f"{key} {value!r} is no whole number of 1 or more")
-    return Path(value) if key in ("data", "output") else value
+def _value(path: Path, flag: argparse.Action, value: Any) -> Any:
+    """A flag's value as the command line would have it; null is its default. InputError if it cannot have it."""
+    if value is None:
+        return flag.default
+    if flag.nargs == 0:
+        if isinstance(value, bool):
+            return value
+        raise InputError(f"{path}: {flag.dest} {value!r} is not true or false")
+    listed = value if isinstance(value, list) else [value]
+    if isinstance(flag.nargs, int | None) and len(listed) != (flag.nargs or 1):
+        raise InputError(f"{path}: {flag.dest} takes {flag.nargs or 1} value(s), not {value!r}")
+    try:
+        found = [flag.type(str(item)) if callable(flag.type) else str(item) for item in listed]
+    except argparse.ArgumentTypeError as error:
+        raise InputError(f"{path}: {flag.dest} {value!r}: {error}") from None
+    except ValueError:
+        raise InputError(f"{path}: {flag.dest} {value!r} is no number that it takes") from None
+    if flag.choices is not None and (strange := [item for item in found if item not in flag.choices]):
+        raise InputError(f"{path}: {flag.dest} {strange[0]!r} is not known; use {' or '.join(flag.choices)}")
+    return found if flag.nargs else found[0]
 
 
 def entries(
@@ -95,22 +109,29 @@ def entries(
     """
     found = []
     for label, flags in args.entries.items():
-        flags = flags or {}
-        if not isinstance(flags, dict) or (strange := [key for key in flags if key not in _OF_TASK]):
-            raise InputError(f"task {label}: {strange if isinstance(flags, dict) else flags} are no flags of a task")
         own = copy.copy(args)
-        own.task = flags.get("task", label)
+        own.task = label
+        vars(own).update(flags or {})
         if own.task not in known:
             raise InputError(f"task {own.task!r} is not known; use one of {', '.join(known)}")
-        for key, value in flags.items():
-            setattr(own, key, _value(key, value))
-        if "data" not in flags:
-            names = (own.task, *make(own).folders)
-            own.data = next((args.data / name for name in names if (args.data / name).is_dir()), args.data / own.task)
-        if "output" not in flags:
+        if not (flags or {}).get("data"):
+            own.data = _folder(args.data, (own.task, *make(own).folders))
+        if not (flags or {}).get("output"):
             own.output = args.output / label
         found.append(Entry(label, own))
     return found
+
+
+def _folder(root: Path, names: Sequence[str]) -> Path:
+    """A task's data folder by any of its names, written in any way (``MMMU_Pro``, ``SEED-Bench``, ``mm-vet``)."""
+    wanted = [_bare(name) for name in names]
+    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    found = [path for path in folders if _bare(path.name) in wanted]
+    return min(found, key=lambda path: (path.name != names[0], wanted.index(_bare(path.name))), default=root / names[0])
+
+
+def _bare(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
 
 
 def run_suite(runs: Sequence[Entry], run: Callable[[argparse.Namespace], Mapping[str, Any] | None]) -> list[Outcome]:

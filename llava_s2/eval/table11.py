@@ -63,7 +63,7 @@ ROWS = (
         "mathvista",
         "overall",
         {"judge": _PAPERS_JUDGE},
-        "answers not extracted by GPT-4, as the paper's are",
+        "answers not extracted by GPT-4; the paper's are",
     ),
     Row("MMBench", "mmbench", "overall", {"variant": "dev-en"}, "not on dev-en"),
     Row("SEED-Bench", "seedbench", "image", {"scoring": "generate"}, "by likelihood; the paper's by letter"),

@@ -62,12 +62,32 @@ def test_a_suite_in_yaml_has_flags_for_each_task(root, capsys):
     }
 
 
+def test_folders_by_their_names_on_the_hub_and_null_flags(root, capsys):
+    (root / "data/vizwiz").rename(root / "data/Viz-Wiz")
+    (root / "suite.yaml").write_text(
+        "batch_size: 1\ntasks: {vizwiz: {data: null, limit: null}, one: {task: textvqa, limit: 1}}"
+    )
+    assert evaluate(root, "--config", str(root / "suite.yaml")) == 0
+    found = [json.loads((root / f"runs/{name}/report.json").read_text()) for name in ("vizwiz", "one")]
+    assert [(r["data"].rpartition("/")[2], len(r["question_ids"])) for r in found] == [("Viz-Wiz", 2), ("textvqa", 1)]
+    assert {r["batch_size"] for r in found} == {1}
+    assert evaluate(root, "pope", "mme") == 2 and "no data" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("config", "named"),
     [
         ({"tasks": {"vstar": {"modell": "x"}}}, "modell"),
         ({"tasks": ["vstarr"]}, "vstarr"),
         ({"tasks": {"vstar": {"exif": "trun"}}}, "exif 'trun'"),
+        ({"tasks": {"vstar": {"text_only": "no"}}}, "text_only 'no' is not true or false"),
+        ({"tasks": {"vstar": {"judge_prices": 3}}}, "judge_prices takes 2 value(s)"),
+        ({"tasks": {"vstar": {"limit": 2.5}}}, "limit 2.5"),
+        ({"tasks": {"vstar": 3}}, "task vstar: 3 is no object"),
+        ({"tasks": ["vstar"], "model_concurrency": "many"}, "model_concurrency 'many'"),
+        ({"tasks": ["vstar"], "report_to": "tensorbord"}, "report_to 'tensorbord' is not known"),
+        ({"tasks": True}, "'tasks'"),
+        ({"tasks": "vstar"}, "'tasks'"),
         ({"taks": []}, "'tasks'"),
         ({"tasks": ["vstar"], "bach_size": 2}, "bach_size"),
     ],
@@ -82,12 +102,12 @@ def test_a_suite_that_is_wrong_is_one_line(root, config, named, capsys, loads):
 def test_the_shipped_suites_name_tasks_and_flags_that_there_are():
     import argparse
 
-    from llava_s2.eval.eval_cli import _benchmark, _defaults
+    from llava_s2.eval.eval_cli import _benchmark, _flags
     from llava_s2.eval.suite import entries, read_config
 
     for path in sorted((ROOT / "scripts/eval").glob("*.yaml")):
-        args = argparse.Namespace(**_defaults())
-        read_config(path, args, _defaults())
+        args = argparse.Namespace(**{name: flag.default for name, flag in _flags().items()})
+        read_config(path, args, _flags())
         runs = entries(args, TASKS, _benchmark)
         assert len(runs) > 5 and len({run.args.output for run in runs}) == len(runs)
         for run in runs:
