@@ -214,7 +214,8 @@ class Judge:
         variable = self.source.key_variable
         if status in (401, 403):
             return f"; the key is taken from ${variable}, which is {'set' if self._key else 'not set'}"
-        return "; is it the base of an OpenAI-compatible API, as https://HOST/v1?" if status in (404, 405) else ""
+        lost = status in (301, 302, 303, 307, 308, 404, 405)
+        return "; is it the base of an OpenAI-compatible API, as https://HOST/v1?" if lost else ""
 
 
 def _parse(body: bytes) -> dict[str, Any] | None:

@@ -145,9 +145,9 @@ def judge_prompt(question: str, answer: str, prediction: str) -> str:
 
 
 def parse_score(reply: str) -> float | None:
-    """The score that a reply begins with, or None."""
+    """The score that a reply begins with, white space aside, or None."""
     try:
-        score = float(reply.split(" ")[0].strip())
+        score = float(reply.strip().split(" ")[0])
     except ValueError:
         return None
     return score if 0.0 <= score <= 1.0 else None

@@ -126,9 +126,12 @@ class VStar(Benchmark):
         ]
 
     def gold(self, sample: Sample) -> Any:
-        """The right wording, in whichever order the options are shown."""
+        """The right wording, in whichever order the options are shown; the label's where it says another one."""
         answers: Answers = sample.reference
-        return answers.sentences[0] if answers.sentences else answers.lettered[answers.correct]
+        labelled = answers.lettered[answers.correct]
+        if not answers.sentences or read_option(answers.sentences[0], answers.lettered) not in (None, labelled):
+            return labelled
+        return answers.sentences[0]
 
     def grade(self, sample: Sample, prediction: Mapping[str, Any]) -> Grade:
         """Right if the text is the right option or its letter.

@@ -196,6 +196,18 @@ def test_what_differs_is_named_and_changed_references_are_refused(tmp_path, load
     assert "reference answers" in capsys.readouterr().err
 
 
+def test_changed_labels_of_vstar_are_refused(tmp_path, loads, capsys):
+    data = write_lettered(write_vstar(tmp_path / "vstar"))
+    letters = evaluate("vstar", data, tmp_path / "letters", "--scoring", "generate")
+    likelihood = evaluate("vstar", data, tmp_path / "likelihood")
+    assert compare(letters, likelihood, capsys)["results"]["overall"]["count"] == 5
+    questions = data / "test_questions.jsonl"
+    questions.write_text(questions.read_text().replace('"label": "C"', '"label": "A"', 1))
+    changed = evaluate("vstar", data, tmp_path / "changed", "--scoring", "generate")
+    assert cli.main(["compare", str(letters), str(changed)]) == 2
+    assert "reference answers" in capsys.readouterr().err
+
+
 def test_runs_that_saw_different_images_are_refused(tmp_path, loads, capsys):
     data = write_vstar(tmp_path / "vstar")
     before = evaluate("vstar", data, tmp_path / "before")
