@@ -359,6 +359,8 @@ def _score(args: argparse.Namespace) -> int:
         print(f"\n{format_metrics(scored['metrics'])}")
     for note in notes(scored):
         print(note)
+    if models := scored.get("models"):
+        print(f"the answers are of {len(models)} models: {', '.join(models)}")
     if scored.get("judge", {}).get("name"):
         print(format_judge(scored["judge"]))
     print(json.dumps(scored))

@@ -3,7 +3,7 @@
 Layout of the official release (``MMMU/MMMU`` on the hub), of a copy with all subjects in one table, or of VLMEvalKit::
 
     Accounting/dev-00000-of-00001.parquet, validation-….parquet, test-….parquet      and so on, a folder a subject
-    validation-00000-of-00001.parquet, also in data/
+    validation-00000-of-00001.parquet, also in data/; either also as the hub converts them, validation/0000.parquet
     MMMU_DEV_VAL.tsv
 
 with columns ``id``, ``question``, ``options`` (a Python list as text), ``answer``, ``question_type`` and ``image_1`` to
@@ -21,7 +21,7 @@ from llava_s2.eval.benchmark import Benchmark, Grade, HubFiles, Sample, Scoring
 from llava_s2.eval.llava_prompts import CHINESE_LETTER_SENTENCE, LETTER_SENTENCE, NEW_TOKENS, SHORT_ANSWER, lettered
 from llava_s2.eval.run_folder import write_json
 from llava_s2.eval.schema import LETTERS, Record, as_list, refuse_missing, unique
-from llava_s2.eval.tables import find_file, read_records
+from llava_s2.eval.tables import find_file, matches, read_records
 from llava_s2.eval.vlmevalkit import RULES, read_by_rule
 
 DISCIPLINES = {
@@ -116,24 +116,24 @@ class MMMU(Benchmark):
 
     def _records(self, data: Path) -> list[Record]:
         splits = ("validation", "dev", "test")
-        patterns = {s: (f"*/{s}-*.parquet", f"{s}-*.parquet", f"data/{s}-*.parquet") for s in splits}
+        patterns = {s: (f"*/{s}-*.parquet", f"{s}-*.parquet") for s in splits}
         if self.variant is None and data.is_dir():
-            present = (s for s in splits if any(path for name in patterns[s] for path in data.glob(name)))
+            present = (s for s in splits if any(matches(data, name) for name in patterns[s]))
             self.variant = next(present, "validation" if any(data.glob("MMMU_DEV_VAL.tsv")) else None)
         split = "validation" if self.variant in (None, "vlmevalkit") else str(self.variant)
-        if (data / "MMMU_DEV_VAL.tsv").is_file() and not any(data.glob(patterns[split][0])):
+        if (data / "MMMU_DEV_VAL.tsv").is_file() and not matches(data, patterns[split][0]):
             records = read_records(data / "MMMU_DEV_VAL.tsv", images=("image",))
             return [_from_kit(record) for record in records if record.get("split") == split]
         subjects = [subject for subjects in DISCIPLINES.values() for subject in subjects]
         folders = [subject for subject in subjects if (data / subject).is_dir()]
         if not folders:
-            paths = find_file(data, patterns[split])
+            paths = find_file(data, patterns[split][1:])
             return [record for path in paths for record in read_records(path, images=_IMAGES)]
-        if missing := [subject for subject in subjects if not any((data / subject).glob(f"{split}-*.parquet"))]:
+        if missing := [subject for subject in subjects if not matches(data / subject, f"{split}-*.parquet")]:
             raise InputError(f"{data}: {len(missing)} of 30 subjects have no {split}-*.parquet: {', '.join(missing)}")
         paths = [path for subject in subjects for path in find_file(data / subject, (f"{split}-*.parquet",))]
         records = [record for path in paths for record in read_records(path, images=_IMAGES)]
-        if strange := [r for r in records if Path(r.where.rpartition(", row")[0]).parent.name != _subject(r)]:
+        if strange := [r for r in records if _subject(r) not in Path(r.where.rpartition(", row")[0]).parts[-3:-1]]:
             raise strange[0].fault(f"question {strange[0].get('id')} is of another subject than the file's folder")
         return records
 

@@ -26,13 +26,15 @@ def score(benchmark: Benchmark, data: Path, predictions: Path, judge: JudgeSourc
         ``task``; ``variant`` of its data, if it has several; ``results`` (see ``tally``; a question without prediction
         counts as wrong); ``scores``, the grade of each question by id; and the lists ``missing``, ``unknown`` and
         ``double`` of ids. The file is sound if all three are empty. The first of a double id counts. With a judge also
-        ``judge``: its name and account.
+        ``judge``: its name and account; and ``models`` if the answers are of several (``model_id``).
 
     Raises:
         InputError: data or file cannot be read, the data has no answers, or a judge is missing or fails.
     """
     samples = benchmark.load(data, None)
-    found, unknown, double = _assign(samples, read_predictions(predictions))
+    records = read_predictions(predictions)
+    models = dict.fromkeys(str(record["model_id"]) for record in records if record.get("model_id"))
+    found, unknown, double = _assign(samples, records)
     reasoned = 0
     for identity, record in found.items():
         spoken = without_reasoning(record["text"])
@@ -70,6 +72,7 @@ def score(benchmark: Benchmark, data: Path, predictions: Path, judge: JudgeSourc
         "results": tally(benchmark, graded),
         **metrics,
         **({"judge": notes["judge"]} if notes.get("judge") else {}),
+        **({"models": list(models)} if len(models) > 1 else {}),
         **({"replies": {"reasoning": reasoned}} if reasoned else {}),
         "scores": {sample.id: grade.correct for sample, grade in graded},
         "missing": missing,

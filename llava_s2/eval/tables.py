@@ -52,9 +52,13 @@ def find_file(data: Path, names: Sequence[str], what: str = "") -> list[Path]:
 
 
 def matches(data: Path, name: str) -> list[Path]:
-    """The files of a pattern in a folder or its ``data/``, sorted; compressed ones if there are no others."""
-    kinds = (name, f"{name}.gz")
-    return next((found for kind in kinds for f in (data, data / "data") if (found := sorted(f.glob(kind)))), [])
+    """The files of a pattern in a folder, its ``data/`` or ``default/``, sorted; compressed ones where others lack.
+
+    ``SPLIT-*.parquet`` is also ``SPLIT/0000.parquet``, as the hub converts data sets.
+    """
+    kinds = (name, f"{name}.gz", *([name.replace("-*.", "/*.")] if name.endswith("-*.parquet") else []))
+    folders = (data, data / "data", data / "default")
+    return next((found for kind in kinds for folder in folders if (found := sorted(folder.glob(kind)))), [])
 
 
 def read_records(path: Path, field: str | None = None, images: Sequence[str] = ()) -> list[Record]:
@@ -98,11 +102,19 @@ def read_value(path: Path) -> Any:
         InputError: no such file, or it is not JSON.
     """
     try:
-        return json.loads(_in_utf8(path).read_bytes())
+        return _parsed(_in_utf8(path).read_bytes())
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     except ValueError as error:  # also a text that is not UTF-8
         raise InputError(f"{path}: not valid JSON ({error})") from None
+
+
+def _parsed(raw: bytes) -> Any:
+    """JSON's value; half of a surrogate pair, which no UTF-8 file can hold, becomes a question mark."""
+    value = json.loads(raw)
+    if b"\\ud" in raw or b"\\uD" in raw:
+        value = json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
+    return value
 
 
 def _suffix(path: Path) -> str:
@@ -180,7 +192,7 @@ def _json_lines(path: Path) -> list[Record]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = _parsed(line)
         except ValueError as error:
             raise InputError(f"{where}: not valid JSON ({error})") from None
         if not isinstance(value, dict):

@@ -17,6 +17,7 @@ from llava_s2.errors import InputError
 from llava_s2.eval.benchmark import Benchmark, Sample
 from llava_s2.eval.compare import read_report
 from llava_s2.eval.loading import read_image
+from llava_s2.eval.report import BAD_IMAGE, REFUSED
 from llava_s2.eval.run_folder import PREDICTIONS, read_predictions
 from llava_s2.files import atomic_write
 
@@ -55,6 +56,8 @@ def write_viewer(runs: Sequence[Path], output: Path, benchmark_of: Callable[[str
     samples = {s.id: s for s in benchmark_of(first["task"], first.get("variant")).load(data, first["scoring"])}
     answers = [{record["question_id"]: record for record in read_predictions(run / PREDICTIONS)} for run in runs]
     shared = [i for i in first["question_ids"] if i in samples and all(i in found for found in answers)]
+    if not shared:
+        raise InputError(f"{data}: holds none of the questions that all these runs have answered")
     # A stable sort: the questions that tell the runs apart come first.
     shared.sort(key=lambda i: len({bool(found[i].get("correct")) for found in answers}) == 1)
     questions = [_question(samples[i], [found[i] for found in answers]) for i in shared[:_MOST]]
@@ -96,7 +99,8 @@ def _question(sample: Sample, predictions: Sequence[dict[str, Any]]) -> dict[str
                 "text": p.get("generated", p["text"]),
                 "losses": dict(zip(p.get("options", ()), p.get("losses", ()), strict=False)),
                 "correct": p.get("correct"),
-                "fault": p.get("bad_image", ""),
+                "fault": p.get(BAD_IMAGE) or p.get(REFUSED) or "",
+                "asked": p["prompt"] if p.get("prompt", sample.prompt) != sample.prompt else "",
             }
             for p in predictions
         ],

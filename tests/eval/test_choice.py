@@ -214,6 +214,22 @@ def test_mmmu_by_subject_and_discipline(tmp_path, capsys):
     assert headings == ["Art and Design", "Tech and Engineering"]
 
 
+@pytest.mark.parametrize("place", ["{subject}/validation/0000.parquet", "default/validation/0000.parquet"])
+def test_mmmu_as_the_hub_converts_it(place, tmp_path, capsys):
+    parts = [
+        (path.parent.name, pq.read_table(path)) for path in sorted(write_mmmu(tmp_path / "own").glob("*/*.parquet"))
+    ]
+    if "subject" not in place:
+        parts = [("", pa.concat_tables([table for _, table in parts], promote_options="permissive"))]
+    for subject, table in parts:
+        path = tmp_path / "hub" / place.format(subject=subject)
+        path.parent.mkdir(parents=True)
+        pq.write_table(table, path)
+    texts = {f"validation_{subject}_1": "(B)" for subject in SUBJECTS} | {MMMU_OPEN: "1/6"}
+    status, scored, _ = score("mmmu", tmp_path / "hub", texts, capsys)
+    assert status == 0 and scored["results"]["overall"]["correct"] == 30
+
+
 def test_mmmu_guesses_only_with_a_seed(tmp_path, capsys):
     data = write_mmmu(tmp_path / "mmmu")
     texts = {f"validation_{subject}_1": "no idea" for subject in SUBJECTS}

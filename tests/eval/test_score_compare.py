@@ -113,6 +113,18 @@ def test_the_files_that_other_programs_write(tmp_path, data, capsys):
     assert "kit.xlsx: cannot be read as an Excel file" in capsys.readouterr().err
 
 
+def test_answers_of_several_models_are_told(tmp_path, data, capsys):
+    write_lettered(data)
+    lines = [{"question_id": str(n), "text": "A", "model_id": "old" if n == 4 else "new"} for n in range(5)]
+    (tmp_path / "merged.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert cli.main(["score", "vstar", "--data", str(data), "--predictions", str(tmp_path / "merged.jsonl")]) == 0
+    out = capsys.readouterr().out
+    assert "the answers are of 2 models: new, old" in out and json.loads(out.splitlines()[-1])["models"] == [
+        "new",
+        "old",
+    ]
+
+
 def test_no_predictions_file(tmp_path, data, capsys):
     assert cli.main(["score", "vstar", "--data", str(data), "--predictions", str(tmp_path / "none")]) == 2
     assert str(tmp_path / "none") in capsys.readouterr().err

@@ -82,6 +82,19 @@ def test_a_damaged_file_is_one_line(raw, named, tmp_path, capsys):
     assert code == 2 and named in told.err and str(tmp_path / "p.jsonl") in told.err and "Traceback" not in told.err
 
 
+def test_half_a_surrogate_pair_in_data_and_answers(tmp_path, loads, capsys):
+    data, run = write_lettered(write_vstar(tmp_path / "vstar")), tmp_path / "run"
+    questions = data / "test_questions.jsonl"
+    questions.write_text(questions.read_text().replace("the cup?", "the \\ud83d cup \\ud83d\\ude00?"))
+    assert cli.main(["eval", "vstar", *MODEL, "--data", str(data), "--output", str(run), "--scoring", "generate"]) == 0
+    answers = run / "predictions.jsonl"
+    assert "the ? cup 😀?" in answers.read_text(encoding="utf-8")
+    answers.write_text(
+        answers.read_text(encoding="utf-8").replace('"text": "', '"text": "\\udc00', 1), encoding="utf-8"
+    )
+    assert cli.main(["report", str(run), "--output", str(tmp_path / "page"), "--html"]) == 0
+
+
 def test_folders_in_the_places_of_files_are_one_line(tmp_path, loads, capsys):
     (tmp_path / "p.jsonl").mkdir()
     code, told = score(tmp_path, "p.jsonl", None, capsys)

@@ -23,6 +23,9 @@ def runs(tmp_path, loads):
     for run, right in zip(runs, ({"sa_1", "sa_2"}, {"sa_2"}), strict=True):
         lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
         graded = [{**line, "correct": line["question_id"].rpartition("/")[2] in right} for line in lines]
+        graded[0] |= (
+            {"text": "long " * 30_000} if run == runs[0] else {"prompt": "asked in another way", "text": "<b>x</b>"}
+        )
         (run / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in graded))
     return runs
 
@@ -39,6 +42,10 @@ def test_the_page_shows_filters_and_needs_no_server(runs, tmp_path):
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.goto((tmp_path / "both/report.html").as_uri())
         assert page.locator("article").count() == 5 and "5 of 5 questions" in page.locator("#count").inner_text()
+        assert (
+            page.locator("article b").count() == 0 and "asked in another way" in page.locator("dl").first.inner_text()
+        )
+        assert page.locator("article").first.evaluate("article => article.scrollHeight") < 2000
         page.get_by_label("Show").select_option(label="only A right")
         assert [h.inner_text() for h in page.locator("article h2").all()] == [
             "direct_attributes/sa_1 (direct_attributes)"
