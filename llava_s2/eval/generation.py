@@ -29,11 +29,13 @@ class Answer:
         text: without special tokens and outer white space.
         near_tie: some token of it was so close to another that half precision's rounding may have chosen it.
         too_long: with its prompt it is longer than the model's context.
+        cut: it ended at the bound on new tokens.
     """
 
     text: str
     near_tie: bool
     too_long: bool
+    cut: bool
 
 
 @torch.inference_mode()
@@ -84,8 +86,8 @@ def answers(
     close = (near_tie(*watch.stacked(), model.dtype).to(new.device) & counted).any(dim=1).tolist()
     texts = processor.batch_decode(new, skip_special_tokens=True)
     lengths = [len(row) + count for row, count in zip(rows, counted.sum(dim=1).tolist(), strict=True)]
-    told = zip(texts, close, lengths, strict=True)
-    return [Answer(text.strip(), tie, length > context_length(model)) for text, tie, length in told]
+    told = zip(texts, close, lengths, (ended[:, -1] == 0).tolist(), strict=True)
+    return [Answer(text.strip(), tie, length > context_length(model), cut) for text, tie, length, cut in told]
 
 
 class _Margins(LogitsProcessor):

@@ -70,12 +70,12 @@ class LocalModel:
         return prepare_image(self._parts()[1], image)
 
     def generate(self, batch: Sequence[tuple[Sample, Any]], max_new_tokens: int) -> list[dict[str, Any]]:
-        """The greedy answer to each question: ``text``; and ``near_tie`` or ``too_long``, see `Answer`, where so."""
+        """The greedy answer to each question: ``text``, and of `Answer`'s flags those that are so."""
         from llava_s2.eval.generation import answers
 
         samples, images = zip(*batch, strict=True)
         found = answers(*self._parts(), images, [content(sample) for sample in samples], max_new_tokens)
-        return [{"text": answer.text, **_flags(answer)} for answer in found]
+        return [{"text": one.text, **_flags(one), **({"cut": True} if one.cut else {})} for one in found]
 
     def rank(self, batch: Sequence[tuple[Sample, Any]]) -> list[dict[str, Any]]:
         """The ``losses`` of each question's options, all about the same images, and flags as of `generate`."""

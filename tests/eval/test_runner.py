@@ -128,7 +128,8 @@ def test_a_question_that_is_longer_than_the_context_is_counted(data, tmp_path, c
     record = json.loads(path.read_text())
     path.write_text(json.dumps({**record, "question": "Which colour? " * 1000}))
     assert evaluate(data, tmp_path / "run", "--scoring", scoring, "--max-new-tokens", "2") == 0
-    assert json.loads((tmp_path / "run/report.json").read_text())["replies"] == {"too_long": 1}
+    cut = {"cut": 5} if scoring == "generate" else {}  # the tiny model never ends by itself so soon
+    assert json.loads((tmp_path / "run/report.json").read_text())["replies"] == {"too_long": 1, **cut}
     assert "1 question(s) are longer, with their answers, than the model's context" in capsys.readouterr().out
 
 
