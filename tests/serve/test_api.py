@@ -598,8 +598,9 @@ def test_a_web_page_cannot_ask_without_a_preflight(http_client):
     [
         b'{"messages": [{"role": "user", "content": "a"}]' + b"".join(b',"k%d":1' % n for n in range(300_000)) + b"}",
         b'{"messages": [{"role": "user", "content": "a"}], "x": [' + b"[]," * 1_000_000 + b"1]}",
+        b'{"messages": [{"role": "user", "content": "a"}], "x": [' + b"true," * 5_000_000 + b"1]}",
     ],
-    ids=["keys", "lists"],
+    ids=["keys", "lists", "values"],
 )
 def test_a_body_of_a_million_parts_is_refused_at_once(http_client, body):
     start = time.process_time()

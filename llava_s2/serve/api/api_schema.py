@@ -14,7 +14,7 @@ logger = logging.getLogger("llava_s2.serve")
 
 MAX_MESSAGES = 1024
 MAX_CHOICES = 16
-_MAX_STRINGS, _MAX_CONTAINERS = 50_000, 100_000  # of a body's JSON, before anything of it is built
+_MAX_STRINGS, _MAX_CONTAINERS, _MAX_COMMAS = 50_000, 100_000, 200_000  # of a body, before anything of it is built
 _INT64 = 2**63 - 1
 
 # What would change the answer and is not done here -> the values that ask for nothing, beside null.
@@ -325,7 +325,8 @@ def _log_once(name: str) -> None:
 def _parse(kind: type[Any], body: bytes | bytearray) -> Any:
     # Before anything is built: pydantic's parser bounds the depth, but not how much stands side by side.
     strings = (body.count(b'"') - body.count(b'\\"')) // 2
-    if strings > _MAX_STRINGS or body.count(b"[") + body.count(b"{") > _MAX_CONTAINERS:
+    containers = body.count(b"[") + body.count(b"{")
+    if strings > _MAX_STRINGS or containers > _MAX_CONTAINERS or body.count(b",") > _MAX_COMMAS:
         raise invalid("the body has too many parts", code="too_many_parts")
     try:
         return kind.model_validate_json(body[3:] if body.startswith(b"\xef\xbb\xbf") else body)
