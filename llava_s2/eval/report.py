@@ -151,7 +151,7 @@ def format_report(benchmark: Benchmark, report: Mapping[str, Any]) -> str:
             lines += [format_metrics(report["metrics"]), ""]
     else:
         lines += [benchmark.without_judge or "no score: the data has no answers, only the benchmark's server does", ""]
-    lines.append(f"{report['seconds_per_image']:.2f} s an image")
+    lines.append(f"{report['seconds_per_image']:.2f} s a question")
     if report.get("submission"):
         lines.append(f"for the benchmark's server: {report['submission']}")
     return "\n".join([*lines, *notes(report)])

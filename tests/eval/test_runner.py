@@ -77,7 +77,7 @@ def test_likelihood_run(data, tmp_path, loaded, capsys):
         (line,) = [line for line in printed.splitlines() if line.startswith(heading)]
         assert f"{right} of {len(of_it)}" in line
         assert f"{row['interval'][0]:.1%} to {row['interval'][1]:.1%}" in line
-    assert report["protocol"] in printed and report["model"] in printed and "s an image" in printed
+    assert report["protocol"] in printed and report["model"] in printed and "s a question" in printed
     assert report["versions"]["transformers"]
 
 
