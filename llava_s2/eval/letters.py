@@ -3,9 +3,9 @@
 In this order: the whole answer is one letter, however it is set off; the last statement that says which the answer is;
 the one letter of a list that is called right; a letter that begins the answer; one that ends it, as a clause of its own
 or after a word such as "so"; a letter in brackets or after "option"; a capital that begins a clause or follows such a
-word; else the only option whose words occur. What is denied ("not A", "B is wrong") or asked ("is it A?") does not
-count, nor does a letter that belongs to another word ("vitamin B", "5 A", "an A") or "A" as an article; two letters of
-the same rank are no answer.
+word; else the only option whose words occur, or in which the answer's words do. What is denied ("not A", "B is
+wrong") or asked ("is it A?") does not count, nor does a letter that belongs to another word ("vitamin B", "5 A", "an
+A") or "A" as an article; two letters of the same rank are no answer.
 """
 
 import re
@@ -37,7 +37,7 @@ _FILLER = (
     "definitely|actually|certainly|therefore|thus|option|choice|letter|labeled|labelled|following|one|given|i|think|with|for|number"
 )
 _STATED = re.compile(
-    r"(?i:(?<![a-z])(?:answer(?:'?s)?|ans|(?:option|choice)(?=[\"']\s*[:=])|solution|(?:correct|right|best|final|my)\s+(?:option|choice|letter|one)|"
+    r"(?i:(?<![a-z])(?:answer(?:'?s|ing)?|ans|(?:option|choice)(?=[\"']\s*[:=])|solution|(?:correct|right|best|final|my)\s+(?:option|choice|letter|one)|"
     r"(?:i|we)(?:'d|'ll|\s+would|\s+will)?\s+(?:go\s+with|chose)|choos(?:e|ing)|pick(?:ing)?|select(?:ed|ing)?|"
     rf"i\s+say|(?:it|this|that)(?:'?s|\s+is))(?![a-z])|(?<=[.!?-]\s)(?i:(?:(?:no\s+)?(?:no|wait|sorry|correction)[,:]\s*)+)|答案|选项?|選項?|答え|정답)"
     rf"(?:[^A-Za-z0-9.!?]|(?i:(?<![A-Za-z])(?:{_FILLER})(?![A-Za-z]))|[是为為选選]|项|項)*{_ALONE}"
@@ -46,8 +46,8 @@ _STATED = re.compile(
 # Not any other word, nor a number: "person B", "an A", "5 A".
 _LEAD = (
     r"(?:(?:^|[.,;:!?%)=/>\n\u2013\u2014-]|[^\x00-\x7F\s°]\w{0,9}(?:\s+[a-z]{1,3}(?=\s))?)[\s\"'(]*|(?i:(?<![a-z])(?:so|then|hence|thus|therefore|ergo|\w+ly|"
-    r"now|that|is|be|it's|was|ist|est|es|er|la|say|think|guess|get|(?:go(?:ing)?|left|us)\s+with|for|"
-    r"(?<!such\s)as|(?:looks?|seems?)\s+like|leaves|leaving|points\s+to|towards?|mark|tick|circle|just|but|matches|maybe|perhaps|"
+    r"now|that|is|be|it's|was|ist|est|es|er|la|lautet|adalah|cevap|say|think|guess|get|(?:go(?:ing)?|left|us)\s+with|for|"
+    r"(?<!such\s)as|(?:looks?|seems?|appears?)(?:\s+like)?|leaves|leaving|points\s+to|towards?|mark|tick|circle|just|but|matches|maybe|perhaps|"
     r"sure|yes|okay|assistant|answer(?:\s+says)?|antwort|opt|option|choice|letter|statement)\s+[\"']?))\(?"
 )
 _LED = re.compile(_LEAD + _ALONE)
@@ -111,7 +111,7 @@ _NEGATIONS = re.compile(
 )
 _BEFORE_WORD = re.compile(r"[^\S\n]+[A-Za-z0-9]")
 _AFTER_LETTER = re.compile(
-    r"\s+(?i:is|it|was|fits|matches|remains|then|I|because|since|as|due|seems|looks|appears|shows|describes|depicts|represents|"
+    r"\s+(?i:is|are|it|was|fits|matches|remains|then|I|because|since|as|due|seems|looks|appears|shows|describes|depicts|represents|"
     r"contains|has|corresponds|best|correctly|accurately|would|should|must|can|could|will|for|but|or|and|than|if|in|on|from|"
     r"given|based|according|only|alone|maybe|probably)\b|\s+[^\w\s]|[^\S\n]*\n"
 )
@@ -242,7 +242,8 @@ def _plain(text: str) -> str:
 
 
 def _by_words(text: str, options: Sequence[str]) -> str | None:
-    """The option that the answer is but for case, articles and the full stop; else the only one that it holds."""
+    """The option that the answer is but for case, articles and the full stop; else the only one that it holds, or that
+    holds it."""
     said = _words(_plain(text))
     known = {option: _words(option) for option in options}
     if equal := [option for option, words in known.items() if words and words == said]:
@@ -261,7 +262,9 @@ def _by_words(text: str, options: Sequence[str]) -> str | None:
         held = [o for o in held if not any(o != other and f" {known[o]} " in f" {known[other]} " for other in held)]
         if len(held) == 1 and not _NEGATIONS.search(f" {words} ".replace(f" {known[held[0]]} ", " ")):
             return held[0]
-    return None
+    # "The dog is on the left", of a sentence that goes on; a word or two may be any part of it.
+    holding = [option for option, phrase in known.items() if said.count(" ") > 1 and f" {said} " in f" {phrase} "]
+    return holding[0] if len(holding) == 1 else None
 
 
 def _words(text: str) -> str:
