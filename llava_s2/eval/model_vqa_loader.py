@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 from tqdm import tqdm
 
 from llava_s2.errors import InputError
+from llava_s2.eval.run_folder import cut_to_whole_lines
+from llava_s2.eval.tables import read_records
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +40,11 @@ def answer_questions(args: argparse.Namespace) -> None:
     """
     questions = chunk(read_questions(args.question_file), args.num_chunks, args.chunk_idx)
     done = _answered(args.answers_file, args.model_path)
-    left = [question for question in questions if question["question_id"] not in done]
+    left = []
+    for question in questions:  # an id may be several questions', as TextVQA's and MME's are their images'
+        done[asked := (question["question_id"], question["text"])] -= 1
+        if done[asked] < 0:
+            left.append(question)
     missing = [q for q in left if q.get("image") and not (args.image_folder / q["image"]).is_file()]
     if missing:
         raise InputError(
@@ -60,29 +67,16 @@ def answer_questions(args: argparse.Namespace) -> None:
                 file.flush()
 
 
-def read_questions(path: Path) -> list[dict[str, Any]]:
+def read_questions(path: Path) -> Sequence[dict[str, Any]]:
     """The questions of a JSON lines file. Raises InputError where a line is none."""
-    questions = []
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            question = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{path}: line {number}: not JSON ({error})") from None
-        if not isinstance(question, dict) or "question_id" not in question or not isinstance(question.get("text"), str):
-            raise InputError(f'{path}: line {number}: a question has "question_id" and "text"')
-        questions.append(question)
-    if not questions:
-        raise InputError(f"{path}: holds no questions")
+    questions = read_records(path)
+    for question in questions:
+        if "question_id" not in question or not isinstance(question.get("text"), str):
+            raise question.fault('a question has "question_id" and "text"')
     return questions
 
 
-def chunk(questions: list[dict[str, Any]], count: int, index: int) -> list[dict[str, Any]]:
+def chunk(questions: Sequence[dict[str, Any]], count: int, index: int) -> Sequence[dict[str, Any]]:
     """One of ``count`` parts, each as long as the first but for the last ones.
 
     Raises:
@@ -94,22 +88,21 @@ def chunk(questions: list[dict[str, Any]], count: int, index: int) -> list[dict[
     return questions[index * size : (index + 1) * size]
 
 
-def _answered(path: Path, model_id: str) -> set[Any]:
-    done = set()
-    for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
-        try:
-            answer = json.loads(line)
-            if answer["model_id"] != model_id:
-                raise InputError(f"{path}: holds answers of {answer['model_id']}; name a new file")
-            done.add(answer["question_id"])
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{path}: holds a line that is no answer; name a new file") from None
+def _answered(path: Path, model_id: str) -> Counter[tuple[Any, Any]]:
+    """How often the file answers each question, told by its id and its prompt; a half-written last line is removed."""
+    done: Counter[tuple[Any, Any]] = Counter()
+    if path.is_file():
+        cut_to_whole_lines(path)
+    for answer in read_records(path) if path.is_file() and path.stat().st_size else ():
+        if not {"question_id", "model_id"} <= answer.keys():
+            raise answer.fault("is no answer; name a new file")
+        if answer["model_id"] != model_id:
+            raise answer.fault(f"holds answers of {answer['model_id']}; name a new file")
+        done[answer["question_id"], answer.get("prompt")] += 1
     return done
 
 
-def _answers(args: argparse.Namespace, questions: list[dict[str, Any]]) -> Iterator[str]:
+def _answers(args: argparse.Namespace, questions: Sequence[dict[str, Any]]) -> Iterator[str]:
     import torch
 
     from llava_s2.data.image_decoding import open_image

@@ -114,10 +114,10 @@ class RunFolder:
         Afterwards ``predictions.jsonl`` holds them all, and no half-written line.
         """
         if self._predictions.exists():
-            _cut_to_whole_lines(self._predictions)
+            cut_to_whole_lines(self._predictions)
         parts = sorted(self.path.glob(part_name("*")))
         for part in parts:
-            _cut_to_whole_lines(part)
+            cut_to_whole_lines(part)
         found: dict[str, dict[str, Any]] = {}
         for file in [self._predictions, *parts]:
             for record in read_predictions(file) if file.exists() and file.stat().st_size else ():
@@ -163,7 +163,8 @@ def _line(record: Mapping[str, Any]) -> bytes:
     return (json.dumps(record, ensure_ascii=False) + "\n").encode()
 
 
-def _cut_to_whole_lines(path: Path) -> None:
+def cut_to_whole_lines(path: Path) -> None:
+    """Removes a last line that has no end, which a killed program left."""
     raw = path.read_bytes()
     whole = raw.rfind(b"\n") + 1
     if whole < len(raw):
