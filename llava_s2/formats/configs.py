@@ -14,7 +14,7 @@ from llava_s2.model.assemble import split_gguf
 from llava_s2.model.embedded import resolve_language_model, resolve_model
 from llava_s2.model.processor import build_processor, load_processor, prefix_tokens, set_template
 from llava_s2.model.templates import IMAGE_MARKERS, IMAGE_START_TOKEN, find_template
-from llava_s2.model.tokenizer import load_tokenizer
+from llava_s2.model.tokenizer import check_eos, load_tokenizer
 from llava_s2.s2 import S2VisionConfig
 from llava_s2.towers.load_tower import load_image_statistics, load_vision_config
 from llava_s2.weight_files import find_file, first_line
@@ -175,6 +175,7 @@ def saved_processor(name: str, template: str | None = None) -> LlavaProcessor:
         processor = load_processor(name)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{name}: no processor could be read there ({first_line(error)})") from error
+    check_eos(processor.tokenizer, name)
     if processor.patch_size is None:  # checkpoints older than transformers 4.46
         config = read_config(name)
         processor.patch_size = config.vision_config.patch_size

@@ -178,6 +178,8 @@ def load_processor(name: str | Path) -> LlavaProcessor:
     The tokenizer pads on the left, where generation needs it.
     """
     processor = AutoProcessor.from_pretrained(name)
+    if not hasattr(processor, "image_processor"):  # what is there is loaded: the tokenizer
+        raise ValueError("transformers has no class of the name that processor_config.json gives as processor_class")
     found = processor.image_processor
     if type(found).__name__.removesuffix("Pil") in ("LlavaImageProcessor", "CLIPImageProcessor"):
         settings = {key: value for key, value in found.to_dict().items() if key != "image_processor_type"}

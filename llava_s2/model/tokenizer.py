@@ -56,8 +56,7 @@ def load_tokenizer(
             raise InputError(f"{name}: no tokenizer could be read there ({first_line(error)})") from error
     if isinstance(tokenizer.chat_template, dict):  # several, of which others are for tools and documents
         tokenizer.chat_template = tokenizer.chat_template.get("default")
-    if tokenizer.eos_token is None:
-        raise InputError(f"{name}: the tokenizer has no end-of-sequence token, so replies could not end")
+    check_eos(tokenizer, name)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     _append_nothing(tokenizer)
@@ -72,6 +71,14 @@ def load_tokenizer(
         tokenizer.add_tokens([image], special_tokens=True)
     pad_left(tokenizer)
     return tokenizer
+
+
+def check_eos(tokenizer: Any, name: str | Path) -> None:
+    """Raises InputError where a tokenizer has no end-of-sequence token: ``name`` is its folder or hub id."""
+    if tokenizer.eos_token is None:
+        raise InputError(
+            f"{name}: the tokenizer has no end-of-sequence token, so replies could not end; see tokenizer_config.json"
+        )
 
 
 def pad_left(tokenizer: Any) -> None:

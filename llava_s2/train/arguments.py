@@ -30,6 +30,7 @@ from llava_s2.train.llava_flags import (
     is_llava_script,
     refuse,
 )
+from llava_s2.weight_files import read_json
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -237,6 +238,8 @@ def parse_flags(stage: str, flags: Sequence[str]) -> "tuple[RecipeArguments, Tra
         problems.append("--output_dir is missing: the folder that the result goes to")  # Trainer would invent one
     if "deepspeed" in given and find_spec("deepspeed") is None:
         problems.append("--deepspeed: deepspeed is not installed: pip install 'llava-s2[train]'")
+    elif (config := _values(flags).get("deepspeed", "")).endswith(".json"):
+        read_json(config)
     if "use_liger_kernel" in given and find_spec("liger_kernel") is None:
         problems.append("--use_liger_kernel: liger-kernel is not installed: pip install liger-kernel")
     named = set(_values(flags).get("report_to", "").replace(",", " ").split()) - {"none", "all"}

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from llava_s2.formats.base_record import BaseRecord, checksum
+from llava_s2.formats.base_record import BaseRecord, checksum, matches
 from llava_s2.formats.convert import convert
 from llava_s2.formats.create import create_native, create_widened
 from llava_s2.formats.identify import identify
@@ -21,7 +21,13 @@ FOLDER = "base"
 
 
 def prepare_base(
-    recipe: RecipeArguments, training: TrainingArguments, *, from_parts: bool, widens: bool, dtype: str, goes_on: bool
+    recipe: RecipeArguments,
+    training: TrainingArguments,
+    *,
+    from_parts: bool,
+    widens: bool,
+    dtype: str,
+    checkpoint: Path | None,
 ) -> str:
     """Finds or makes the base of an adapter, on the first process for all.
 
@@ -31,7 +37,7 @@ def prepare_base(
     Args:
         from_parts: whether the run starts from a language model and a tower. widens: whether from fewer scales.
         dtype: of the weights of an adapter that is merged, and of a model that is widened.
-        goes_on: whether an earlier start of this run made it.
+        checkpoint: that the run goes on from, over the base that an earlier start made.
 
     Returns:
         The folder's full path, or the hub id.
@@ -47,7 +53,7 @@ def prepare_base(
 
     def make() -> str:
         if folder.exists():
-            if goes_on and identify(folder).kind == "hf":
+            if checkpoint is not None and _is_base_of(checkpoint, folder):
                 return str(folder)
             shutil.rmtree(folder)
         print(f"Making the model under the adapter, once: {folder}", flush=True)
@@ -81,6 +87,13 @@ def prepare_base(
         return str(folder)
 
     return on_first_process(training, make)
+
+
+def _is_base_of(checkpoint: Path, folder: Path) -> bool:
+    record = BaseRecord.load(str(checkpoint))
+    return identify(folder).kind == "hf" and (
+        record is None or matches(record.checksum, checksum(lazy_tensors(str(folder))))
+    )
 
 
 def record_of(base: str) -> BaseRecord:

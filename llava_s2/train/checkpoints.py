@@ -1,8 +1,11 @@
 """Checkpoints of a run: which one to go on from, and how one appears whole or not at all."""
 
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ from llava_s2.files import sync_folder
 RUN = "run.json"
 # Where a checkpoint is written before it is moved to its place, in the output folder.
 WRITING = ".writing"
+# Where a model's files are written before they are moved to their places, in the folder that they are for.
+SAVING = ".saving"
 
 
 _ANEW = "start anew with --overwrite_output_dir"
@@ -69,7 +74,7 @@ def _trainer_state(checkpoint: Path) -> dict[str, Any]:
 def publish(written: Path, training: TrainingArguments, best: str | None) -> None:
     """Moves a checkpoint that all processes have written to its place, and removes those past ``save_total_limit``.
 
-    ``run.json`` in it has the size of every file, of each process's shards too, for what is cut off or lost later.
+    ``run.json`` in it has the checksum of every file, of each process's shards too, for what is lost or changed later.
 
     Args:
         best: the checkpoint that stays in any case.
@@ -77,8 +82,9 @@ def publish(written: Path, training: TrainingArguments, best: str | None) -> Non
     output_dir = Path(str(training.output_dir))
     place = output_dir / written.name
     record = json.loads((output_dir / RUN).read_text(encoding="utf-8"))
-    sizes = {str(file.relative_to(written)): file.stat().st_size for file in written.rglob("*") if file.is_file()}
-    (written / RUN).write_text(json.dumps(record | {"files": sizes}, indent=1), encoding="utf-8")
+    names = [str(file.relative_to(written)) for file in written.rglob("*") if file.is_file()]
+    record |= {"files": _checksums(written, names)}
+    (written / RUN).write_text(json.dumps(record, indent=1), encoding="utf-8")
     sync_folder(written)
     if place.exists():  # cut off by a program that wrote in place, or written again after a resume from an older one
         place.rename(written.parent / "replaced")
@@ -120,11 +126,28 @@ def _check_state(checkpoint: Path) -> None:
                 f"cannot go on; {_ANEW}, or from it in another --output_dir with --model_name_or_path {checkpoint}"
             )
     run = checkpoint / RUN
-    sizes = json.loads(run.read_text(encoding="utf-8")).get("files", {}) if run.exists() else {}
-    for name, size in sizes.items():
-        file = checkpoint / name
-        if not file.is_file() or file.stat().st_size != size:
-            raise InputError(f"{file}: missing, damaged or cut off, so the run cannot go on; {way_out}")
+    recorded = json.loads(run.read_text(encoding="utf-8")).get("files", {}) if run.exists() else {}
+    for name, found in _checksums(checkpoint, recorded).items():
+        if found != recorded[name]:
+            raise InputError(f"{checkpoint / name}: missing, damaged or cut off, so the run cannot go on; {way_out}")
+
+
+def _checksums(folder: Path, names: Iterable[str]) -> dict[str, str | None]:
+    """Checksums of all of each file, in threads, for shards are large; None of a file that is missing."""
+
+    def checksum(name: str) -> str | None:
+        digest, block = hashlib.sha256(), bytearray(1 << 20)
+        try:
+            with (folder / name).open("rb") as file:
+                while count := file.readinto(block):
+                    digest.update(memoryview(block)[:count])
+        except FileNotFoundError:
+            return None
+        return digest.hexdigest()[:32]
+
+    names = list(names)
+    with ThreadPoolExecutor() as threads:
+        return dict(zip(names, threads.map(checksum, names), strict=True))
 
 
 def optimizer_shards(checkpoint: Path) -> int:

@@ -108,8 +108,7 @@ def fingerprint(
     flags = {name: None if value in ("", [], {}) else value for name, value in flags.items()}
     flags |= _as_meant(recipe, training, vision_config)
     if training.deepspeed:
-        own = training.hf_deepspeed_config
-        flags |= {f"deepspeed {part}": own.get_value(part) for part in ("optimizer", "scheduler")}
+        flags["max_grad_norm"] = training.hf_deepspeed_config.get_value("gradient_clipping")
     if not _is_constant(training):  # the rate of every step depends on how many there will be
         flags |= run_length(training)
     return json.loads(json.dumps({**named, **flags}, default=str))

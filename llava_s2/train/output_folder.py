@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from llava_s2.errors import InputError
 from llava_s2.files import atomic_write
-from llava_s2.train.checkpoints import RUN, WRITING, check_can_go_on, find_checkpoint, steps_done
+from llava_s2.train.checkpoints import RUN, SAVING, WRITING, check_can_go_on, find_checkpoint, steps_done
 from llava_s2.train.fingerprint import differences, run_length
 
 logger = logging.get_logger(__name__)
@@ -33,6 +33,7 @@ _LEFT: tuple[str, ...] = (
     "checkpoint-*",
     RUN,
     WRITING,
+    SAVING,
     "trainer_state.json",
 )
 _LEFT += (

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.constants import DUMMY_TARGET_MODULES
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from transformers import LlavaForConditionalGeneration
 
 from llava_s2.errors import InputError
@@ -155,11 +155,11 @@ def keep_frozen(tower: nn.Module) -> None:
 
 
 def run_tower_on_every_batch(model: LlavaForConditionalGeneration) -> None:
-    """Has a training batch without an image run the tower and the projector on a blank one, of which nothing is used.
+    """Has a batch without an image run the tower and the projector on a blank one, of which nothing is used.
 
     Where parameters are sharded (ZeRO-3, FSDP) or gradients are exchanged (DDP), every process must run every module:
-    one whose batch is text alone would otherwise leave the others waiting. The loss does not change, and the blank's
-    gradient is exactly zero, because none of its features is taken.
+    one whose batch is text alone would otherwise leave the others waiting, in an evaluation too. The loss does not
+    change, and the blank's gradient is exactly zero, because none of its features is taken.
     """
     llava: Any = model.model
     tower: Any = model.config.vision_config
@@ -174,7 +174,7 @@ def run_tower_on_every_batch(model: LlavaForConditionalGeneration) -> None:
     # Here and not before the whole model, so that the modules run in one order with and without images: ZeRO-3
     # fetches ahead along the order that it saw last.
     def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if not module.training or has_images[0]:
+        if has_images[0] or not (module.training or distributed.is_initialized()):
             return args, kwargs
         embeddings: Tensor = kwargs["inputs_embeds"]
         blank = embeddings.new_zeros(1, *shape)

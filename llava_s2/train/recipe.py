@@ -157,7 +157,7 @@ def train(stage: str, flags: Sequence[str]) -> Path | None:
             run.components,
             run.projector,
             from_parts=run.from_parts,
-            goes_on=start.checkpoint is not None,
+            checkpoint=start.checkpoint,
         )
         _prepare_examples(run, examples, held_out, model, processor)
         collate = _collator(run, model, processor)
@@ -249,6 +249,29 @@ def _check_flags(recipe: RecipeArguments, training: TrainingArguments, component
         )
     if training.use_liger_kernel and not torch.cuda.is_available():
         raise InputError("--use_liger_kernel: Liger's kernels need a GPU, and torch sees none; leave it out")
+    if training.deepspeed:
+        _check_deepspeed(training)
+
+
+def _check_deepspeed(training: TrainingArguments) -> None:
+    """Raises InputError where DeepSpeed's config contradicts the flags, or would have it ignore some of them."""
+    config, name = training.hf_deepspeed_config, f"--deepspeed {training.deepspeed}"
+    for section, ignored in (
+        ("optimizer", "--optim, and all parts would have one rate"),
+        ("scheduler", "--lr_scheduler_type and --warmup_steps"),
+    ):
+        if config.get_value(section):
+            raise InputError(f'{name}: its section "{section}" would take the place of {ignored}; leave it out')
+    config.config.setdefault("train_micro_batch_size_per_gpu", training.per_device_train_batch_size)
+    config.config.setdefault("gradient_accumulation_steps", training.gradient_accumulation_steps)
+    if config.mismatches:
+        what = config.mismatches[0].removeprefix("- ds ").replace(" vs hf ", ", but the flags say ")
+        raise InputError(f'{name}: {what}; write "auto" in the file')
+    if training.process_index == 0 and training.max_grad_norm and not config.get_value("gradient_clipping"):
+        logger.warning(
+            f"{name}: has no gradient_clipping, so DeepSpeed clips no gradients (as with LLaVA's configs), whatever "
+            '--max_grad_norm says; "gradient_clipping": "auto" clips them'
+        )
 
 
 def _fingerprint(run: _Run) -> dict[str, Any]:

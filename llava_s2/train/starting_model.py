@@ -207,13 +207,13 @@ def load_starting_model(
     projector: dict[str, Tensor] | None,
     *,
     from_parts: bool,
-    goes_on: bool,
+    checkpoint: Path | None,
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor, str | None]:
     """The model that training starts from, whole, its frozen weights in the dtype that the run computes in.
 
     Args:
         projector: what its projector starts with, if it was given. from_parts: of `is_language_model`.
-        goes_on: whether an earlier start of this run made its base.
+        checkpoint: that the run goes on from.
 
     Returns:
         The model; its processor, with the chat template to be saved; and where the model is, if an adapter is trained
@@ -223,7 +223,7 @@ def load_starting_model(
         InputError: it cannot be read, or does not go with the flags.
     """
     with no_sharding_at_load(training):
-        model, processor, base = _load(recipe, training, components, from_parts=from_parts, goes_on=goes_on)
+        model, processor, base = _load(recipe, training, components, from_parts=from_parts, checkpoint=checkpoint)
     if recipe.attn_implementation is not None:
         try:
             model.set_attn_implementation(recipe.attn_implementation)
@@ -244,7 +244,7 @@ def _load(
     components: TrainableModules,
     *,
     from_parts: bool,
-    goes_on: bool,
+    checkpoint: Path | None,
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor, str | None]:
     """As `load_starting_model`; the chat template to be saved never is ``plain``, for that drops the user's words."""
     template = saved_template_of(recipe)
@@ -255,7 +255,7 @@ def _load(
         base = None
     else:
         widens = not from_parts and _widens(recipe)
-        base = prepare_base(recipe, training, from_parts=from_parts, widens=widens, dtype=dtype, goes_on=goes_on)
+        base = prepare_base(recipe, training, from_parts=from_parts, widens=widens, dtype=dtype, checkpoint=checkpoint)
         set_seed(training.seed)  # making it drew numbers on one process alone
         model, processor = load_pretrained(
             base,

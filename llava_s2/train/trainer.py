@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +29,7 @@ from llava_s2.errors import InputError
 from llava_s2.files import writing
 from llava_s2.formats.base_record import BaseRecord
 from llava_s2.model.labels import IGNORE_INDEX
-from llava_s2.train.checkpoints import WRITING, publish
+from llava_s2.train.checkpoints import SAVING, WRITING, publish
 from llava_s2.train.parts import PROJECTOR, TOWER
 from llava_s2.train.sampler import FILLER, EpochSampler, ModalitySampler, order_seed
 from llava_s2.train.speed import memory_used, peak_flops, step_flops
@@ -366,16 +365,20 @@ class LlavaTrainer(Trainer):
         if not self.args.should_save:
             return
         target = Path(output_dir or str(self.args.output_dir))
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as aside:
-            super()._save(aside, state_dict)
+        aside = target / SAVING
+        shutil.rmtree(aside, ignore_errors=True)  # a killed process left it
+        aside.mkdir(parents=True)
+        try:
+            super()._save(str(aside), state_dict)
             if self._base is not None:
                 self._base.save(aside)
-                _load_base_by_auto_class(Path(aside) / "adapter_config.json")
-            for file in sorted(path for path in Path(aside).rglob("*") if path.is_file()):
+                _load_base_by_auto_class(aside / "adapter_config.json")
+            for file in sorted(path for path in aside.rglob("*") if path.is_file()):
                 place = target / file.relative_to(aside)
                 place.parent.mkdir(exist_ok=True)
                 file.replace(place)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _outlive_launcher(then: Callable[[int], None], worker: int) -> None:

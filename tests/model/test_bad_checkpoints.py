@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from llava_s2 import load_pretrained
 from llava_s2.cli import main
 from llava_s2.errors import InputError
+from llava_s2.formats.create import create_native
 from llava_s2.model.assemble import assemble
 
 
@@ -145,6 +146,27 @@ def test_a_tower_whose_preprocessor_config_is_malformed(tmp_path, text):
         text = json.dumps(json.loads((tower / "preprocessor_config.json").read_text()) | json.loads(text))
     (tower / "preprocessor_config.json").write_text(text)
     refused(FULL, tower, "preprocessor_config.json", tower=tower)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "told"),
+    [
+        (
+            "processor_config.json",
+            {"processor_class": "OurProcessor"},
+            "no processor could be read there (transf",
+        ),
+        ("tokenizer_config.json", None, "the tokenizer has no end-of-sequence token"),
+    ],
+)
+def test_a_native_folder_with_a_processor_that_cannot_be_used(tmp_path, file, change, told):
+    folder = tmp_path / "x"
+    create_native(folder, VICUNA, TOWER, [56, 112])
+    if change is None:  # an upload that forgot it
+        (folder / file).unlink()
+    else:
+        (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | change))
+    refused(folder, folder, told, tower=None)
 
 
 def test_a_gguf_language_model_without_the_package(tmp_path, monkeypatch):

@@ -84,9 +84,9 @@ def run(flags, processes=0, timeout=600):
     assert process.returncode == 0, output[-5000:]
 
 
-def losses(folder):
+def losses(folder, kind="loss"):
     history = json.loads((Path(folder) / "trainer_state.json").read_text())["log_history"]
-    return [entry["loss"] for entry in history if "loss" in entry]
+    return [entry[kind] for entry in history if kind in entry]
 
 
 def free_port():

@@ -1,10 +1,13 @@
 """Two processes against one: the same losses whatever shards the model, and with text alone on one of them."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
-from processes import ROOT, losses, run, run_here, write_records
+from processes import ROOT, TINY, free_port, losses, run, run_here, write_records
 from safetensors.torch import load_file
 
 from llava_s2 import load_pretrained
@@ -18,25 +21,29 @@ BACKENDS = {
 }
 SHARDS = {"zero3": "global_step4/zero_pp_rank_1_*_optim_states.pt", "fsdp2": "pytorch_model_fsdp_0/__1_*.distcp"}
 STEPS = ["--max_steps", 20, "--save_strategy", "no", "--lora_dropout", 0, "--weight_decay", "0.1"]
+EVALUATED = ["--eval_split", 0.1, "--eval_strategy", "steps", "--eval_steps", 8]
 
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    """Records two thirds of which have an image, drawn in any order, and one process's run over them."""
+    """Records two thirds of which have an image, drawn in any order, and one process's run over them, evaluated."""
     folder = tmp_path_factory.mktemp("mixed")
     flags = [*write_records(folder, lambda number: number % 3), *STEPS]
-    run_here([*flags, "--per_device_train_batch_size", 4, "--output_dir", folder / "one"])
+    run_here([*flags, *EVALUATED, "--per_device_train_batch_size", 4, "--output_dir", folder / "one"])
     return folder, flags
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_two_processes_train_as_one(mixed, backend):
     folder, flags = mixed
-    flags = [*flags, "--per_device_train_batch_size", 2, *BACKENDS[backend]]
+    flags = [*flags, *EVALUATED, "--per_device_train_batch_size", 2, *BACKENDS[backend]]
     run([*flags, "--output_dir", folder / backend], processes=2)
     one, two = losses(folder / "one"), losses(folder / backend)
     assert len(one) == 20 and min(one) < one[0] - 1
     assert two == pytest.approx(one, abs=1e-4)
+    evaluated = losses(folder / "one", "eval_loss")
+    assert len(evaluated) == 3  # steps 8, 16 and the last
+    assert losses(folder / backend, "eval_loss") == pytest.approx(evaluated, abs=1e-4)
     files = [load_file(folder / name / "adapter_model.safetensors") for name in ("one", backend)]
     assert files[0].keys() == files[1].keys()
     assert all(torch.allclose(files[0][name], files[1][name], atol=1e-3) for name in files[0])
@@ -99,3 +106,31 @@ def test_the_whole_language_model_in_shards(mixed):
         other = load_pretrained(out, dtype="float32")[0].state_dict()
         assert one.keys() == other.keys()
         assert all(torch.allclose(one[name], other[name], atol=1e-3) for name in one)
+
+
+def test_a_deepspeed_config_that_contradicts_the_flags(tmp_path):
+    """One process for all of them, as a launcher starts it."""
+    config = json.loads((SCRIPTS / "zero2.json").read_text())
+    cases = {
+        "optimizer": (
+            {"type": "AdamW", "params": {"lr": "auto"}},
+            'its section "optimizer" would take the place of --o',
+        ),
+        "scheduler": ({"type": "WarmupLR", "params": {}}, 'its section "scheduler" would take the place of --lr_sched'),
+        "train_micro_batch_size_per_gpu": (9, "train_micro_batch_size_per_gpu=9, but the flags say per_device_train_b"),
+    }
+    for name, (value, _) in cases.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(config | {name: value}))
+    (tmp_path / "broken.json").write_text("{")
+    flags = [*TINY, *write_records(tmp_path, lambda number: False), "--output_dir", tmp_path / "out", "--deepspeed"]
+    program = "import sys; from llava_s2.cli import main\n"
+    program += "for name in sys.argv[1].split(','): main(['train', 'finetune', *sys.argv[2:], name])"
+    names = [str(tmp_path / f"{name}.json") for name in [*cases, "broken"]]
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    command = [sys.executable, "-c", program, ",".join(names), *map(str, flags)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    told = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert len(told) == 4 and "broken.json: not valid JSON" in told[3]
+    for line, (name, (_, words)) in zip(told, cases.items(), strict=False):
+        assert f"{name}.json: {words}" in line

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 from processes import TINY, losses, write_records
+from safetensors.torch import load_file, save_file
 
 from llava_s2.cli import main
 
@@ -160,12 +161,16 @@ def test_a_checkpoint_without_its_state_does_not_go_on(again, missing):
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.pt", "rng_state.pth", "tokenizer.json"])
 def test_a_checkpoint_that_is_damaged_is_named(again, file):
     place = max(again.out.glob(f"checkpoint-*/{file}"))
-    place.write_bytes(place.read_bytes()[:-1])
+    whole = place.read_bytes()
+    place.write_bytes(whole[:-1])
     status, printed, _ = again()
     assert status == 0 and "is finished" in printed  # it need not go on
     (again.out / "adapter_model.safetensors").unlink()
-    status, _, error = again()
-    assert status == 2 and f"{place}: missing, damaged or cut off" in error and "delete this checkpoint" in error
+    middle = len(whole) // 2
+    for damaged in (whole[:-1], whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]):
+        place.write_bytes(damaged)
+        status, _, error = again()
+        assert status == 2 and f"{place}: missing, damaged or cut off" in error and "delete this checkpoint" in error
 
 
 def test_a_disk_that_becomes_full_leaves_the_checkpoint_before(again):
@@ -193,6 +198,31 @@ def test_a_checkpoint_that_lost_a_file(again):
     place.unlink()
     (again.out / "adapter_model.safetensors").unlink()
     assert f"{place}: missing, damaged or cut off" in again()[2]
+
+
+def test_a_base_that_was_replaced_is_made_again(again):
+    whole = checksum(again.out)
+    base = again.out / "base" / "model.safetensors"
+    save_file({name: tensor * 2 for name, tensor in load_file(base).items()}, base, {"format": "pt"})
+    shutil.rmtree(again.out / "checkpoint-3")
+    (again.out / "adapter_model.safetensors").unlink()
+    (again.out / ".saving").mkdir()  # of a process killed while it wrote the result
+    assert again()[0] == 0
+    assert checksum(again.out) == whole
+    assert not (again.out / ".saving").exists()
+
+
+def test_a_best_checkpoint_that_was_lost_is_named(finished, tmp_path, capsys):
+    """At rate 0 no evaluation is better than the first one."""
+    flags = [*finished[1], "--output_dir", tmp_path / "out", "--eval_split", 0.1, "--load_best_model_at_end", "True"]
+    flags += ["--learning_rate", 0, "--mm_projector_lr", 0, "--save_steps", 1]
+    command = ["train", "finetune", *map(str, [*TINY, *flags])]
+    assert main(command) == 0
+    shutil.rmtree(tmp_path / "out" / "checkpoint-1")
+    assert main(command) == 0  # finished, it needs none
+    (tmp_path / "out" / "adapter_model.safetensors").unlink()
+    assert main(command) == 2
+    assert "step 1 evaluated best, and checkpoint-1 is not in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["[]", "{}"])
