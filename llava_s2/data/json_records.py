@@ -12,6 +12,7 @@ import json
 import lzma
 import re
 import shutil
+import zlib
 from array import array
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterator, Sequence
@@ -280,7 +281,7 @@ def _unpack(path: Path, opener: Any, out: Path) -> None:
     try:
         with opener(path, "rb") as packed, out.open("wb") as file:
             shutil.copyfileobj(packed, file, _WINDOW)
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise InputError(f"{path}: cannot be unpacked ({error}); fetch it again") from None
 
 

@@ -1,7 +1,9 @@
 """Training data from one or several sources: files of records with where their images are, mixed by weight."""
 
+import lzma
 import re
 import tarfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from glob import glob
@@ -57,11 +59,18 @@ def read_records(
     files = _files(place)
     if all(file.suffix == ".parquet" for file in files):
         return _visited(TableRecords(place, files), visit, tolerant)
-    if all(file.suffix == ".tar" or (file.is_file() and tarfile.is_tarfile(file)) for file in files):
+    if all(file.suffix == ".tar" or (file.is_file() and _is_tar(file)) for file in files):
         return _visited(ShardRecords(place, files), visit, tolerant)
     if len(files) > 1:
         raise InputError(f"{path}: several files of records; name each of them: --data_path {files[0]} {files[1]} …")
     return Records(files[0], visit, tolerant)
+
+
+def _is_tar(file: Path) -> bool:
+    try:
+        return tarfile.is_tarfile(file)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError):  # of a compressed file that is cut off or damaged
+        return False
 
 
 def _files(place: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from PIL import Image
 from llava_s2.data.image_files import ImageFiles
 from llava_s2.data.json_records import Records
 from llava_s2.data.record_shapes import images_of, unread_of
+from llava_s2.data.sources import read_records
 from llava_s2.data.training_records import check_records
 from llava_s2.data.validate_record import validate_record
 from llava_s2.errors import InputError
@@ -259,9 +260,12 @@ def test_layouts_of_a_file(tmp_path, monkeypatch, layout, packed):
 
 def test_a_packed_file_that_is_cut_off(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}' * 50)[:-9])
-    with pytest.raises(InputError, match=r"a\.jsonl\.gz: cannot be unpacked"):
-        Records(tmp_path / "a.jsonl.gz")
+    path = tmp_path / "a.jsonl.gz"
+    packed = gzip.compress(b"".join(b'{"a": %d}\n' % number for number in range(999)))
+    for damaged in (packed[:-9], packed[:1000] + bytes(99) + packed[1099:]):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"a\.jsonl\.gz: cannot be unpacked"):
+            read_records(path)
 
 
 def test_names_in_other_forms(tmp_path):
