@@ -22,6 +22,7 @@ from llava_s2.model.templates import IMAGE_TOKEN
 from llava_s2.weight_files import find_file, first_line, read_json
 
 _SENTENCEPIECE_CLASSES = {"LlamaTokenizer", "LlamaTokenizerFast"}
+_SPACE_BEFORE_EVERY_STRETCH = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
 
 
 def load_tokenizer(
@@ -90,7 +91,7 @@ def _from_sentencepiece(name: str | Path, model_file: str, settings: dict[str, A
     vocab, merges, special = _read_sentencepiece(model_file, Path(model_file).stat().st_mtime_ns)
     backend = Tokenizer(BPE(vocab, merges, unk_token=special[0], fuse_unk=True, byte_fallback=True))
     if settings.get("legacy", True):  # every stretch of text between special tokens gets the dummy space
-        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        backend.normalizer = _SPACE_BEFORE_EVERY_STRETCH
     else:
         backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
     backend.decoder = decoders.Sequence(
@@ -163,7 +164,8 @@ def _is_sentencepiece(json_file: str) -> bool:
 
 
 def _with_merges_by_score(json_file: str) -> Tokenizer:
-    """A ``tokenizer.json`` with its merges as SentencePiece has them, where transformers 5 put them in the ids' order.
+    """A ``tokenizer.json`` with its merges as SentencePiece has them, where transformers 5 put them in the ids' order,
+    and its dummy space before text that begins with a space too, where Metaspace puts none.
 
     Llama's scores fall with the ids, but for runs of spaces, which are merged last.
     """
@@ -177,7 +179,11 @@ def _with_merges_by_score(json_file: str) -> Tokenizer:
         runs = [pair for pair in merges if set("".join(pair)) == {"▁"}]
         runs.sort(key=lambda pair: (-len(pair[0]), -len(pair[1])))  # they have one score
         state["model"]["merges"] = [*merges[: len(merges) - len(runs)], *runs]
-    return Tokenizer.from_str(json.dumps(state))
+    backend = Tokenizer.from_str(json.dumps(state))
+    splits = state["pre_tokenizer"] or {}
+    if splits.get("type") == "Metaspace" and splits["prepend_scheme"] == "always" and state["normalizer"] is None:
+        backend.normalizer, backend.pre_tokenizer = _SPACE_BEFORE_EVERY_STRETCH, None
+    return backend
 
 
 def _space_behind_images(backend: Tokenizer) -> bool:
@@ -219,6 +225,11 @@ def _append_nothing(tokenizer: PreTrainedTokenizerFast) -> None:
             ]
     backend.post_processor = Tokenizer.from_str(json.dumps(state)).post_processor
     tokenizer.init_kwargs.pop("add_eos_token", None)
+    if backend.encode("a").ids[-1:] == [tokenizer.eos_token_id]:  # one made for BERT's kind
+        raise InputError(
+            f"{tokenizer.name_or_path}: the tokenizer ends every text with {tokenizer.eos_token} (post_processor in "
+            "tokenizer.json), so a prompt would end before its answer; have it write the beginning alone"
+        )
 
 
 def _text(token: str | dict[str, Any]) -> str:

@@ -8,9 +8,10 @@ import shutil
 import pytest
 from llava_reference import VICUNA
 from sentencepiece import SentencePieceProcessor
-from tokenizers.processors import TemplateProcessing
+from tokenizers.processors import BertProcessing, TemplateProcessing
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
+from llava_s2.errors import InputError
 from llava_s2.model.processor import build_processor
 from llava_s2.model.templates import TEMPLATES, with_image_start_end
 from llava_s2.model.tokenizer import load_tokenizer
@@ -66,13 +67,19 @@ def test_any_text_has_the_original_ids(legacy, tmp_path):
             assert ids_with_image_as_minus_200(one, one(text)["input_ids"]) == wanted, text
 
 
-def test_a_llama_tokenizer_that_transformers_5_saved_has_the_original_ids(tmp_path):
-    """``tokenizer.json`` alone, its text's dummy space put by Metaspace at the text's start and nowhere else."""
-    LlamaTokenizer.from_pretrained(VICUNA, legacy=False).save_pretrained(tmp_path)
+@pytest.mark.parametrize("legacy", [True, False])
+def test_a_llama_tokenizer_that_transformers_5_saved_has_the_original_ids(legacy, tmp_path):
+    """``tokenizer.json`` alone, its dummy space put by Metaspace: at every stretch's start, or at the text's alone."""
+    LlamaTokenizer.from_pretrained(VICUNA, legacy=legacy).save_pretrained(tmp_path)
     assert not (tmp_path / "tokenizer.model").exists()
     tokenizer = load_tokenizer(tmp_path)
-    for text in ("A chat. USER: <image>\nWhat? ASSISTANT: A cup.</s>", "<image>Hello<image> there", "Hi"):
-        wanted = original_ids(text, legacy=False)
+    for text in (
+        "A chat. USER: <image>\nWhat? ASSISTANT: A cup.</s>",
+        "<image>Hello<image> there",
+        " Hi",
+        "</s>  a  b",
+    ):
+        wanted = original_ids(text, legacy=legacy)
         assert ids_with_image_as_minus_200(tokenizer, tokenizer(text)["input_ids"]) == wanted, text
 
 
@@ -114,6 +121,14 @@ def test_a_tokenizer_that_appends_its_end_gives_the_beginning_alone(tmp_path, sa
     for one in (tokenizer, AutoTokenizer.from_pretrained(tmp_path / "saved")):
         ids = one("Hello")["input_ids"]
         assert ids[0] == 1 and ids[-1] != 2
+
+
+def test_a_tokenizer_that_cannot_leave_its_end_out_is_refused(tmp_path):
+    backend = AutoTokenizer.from_pretrained(VICUNA).backend_tokenizer
+    backend.post_processor = BertProcessing(("</s>", 2), ("<s>", 1))
+    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>").save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="the tokenizer ends every text with </s>"):
+        load_tokenizer(tmp_path)
 
 
 def test_known_tokens_keep_their_ids(tokenizer):
