@@ -243,13 +243,15 @@ def _geometry(settings: str) -> Geometry:
         raise ImportError(f"a tower of {library} needs it: pip install 'llava-s2[openclip]'") from error
     if kind == "vit_mae":
         model.embeddings.config.mask_ratio = 0.0
-    images = torch.empty(1, _channels(config, model), size, size, dtype=model.dtype, device="meta")
+    images = torch.empty(2, _channels(config, model), size, size, dtype=model.dtype, device="meta")
     states = _run_meta(
         kind, "does not give its hidden states for an image", lambda: _hidden_states(model, images, size)
     )
     known = [state for state in states if state is not None]
     if not known:
         raise ValueError(f"a {kind!r} backbone does not give its hidden states: {_USE}")
+    if any(len(state) != len(images) for state in known):
+        raise ValueError(f"a {kind!r} backbone makes one sequence of several images, where S2 runs many tiles: {_USE}")
     patch = _square(getattr(config, "patch_size", None))
     tokens = {state.shape[1] for state in known if state.dim() == 3}
     prefix = 0

@@ -80,4 +80,4 @@ def run(args: argparse.Namespace) -> None:
         for seed in range(args.seed, args.seed + args.seeds):
             key = {"model": size.name, "scales": ", ".join(f"{side}²" for side in scales), "seed": seed}
             report.row(key, partial(compute, size, scales, seed))
-    report.finish("loss of last epoch", "model", "instance loss")
+    report.finish("loss of last epoch", "model")

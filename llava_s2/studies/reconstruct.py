@@ -241,4 +241,4 @@ def run(args: argparse.Namespace) -> None:
             for split in ("train", "test"):
                 if f"{split} info" in row:
                     row[f"{split} ratio %"] = 100 * row[f"{split} info"] / bound[f"{split} info"]
-    report.finish("test info" if test else "train info", "tower", "information, bits")
+    report.finish("test info" if test else "train info", "tower")

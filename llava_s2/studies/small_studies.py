@@ -44,8 +44,8 @@ def run_all(args: argparse.Namespace) -> None:
             study("probe", f"probe-{seed}", lite0, "--data", digits, "--crop", "1", "--fast", "--seed", str(seed))
     if {"segment", "depth"} & set(wanted):
         rooms = write_rooms(data / "rooms", 120, 50)
-        dense = ("--data", rooms, "--scales", "224", "--scales", "112,224,448", "--output-scale", "224", "--cache",
-                 output / "rooms-features", "--head", "linear", "--rate", "0.003", "--seeds", str(_SEEDS))  # fmt: skip
+        dense = ("--data", rooms, "--cache", output / "rooms-features", "--head", "linear", "--rate", "0.003",
+                 "--seeds", str(_SEEDS))  # fmt: skip
         study("segment", "segment", lite0, *dense)
         study("depth", "depth", lite0, *dense)
     vit = ("--scales", "48", "--scales", "48,96", "--crop", "1", "--width", "96", "--depth", "3")

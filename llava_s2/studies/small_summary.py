@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from llava_s2.files import atomic_write
-from llava_s2.studies.study_report import mean_and_deviation, short
+from llava_s2.studies.study_report import Row, draw, mean_and_deviation, short
 
-Row = dict[str, Any]
 _LESS_IS_BETTER = ("RMSE m", "loss of last epoch")
 
 
@@ -43,7 +42,7 @@ def summarize(output: Path) -> str:
     table = "\n".join(lines) + "\n"
     with atomic_write(output / "summary.md") as partial:
         partial.write_text(table, encoding="utf-8")
-    _draw(found, output / "summary.png")
+    draw(found, output / "summary.png")
     return table
 
 
@@ -56,38 +55,3 @@ def interval(differences: Sequence[float]) -> str:
     mean, deviation = mean_and_deviation(differences)
     half = float(t.ppf(0.975, len(differences) - 1)) * deviation / math.sqrt(len(differences))
     return f"{mean:+.3g} ({mean - half:+.2g} to {mean + half:+.2g})"
-
-
-def _draw(found: dict[str, tuple[str, str, list[Row]]], file: Path) -> None:
-    """A panel a study: its score over the settings, every seed a thin line and their mean a thick one."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    columns = min(4, max(len(found), 1))
-    lines = max(-(-len(found) // columns), 1)
-    figure, axes = plt.subplots(lines, columns, figsize=(3 * columns, 2.7 * lines), layout="constrained", squeeze=False)
-    for place in axes.flat[len(found) :]:
-        place.axis("off")
-    for place, (study, (score, group, rows)) in zip(axes.flat, found.items(), strict=False):
-        ticks = list(dict.fromkeys(row["scales"] for row in rows))
-        for number, model in enumerate(dict.fromkeys(row[group] for row in rows)):
-            seeds: dict[Any, dict[int, float]] = {}
-            for row in rows:
-                if row[group] == model:
-                    seeds.setdefault(row["seed"], {})[ticks.index(row["scales"])] = row[score]
-            for line in seeds.values():
-                place.plot(list(line), list(line.values()), color=f"C{number}", alpha=0.35, linewidth=1)
-            at = sorted({tick for line in seeds.values() for tick in line})
-            means = [mean_and_deviation([line[tick] for line in seeds.values() if tick in line])[0] for tick in at]
-            place.plot(at, means, color=f"C{number}", marker="o", label=short(model))
-        place.set_title(study, fontsize="medium")
-        place.set_ylabel(score, fontsize="small")
-        place.set_xticks(range(len(ticks)), [tick.replace(", ", "\n+ ") for tick in ticks], fontsize="x-small")
-        place.margins(x=0.25)
-        place.legend(fontsize="x-small")
-        place.grid(alpha=0.3)
-    with atomic_write(file) as partial:
-        figure.savefig(partial, dpi=100)
-    plt.close(figure)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,41 +95,51 @@ class StudyReport:
         lines += ["| " + " | ".join(_cell(row.get(name)) for name in columns) + " |" for row in self.rows]
         return "\n".join([*lines, *(f"\n{line}" for line in self.notes)]) + "\n"
 
-    def finish(self, score: str, group: str, axis: str | None = None) -> None:
-        """Writes and prints the report, and draws `score` over the settings.
-
-        Each value of `group` has a line of its own, with the range over seeds as bars."""
+    def finish(self, score: str, group: str) -> None:
+        """Writes and prints the report, and draws `score` over the settings, with lines for each value of `group`."""
         self.finished = {"score": score, "group": group}
         self.write()
-        draw(self.rows, score, group, self.output / f"{self.study}.png", axis or score)
+        draw({self.study: (score, group, self.rows)}, self.output / f"{self.study}.png")
         print(self.markdown())
 
 
-def draw(rows: Sequence[Row], score: str, group: str, file: Path, axis: str) -> None:
-    """A plot of the rows' `score` over their scales; a line for each value of `group`, ± the range over seeds."""
+def draw(studies: Mapping[str, tuple[str, str, Sequence[Row]]], file: Path) -> None:
+    """A panel a study: its score over the settings, every seed a thin line and their mean a thick one.
+
+    Args:
+        studies: title -> score, which is the rows' entry that is drawn, group, whose every value has lines of its own,
+            and rows. A row without a `seed` is of one seed with the others.
+    """
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    rows = [row for row in rows if row.get(score) is not None]
-    ticks = list(dict.fromkeys(row["scales"] for row in rows))
-    figure, axes = plt.subplots(figsize=(1.8 + 1.5 * len(ticks), 3.4), layout="constrained")
-    for name in dict.fromkeys(row[group] for row in rows):
-        mine: dict[int, list[float]] = {}
-        for row in rows:
-            if row[group] == name:
-                mine.setdefault(ticks.index(row["scales"]), []).append(row[score])
-        means = {place: sum(values) / len(values) for place, values in sorted(mine.items())}
-        low = [means[place] - min(mine[place]) for place in means]
-        high = [max(mine[place]) - means[place] for place in means]
-        axes.errorbar(list(means), list(means.values()), yerr=(low, high), marker="o", capsize=3, label=short(name))
-    axes.set_xticks(range(len(ticks)), ticks)
-    axes.set_xlim(-0.5, len(ticks) - 0.5)
-    axes.set_xlabel("image scales in pixels")
-    axes.set_ylabel(axis)
-    axes.legend(fontsize="small")
-    axes.grid(alpha=0.3)
+    columns = min(4, max(len(studies), 1))
+    lines = max(-(-len(studies) // columns), 1)
+    size = (3 * columns, 2.7 * lines) if len(studies) > 1 else (5, 3.4)
+    figure, axes = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False)
+    for place in axes.flat[len(studies) :]:
+        place.axis("off")
+    for place, (title, (score, group, rows)) in zip(axes.flat, studies.items(), strict=False):
+        rows = [row for row in rows if row.get(score) is not None]
+        ticks = list(dict.fromkeys(row["scales"] for row in rows))
+        for number, name in enumerate(dict.fromkeys(row[group] for row in rows)):
+            seeds: dict[Any, dict[int, float]] = {}
+            for row in rows:
+                if row[group] == name:
+                    seeds.setdefault(row.get("seed"), {})[ticks.index(row["scales"])] = row[score]
+            for values in seeds.values():
+                place.plot(list(values), list(values.values()), color=f"C{number}", alpha=0.35, linewidth=1)
+            at = sorted({tick for values in seeds.values() for tick in values})
+            means = [mean_and_deviation([values[t] for values in seeds.values() if t in values])[0] for t in at]
+            place.plot(at, means, color=f"C{number}", marker="o", label=short(name))
+        place.set_title(title, fontsize="medium")
+        place.set_ylabel(score, fontsize="small")
+        place.set_xticks(range(len(ticks)), [tick.replace(", ", "\n+ ") for tick in ticks], fontsize="x-small")
+        place.margins(x=0.25)
+        place.legend(fontsize="x-small")
+        place.grid(alpha=0.3)
     with atomic_write(file) as partial:
         figure.savefig(partial, dpi=120)
     plt.close(figure)

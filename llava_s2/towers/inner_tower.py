@@ -9,15 +9,24 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, SiglipVisionConfig, SiglipVisionModel
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from llava_s2.errors import InputError
 from llava_s2.s2.backbones import build_backbone, model_class
-from llava_s2.weight_files import read_tensors, weight_files
+from llava_s2.weight_files import first_line, list_names, read_tensors, weight_files
 
-# Which compute what SigLIP does on a whole square image: Idefics 3 and SmolVLM number positions by their place in the
-# image, SigLIP 2's NaFlex takes patches that have been cut and resizes its position embeddings to their grid.
-_SIGLIP_LIKE = {"idefics3_vision", "smolvlm_vision", "siglip2_vision_model"}
+# Which compute what SigLIP does on a whole square image: Idefics 2 and 3 and SmolVLM number positions by their place in
+# the image, SigLIP 2's NaFlex takes patches that have been cut and resizes its position embeddings to their grid.
+_SIGLIP_LIKE = {"idefics2_vision", "idefics3_vision", "smolvlm_vision", "siglip2_vision_model"}
 _SHARED = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels", "patch_size",
     "layer_norm_eps", "hidden_act", "attention_dropout",
@@ -39,7 +48,8 @@ def inner_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def inner_tensors(name: str | Path, config: PreTrainedConfig) -> dict[str, Tensor]:
-    """The tensors of the tower inside a larger checkpoint, under the tower's own names. No other is read.
+    """The tensors of the tower inside a larger checkpoint, under the tower's own names. No other is read, unless the
+    checkpoint has other names, which transformers changes as it loads the whole model.
 
     Args:
         name: a folder or hub id. config: the tower's, see `inner_config`.
@@ -53,14 +63,32 @@ def inner_tensors(name: str | Path, config: PreTrainedConfig) -> dict[str, Tenso
     known = {key: key for key in files}
     sample = max(wanted, key=lambda key: (not AFTER_BLOCKS.match(key), len(key)))
     prefixes = {key.removesuffix(sample) for key in known if key == sample or key.endswith("." + sample)}
-    if not prefixes:
-        raise InputError(f"vision tower {name}: holds no tensors of a {config.model_type} (such as …{sample})")
-    prefix = max(sorted(prefixes), key=lambda each: sum(each + key in known for key in wanted))
+    prefix = max(sorted(prefixes), key=lambda each: sum(each + key in known for key in wanted), default="")
+    if not prefixes or any(prefix + key not in known for key in wanted if not AFTER_BLOCKS.match(key)):
+        return _of_whole_model(name, config)
     places: dict[str, dict[str, str]] = {}
     for key in wanted:
         if prefix + key in files:
             places.setdefault(files[prefix + key], {})[prefix + key] = key
     return siglip_tensors({new: tensor for file, names in places.items() for new, tensor in _read(file, names)}, config)
+
+
+def _of_whole_model(name: str | Path, config: PreTrainedConfig) -> dict[str, Tensor]:
+    """The tensors of the tower inside a model that transformers loads, whatever names its checkpoint has for them."""
+    try:
+        known = type(AutoConfig.from_pretrained(name)) in MODEL_MAPPING
+        auto: Any = AutoModel if known else AutoModelForImageTextToText
+        model, report = auto.from_pretrained(name, dtype="auto", output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        raise InputError(f"vision tower {name}: {first_line(error)}") from error
+    kind = model_class(config)
+    place, tower = next(((place, part) for place, part in model.named_modules() if isinstance(part, kind)), ("", None))
+    own = {key.removeprefix(f"{place}.") for key in report["missing_keys"] if key.startswith(place)}
+    missing = sorted(key for key in own if not AFTER_BLOCKS.match(key))
+    if tower is None or missing:
+        lacks = f"the weights lack {list_names(missing)}" if missing else f"holds no {config.model_type}"
+        raise InputError(f"vision tower {name}: {lacks}")
+    return tower.state_dict()
 
 
 def siglip_tensors(tensors: Mapping[str, Tensor], config: PreTrainedConfig) -> dict[str, Tensor]:

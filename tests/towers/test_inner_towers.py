@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModel
+from transformers import AltCLIPConfig, AutoConfig, AutoModel, VisionTextDualEncoderConfig
+from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
 
 from llava_s2.errors import InputError
 from llava_s2.model.assemble import load_image_processor
@@ -22,6 +23,10 @@ from llava_s2.towers.load_tower import load_image_statistics, load_vision_backbo
 VIT = {
     "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 28,
     "patch_size": 7,
+}  # fmt: skip
+TEXT = {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "vocab_size": 50,
 }  # fmt: skip
 # name -> model type, its vision config, where its tower's tensors stand in the files, prefix tokens
 MODELS: dict[str, tuple[str, dict[str, Any], str, int]] = {
@@ -112,9 +117,56 @@ def test_prepared_images_are_of_the_size_that_the_tower_takes(ratio: str, side: 
 
 
 def test_weights_without_the_tower_are_refused(tmp_path: Path) -> None:
-    AutoConfig.for_model("paligemma", vision_config=VIT | {"model_type": "siglip_vision_model"}).save_pretrained(
-        tmp_path
-    )
+    vision = VIT | {"model_type": "siglip_vision_model"}
+    AutoConfig.for_model(
+        "paligemma", vision_config=vision, text_config={"model_type": "gemma", **TEXT}
+    ).save_pretrained(tmp_path)
     save_file({"language_model.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
-    with pytest.raises(InputError, match="holds no tensors of a siglip_vision_model"):
+    with pytest.raises(InputError, match=r"the weights lack embeddings\.patch_embedding\.bias"):
         load_vision_backbone(tmp_path, load_vision_config(tmp_path), torch.float32)
+
+
+# Whose checkpoints have other names for the tower's tensors than the model that transformers makes of them.
+RENAMED = {
+    "AltCLIP": AltCLIPConfig(vision_config=VIT, text_config=TEXT),
+    "a ViT and a BERT": VisionTextDualEncoderConfig(
+        vision_config=VIT | {"model_type": "vit"}, text_config=TEXT | {"model_type": "bert"}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RENAMED)
+@torch.no_grad()
+def test_a_tower_under_other_names_is_found(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole = AutoModel.from_config(RENAMED[name]).eval()
+    whole.save_pretrained(tmp_path)
+    backbone = load_vision_backbone(tmp_path, load_vision_config(tmp_path), torch.float32)
+    assert not backbone.state_dict().keys() & load_file(tmp_path / "model.safetensors").keys()
+    x = torch.randn(2, 3, 28, 28)
+    expected = whole.vision_model(x, output_hidden_states=True).hidden_states[-2][:, 1:]
+    found = S2VisionModel.wrap(backbone.eval(), [28])(x).last_hidden_state
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_idefics_2_is_a_siglip(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("idefics2", vision_config=VIT)
+    stock = Idefics2VisionTransformer(config.vision_config).eval()
+    config.save_pretrained(tmp_path)
+    tensors = {f"model.vision_model.{key}": value for key, value in stock.state_dict().items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    backbone = load_vision_backbone(tmp_path, load_vision_config(tmp_path), torch.float32)
+    x = torch.randn(2, 3, 28, 28)
+    whole = torch.ones(2, 4, 4, dtype=torch.bool)
+    expected = stock(x, patch_attention_mask=whole, output_hidden_states=True).hidden_states[-2]
+    found = S2VisionModel.wrap(backbone.eval(), [28])(x).last_hidden_state
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_backbone_that_packs_images_into_one_sequence_is_refused(tmp_path: Path) -> None:
+    """Which a Pixtral does: it takes one tile as others do, and makes one long tile of several."""
+    AutoConfig.for_model("pixtral", image_size=64, hidden_size=64, num_attention_heads=2).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="'pixtral' backbone makes one sequence of several images"):
+        tower_config(tmp_path, [64, 128])
