@@ -129,6 +129,8 @@ def find_base(name: str, record: BaseRecord | None) -> "str | dict[str, Any]":
     """
     named = read_json(str(find_file(name, "adapter_config.json"))).get("base_model_name_or_path")
     folder = Path(name)
+    if named and Path(named).is_dir() and folder.is_dir() and Path(named).samefile(folder):
+        raise InputError(f"{name}: names itself as the model it was trained on; name that with --base")
     places = [named]
     if record is not None:
         places += [record.name, str(folder / "base"), str(folder.parent / "base")]

@@ -124,6 +124,13 @@ def test_another_base_is_refused_and_a_moved_one_found(base, trained, golden, tm
     loads()
 
 
+def test_an_adapter_that_names_itself_as_its_base_is_refused(trained, tmp_path):
+    folder = shutil.copytree(trained[0], tmp_path / "x")
+    settings = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(folder)}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    assert "names itself as the model it was trained on" in refused(folder)
+
+
 def test_a_broken_adapter_is_refused_with_what_it_lacks_or_has_too_much(trained, tmp_path):
     tensors = load_file(trained[0] / "adapter_model.safetensors")
     half = {name: t for name, t in tensors.items() if "layers.1." not in name}
