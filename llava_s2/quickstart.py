@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
     numbers = ["--per_device_train_batch_size", "4", "--learning_rate", "6e-4", "--mm_projector_lr", "2e-4"]
     numbers += ["--lora_r", "8", "--lora_alpha", "16", "--lora_dropout", "0", "--num_train_epochs", "1"]
     numbers += ["--save_steps", "20", "--save_total_limit", "1", "--logging_steps", "5", "--report_to", "none"]
+    numbers += ["--group_by_modality_length", "True"]  # a third fewer padding tokens
     numbers += ["--seed", str(42 + args.seed), "--bf16", str(bf16), "--use_cpu", str(not _has_gpu())]
     for number, (name, scales) in enumerate(MODELS.items(), start=2):
         listed = ",".join(map(str, scales))
