@@ -65,7 +65,7 @@ class LLaVABench(Benchmark):
                     prompt=record.prompt("text", "question"),
                     options=(),
                     reference={
-                        "context": "\n".join(caption) if isinstance(caption, list) else str(caption),
+                        "context": "\n".join(map(str, caption)) if isinstance(caption, list) else str(caption),
                         "question": record.text("text", "question"),
                         "answer": answer,
                     },

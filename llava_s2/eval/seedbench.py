@@ -53,7 +53,8 @@ class SEEDBench(Benchmark):
         path, *others = find_file(data, files)
         if path.suffix == ".parquet":
             records = [record for part in (path, *others) for record in read_records(part, images=("image",))]
-            numbers = {r.get("question_type_id"): f"dimension {r.get('question_type_id')}" for r in records}
+            dimensions = dict.fromkeys(record.number("question_type_id") for record in records)
+            numbers = {number: f"dimension {number}" for number in dimensions}
             made = [_sample(record, data, numbers, scoring) for record in records]
             self.variant = self.variant or "all"
             samples = [sample for sample in made if self.variant == "all" or sample.also == ("image",)]
@@ -66,8 +67,8 @@ class SEEDBench(Benchmark):
                 self.variant = "image" if images_alone else "all"
             records = read_records(path, "questions")
             names = read_value(path).get("question_type")
-            if not isinstance(names, dict):
-                raise InputError(f"{path}: 'question_type' must be an object of name: id")
+            if not isinstance(names, dict) or not all(isinstance(number, int) for number in names.values()):
+                raise InputError(f"{path}: 'question_type' must be an object of name: whole number")
             dimensions = {identity: name for name, identity in names.items()}
             made = [_sample(record, data, dimensions, scoring) for record in records]
             samples = [sample for sample in made if self.variant == "all" or sample.also == ("image",)]
@@ -100,7 +101,7 @@ def _prompt(question: str, options: list[str], scoring: Scoring | None) -> str:
 
 def _sample(record: Record, data: Path, dimensions: Mapping[Any, str], scoring: Scoring | None) -> Sample:
     kind = record.one_of("data_type", tuple(_FOLDERS))
-    dimension, identity = record.get("question_type_id"), record.identity("question_id")
+    dimension, identity = record.number("question_type_id"), record.identity("question_id")
     if dimension not in dimensions:
         raise record.fault(f"'question_type_id' {dimension!r} has no name in 'question_type'")
     options = [record.prompt(f"choice_{letter.lower()}") for letter in _LETTERS]

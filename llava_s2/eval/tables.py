@@ -242,13 +242,17 @@ def _parquet(path: Path, images: Sequence[str]) -> list[Record]:
 
 
 def _held(file: Any, name: str) -> list[int | None] | None:
-    """How many images each row has in a column: None for none, -1 for one; None in all if the column names files."""
+    """How many images each row has in a column: None for none, -1 for one; None in all if the column holds none."""
     import pyarrow as pa
 
-    kind = file.schema_arrow.field(name).type
+    kind, part = file.schema_arrow.field(name).type, name
+    if pa.types.is_struct(kind):
+        if kind.get_field_index("bytes") < 0:
+            return None
+        if kind.get_field_index("path") >= 0:
+            part = f"{name}.path"  # the images' bytes are left where they are
     counts: list[int | None] = []
     for group in range(file.num_row_groups):
-        part = f"{name}.path" if pa.types.is_struct(kind) else name  # of a structure, without the images' bytes
         column = file.read_row_group(group, columns=[part]).column(name)
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):
             first = next((text for cell in column if cell.is_valid and (text := cell.as_py())), "")

@@ -235,10 +235,15 @@ def _read_annotation(path: Path) -> _Question:
         raise InputError(f"{path}: must be a JSON object")
     record = Record(value, str(path))
     options = record.texts("options")
-    boxes = [box for box in record.get("bbox") or () if isinstance(box, list) and len(box) == 4]
+    given = record.get("bbox")
+    boxes = [box for box in given if _is_box(box)] if isinstance(given, list) else []  # for the viewer alone
     return _Question(
         record.prompt("question"), _checked(options, record), boxes=tuple(tuple(map(float, box)) for box in boxes)
     )
+
+
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(isinstance(side, int | float) for side in value)
 
 
 def _read_lines(table: Path, records: Sequence[Record], images: Mapping[str, Path | Embedded]) -> dict[str, _Question]:

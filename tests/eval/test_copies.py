@@ -112,3 +112,13 @@ def test_a_question_is_never_asked_without_its_image(lines, named, tmp_path):
     (tmp_path / "RealWorldQA.tsv").write_text(f"index\tquestion\tA\tB\tanswer\timage\n{lines}\n")
     with pytest.raises(InputError, match=named):
         load("realworldqa", tmp_path)
+
+
+def test_parquet_whose_images_are_bytes_without_a_name(tmp_path):
+    row = {"index": 0, "question": "Which?\nOptions: A: red, B: blue", "answer": "A", "category": "c"}
+    pq.write_table(pa.Table.from_pylist([row | {"image": {"bytes": image(1)["bytes"]}}]), tmp_path / "mmstar.parquet")
+    (sample,) = load("mmstar", tmp_path)
+    assert sample.images[0].read() == image(1)["bytes"]
+    pq.write_table(pa.Table.from_pylist([row | {"image": {"id": 7}}]), tmp_path / "mmstar.parquet")
+    with pytest.raises(InputError, match="no image"):
+        load("mmstar", tmp_path)

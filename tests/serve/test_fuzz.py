@@ -6,6 +6,8 @@
 import base64
 import os
 import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import psutil
@@ -13,6 +15,7 @@ import schemathesis
 from api_server import KEY, NAME
 from hostile import HOSTILE, encoded
 from hypothesis import HealthCheck, given, settings
+from PIL import Image
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -115,6 +118,14 @@ def test_hostile_files_leave_no_memory_behind(server):
         for data in files.values():
             assert status_of(data) == 400
         assert status_of(GOOD) == 200
+        before = process.memory_info().rss
+        flat = [encoded(Image.new("RGB", (4000, 3000), (shade, 0, 0))) for shade in range(4)]  # 40 kB, 36 MB decoded
+        with ThreadPoolExecutor(4) as clients:
+            assert set(clients.map(status_of, [base64.b64encode(data).decode() for data in flat])) == {200}
+        until = time.monotonic() + 60  # it is given back beside the answer, perhaps a moment later
+        while process.memory_info().rss - before >= 100 << 20:
+            assert time.monotonic() < until
+            time.sleep(0.05)
         before = process.memory_info().rss
         for _ in range(REQUESTS):
             assert status_of(files[chance.choice(list(files))]) == 400

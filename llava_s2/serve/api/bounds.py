@@ -31,7 +31,7 @@ class ClientGone(Exception):
 
 
 class Body:
-    """A request's body, counted as held until it is dropped."""
+    """A request's body, counted as held until it is dropped; ``is_large`` where its end should free memory."""
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -173,7 +173,7 @@ class Bounds:
 
 
 def _give_back_memory() -> None:
-    """Has the C library return what is free: what large bodies took, it would keep."""
+    """Has the C library return what is free: what large bodies and images took, it would keep."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -127,6 +127,7 @@ class Chats:
         holds_place = False
         try:
             if prompt.sources:
+                body.is_large = True  # a small file may be a large image
                 pool = self._fetching if preparer.fetches(prompt) else self._loading
                 files = await in_pool(pool, preparer.load, prompt)
                 prompt.sources.clear()
