@@ -53,8 +53,8 @@ class SEEDBench(Benchmark):
         path, *others = find_file(data, files)
         if path.suffix == ".parquet":
             records = [record for part in (path, *others) for record in read_records(part, images=("image",))]
-            dimensions = dict.fromkeys(record.number("question_type_id") for record in records)
-            numbers = {number: f"dimension {number}" for number in dimensions}
+            found = dict.fromkeys(record.number("question_type_id") for record in records)
+            numbers = {number: f"dimension {number}" for number in found}
             made = [_sample(record, data, numbers, scoring) for record in records]
             self.variant = self.variant or "all"
             samples = [sample for sample in made if self.variant == "all" or sample.also == ("image",)]
