@@ -78,6 +78,8 @@ def _hit(record: Record, task: str) -> float | bool | None:
     matches = as_list(record.get("eval_match"))
     if not matches:
         return next((_number(record[name]) for name in ("hit", "score", "match", "correct") if name in record), None)
+    if not all(isinstance(match, int | float) for match in matches):
+        raise record.fault("'eval_match' must be a list of numbers")
     if task in ("docvqa", "infovqa"):  # edit distances over lengths
         best = 1.0 - min(matches)
         return best if best >= 0.5 else 0.0

@@ -151,6 +151,7 @@ def test_circular_eval_is_paired_with_a_log_of_the_first_forms(tmp_path, capsys)
     [
         ([{"doc_id": 0, "doc": {"question_id": "nowhere"}, "resps": ["A"], "acc": 1.0}], "cannot be told there"),
         ([{"question_id": 0, "text": "A"}], "is no log of lmms-eval"),
+        ([{"index": 0, "prediction": "A", "eval_match": "['x']"}], "'eval_match' must be a list of numbers"),
     ],
 )
 def test_a_log_of_other_questions_is_refused(run, lines, named, tmp_path, capsys):
