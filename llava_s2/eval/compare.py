@@ -190,8 +190,10 @@ def read_report(run: Path) -> dict[str, Any]:
     if not (run / REPORT).exists():
         raise InputError(f"{run}: no {REPORT}; start the same llava-s2 eval again to finish the run")
     report = read_value(run / REPORT)
-    if missing := {"task", "questions", "question_ids", "model", "protocol", "results"} - report.keys():
-        raise InputError(f"{run / REPORT}: lacks {', '.join(sorted(missing))}; not a report of llava-s2 eval")
+    kinds = {"task": str, "questions": str, "question_ids": list, "model": str, "protocol": str, "results": dict}
+    told = report if isinstance(report, dict) else {}
+    if missing := sorted(name for name, kind in kinds.items() if not isinstance(told.get(name), kind)):
+        raise InputError(f"{run / REPORT}: lacks {', '.join(missing)}; not a report of llava-s2 eval")
     return report
 
 

@@ -177,6 +177,10 @@ def test_compare_refuses_what_cannot_be_paired(tmp_path, capsys):
         "finish the run": make_run(tmp_path / "unfinished", {0}, finished=False),
         "no such folder": str(tmp_path / "none"),
     }
+    others["broken/report.json: lacks model, protocol, question_ids, questions, results, task"] = make_run(
+        tmp_path / "broken", {0}
+    )
+    (tmp_path / "broken/report.json").write_text("[]")
     limited = tmp_path / "limited"
     others["not of the same questions: 5 in one only, such as 15"] = make_run(limited, {0})
     report = json.loads((limited / "report.json").read_text())
