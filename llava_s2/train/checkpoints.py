@@ -165,6 +165,10 @@ def _check_backend(checkpoint: Path, training: TrainingArguments) -> None:
         )
     if training.deepspeed and not shards:
         raise InputError(f"{checkpoint}: was written without DeepSpeed; go on without --deepspeed{anew}")
+    zero3 = any(checkpoint.glob("global_step*/zero_pp_rank_*_model_states.pt"))
+    if training.deepspeed and zero3 != training.hf_deepspeed_config.is_zero3():
+        stage = "3" if zero3 else "2 or 1"
+        raise InputError(f"{checkpoint}: was written under ZeRO-{stage}; go on with such a config{anew}")
     sharded = any(checkpoint.glob("pytorch_model_fsdp*"))
     uses_fsdp = bool(training.fsdp) or "ACCELERATE_USE_FSDP" in os.environ
     if sharded != uses_fsdp:

@@ -108,7 +108,7 @@ def test_the_whole_language_model_in_shards(mixed):
         assert all(torch.allclose(one[name], other[name], atol=1e-3) for name in one)
 
 
-def test_a_deepspeed_config_that_contradicts_the_flags(tmp_path):
+def test_a_deepspeed_config_that_contradicts_the_flags_or_the_checkpoint(tmp_path):
     """One process for all of them, as a launcher starts it."""
     config = json.loads((SCRIPTS / "zero2.json").read_text())
     cases = {
@@ -122,15 +122,22 @@ def test_a_deepspeed_config_that_contradicts_the_flags(tmp_path):
     for name, (value, _) in cases.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(config | {name: value}))
     (tmp_path / "broken.json").write_text("{")
-    flags = [*TINY, *write_records(tmp_path, lambda number: False), "--output_dir", tmp_path / "out", "--deepspeed"]
+    shards = tmp_path / "out" / "checkpoint-2" / "global_step2"
+    shards.mkdir(parents=True)
+    for kind in ("model", "optim"):
+        (shards / f"zero_pp_rank_0_mp_rank_00_{kind}_states.pt").touch()
+    (shards.parent / "trainer_state.json").write_text('{"global_step": 2}')
+    flags = [*TINY, *write_records(tmp_path, lambda number: False), "--output_dir", tmp_path / "out"]
+    flags += ["--resume_from_checkpoint", "True", "--deepspeed"]
     program = "import sys; from llava_s2.cli import main\n"
     program += "for name in sys.argv[1].split(','): main(['train', 'finetune', *sys.argv[2:], name])"
-    names = [str(tmp_path / f"{name}.json") for name in [*cases, "broken"]]
+    names = [str(tmp_path / f"{name}.json") for name in [*cases, "broken"]] + [str(SCRIPTS / "zero2.json")]
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     command = [sys.executable, "-c", program, ",".join(names), *map(str, flags)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     told = [line for line in done.stderr.splitlines() if "error:" in line]
-    assert len(told) == 4 and "broken.json: not valid JSON" in told[3]
+    assert len(told) == 5 and "broken.json: not valid JSON" in told[3]
+    assert "checkpoint-2: was written under ZeRO-3; go on with such a config" in told[4]
     for line, (name, (_, words)) in zip(told, cases.items(), strict=False):
         assert f"{name}.json: {words}" in line
