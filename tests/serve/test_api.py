@@ -580,8 +580,10 @@ def test_long_prompts_are_refused_quickly(http_client):
         b'{"a":' * 1_000_000,
         b'{"model": ' + b"9" * 100_000 + b"}",
         b'{"temperature": NaN, "model": "tiny", "messages": [{"role": "user", "content": "a"}]}',
+        b'{"messages": [{"role": "user", "content": [{"type": {}, "text": "a"}]}]}',
+        b'{"messages": [{"role": "user", "content": [{"type": [], "image_url": "a"}]}]}',
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_malformed_and_deep_json_is_a_400(http_client, body):
     check_error(http_client.post(CHAT, content=body, headers={"Content-Type": "application/json"}), 400)

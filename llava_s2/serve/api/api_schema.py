@@ -117,7 +117,7 @@ def _as_part(value: Any) -> Any:
         return value
     given = value.get("type", next((kind for kind in ("text", "image_url") if kind in value), None))
     kind = _PART_TYPES.get(given, given) if isinstance(given, str) else given
-    if kind in _UNREAD and value.get(_UNREAD[kind]):
+    if isinstance(kind, str) and kind in _UNREAD and value.get(_UNREAD[kind]):
         raise ValueError(f"{_UNREAD[kind]} is not read in a part of type {kind}; send it as a part of its own")
     return {**value, "type": kind, **({"text": value.get("refusal")} if given == "refusal" else {})}
 
