@@ -130,7 +130,7 @@ def draw(studies: Mapping[str, tuple[str, str, Sequence[Row]]], file: Path) -> N
                 if row[group] == name:
                     seeds.setdefault(row.get("seed"), {})[ticks.index(row["scales"])] = row[score]
             for values in seeds.values():
-                place.plot(list(values), list(values.values()), color=f"C{number}", alpha=0.35, linewidth=1)
+                place.plot(list(values), list(values.values()), color=f"C{number}", alpha=0.35, linewidth=1, marker=".")
             at = sorted({tick for values in seeds.values() for tick in values})
             means = [mean_and_deviation([values[t] for values in seeds.values() if t in values])[0] for t in at]
             place.plot(at, means, color=f"C{number}", marker="o", label=short(name))
