@@ -6,8 +6,6 @@ pass over the images accumulates.
 """
 
 import argparse
-import hashlib
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ from llava_s2.studies.paper_tables import paper_information
 from llava_s2.studies.study_data import cropped_splits
 from llava_s2.studies.study_report import StudyReport
 from llava_s2.studies.study_towers import StudyTower, check_tower, load_tower, weights_key
+from llava_s2.studies.training_loop import checkpoint_file
 
 _RIDGES = tuple(10.0**power for power in range(-8, 1))  # relative to the mean variance of the source's features
 _FEW = 3000
@@ -217,14 +216,12 @@ def run(args: argparse.Namespace) -> None:
 
         def compute(tower: str = tower, setting: ScaleSetting = setting) -> dict[str, Any]:
             source = load_tower(tower, min(setting.scales))
-            name = json.dumps([report.setting, source.fingerprint, setting.scales, setting.source])
+            weights = weights_key(tower, min(setting.scales))
             parts: dict[str, Moments] = {}
             for split, image_source, labels in (("train", train, parts_of), ("test", test, [])):
                 if image_source is not None:
-                    file = (
-                        args.cache
-                        / f"moments-{hashlib.blake2b((name + split).encode(), digest_size=12).hexdigest()}.npz"
-                    )
+                    of = (split, weights, setting.scales, setting.source, report.setting)
+                    file = checkpoint_file(args.cache, "moments", *of).with_suffix(".npz")
                     names = labels or ["test"] * image_source.count
                     parts |= accumulate(source, setting, target, target_side, image_source, file, names)
             paper = paper_information(args.target, tower, setting.scales)

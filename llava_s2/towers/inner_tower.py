@@ -83,7 +83,7 @@ def _of_whole_model(name: str | Path, config: PreTrainedConfig) -> dict[str, Ten
         raise InputError(f"vision tower {name}: {first_line(error)}") from error
     kind = model_class(config)
     place, tower = next(((place, part) for place, part in model.named_modules() if isinstance(part, kind)), ("", None))
-    own = {key.removeprefix(f"{place}.") for key in report["missing_keys"] if key.startswith(place)}
+    own = (key.removeprefix(f"{place}.") for key in report["missing_keys"] if key.startswith(f"{place}."))
     missing = sorted(key for key in own if not AFTER_BLOCKS.match(key))
     if tower is None or missing:
         lacks = f"the weights lack {list_names(missing)}" if missing else f"holds no {config.model_type}"
